@@ -1,0 +1,96 @@
+"""What a quantization run is asked to do, as plain frozen data.
+
+Native study files and AMCT's ``config.json`` both end up here; the numbers and their allowed ranges have
+this one owner (AMCT manual-tuning pages: `amct/config.py` says how each maps to a JSON key).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ActivationSettings:
+    """How the range of one layer's input is found.
+
+    Attributes
+    ----------
+    algorithm : {"ifmr", "hfmg"}
+    max_percentile, min_percentile : float in (0.5, 1]
+        IFMR: which order statistics bound the range before the search.
+    search_start, search_end, search_step : float
+        IFMR: factors on the upper bound that are tried.
+    num_of_bins : {1024, 2048, 4096, 8192}
+        HFMG: histogram resolution.
+    asymmetric : bool or None
+        Overrides `QuantizationConfig.activation_offset` for this layer when not None.
+    """
+
+    algorithm: Literal["ifmr", "hfmg"] = "ifmr"
+    max_percentile: float = 0.999999
+    min_percentile: float = 0.999999
+    search_start: float = 0.7
+    search_end: float = 1.3
+    search_step: float = 0.01
+    num_of_bins: int = 4096
+    asymmetric: bool | None = None
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """How one layer's weights become int8 codes.
+
+    Attributes
+    ----------
+    algorithm : {"arq", "nuq"}
+        Uniform int8 steps, or a codebook chosen among them.
+    channel_wise : bool
+        One scale per output channel (Convolution, Deconvolution) or one for the layer.
+    num_steps : {16, 32}
+        NUQ: AMCT's number of levels. A search chooses its own unless it is limited to AMCT's.
+    num_of_iteration : int in 0..5
+        NUQ: AMCT's number of refinement rounds.
+    """
+
+    algorithm: Literal["arq", "nuq"] = "arq"
+    channel_wise: bool = True
+    num_steps: int = 32
+    num_of_iteration: int = 1
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Settings of one quantized layer."""
+
+    activation: ActivationSettings = field(default_factory=ActivationSettings)
+    weights: WeightSettings = field(default_factory=WeightSettings)
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Settings of a whole network.
+
+    Attributes
+    ----------
+    layers : mapping of str to LayerSettings
+        Layers that are quantized, by name, in network order; every other layer stays float.
+    batch_num : int > 0
+        Forward passes of the calibration.
+    activation_offset : bool
+        True: asymmetric activations (an offset); False: symmetric.
+    joint_quant : bool
+        Layers whose outputs meet in one Eltwise share their activation scale.
+    do_fusion : bool
+        Fold BatchNorm and Scale into the layer before them.
+    skip_fusion_layers : tuple of str
+        Layers that are left unfolded.
+    """
+
+    layers: Mapping[str, LayerSettings]
+    batch_num: int = 1
+    activation_offset: bool = True
+    joint_quant: bool = False
+    do_fusion: bool = True
+    skip_fusion_layers: tuple[str, ...] = ()

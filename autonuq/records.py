@@ -1,0 +1,143 @@
+"""What a study and its trials leave behind, as plain data.
+
+`search` writes these records (into the storage and the artifact folder), `report` draws them. They live below
+both, so that neither room imports the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer with weights.
+
+    Attributes
+    ----------
+    name, type : str
+        Caffe's layer name and type.
+    weights : int
+        Number of weights (bias not counted).
+    treatment : {"nuq", "uniform", "float"}
+        Searched codebook, all 256 int8 steps, or left as float32.
+    reason : str
+        Why the treatment is not "nuq"; empty otherwise.
+    rates_bytes, distortions : tuple of float
+        The layer's rate-distortion curve, by falling rate (one point for layers that are not searched).
+    curve_levels : tuple of int
+        Number of levels of each point of the curve (256 stands for uniform int8).
+    """
+
+    name: str
+    type: str
+    weights: int
+    treatment: Literal["nuq", "uniform", "float"]
+    reason: str = ""
+    rates_bytes: tuple[int, ...] = ()
+    distortions: tuple[float, ...] = ()
+    curve_levels: tuple[int, ...] = ()
+
+    @property
+    def original_bytes(self) -> int:
+        """Size of the weights as float32."""
+        return 4 * self.weights
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes
+    ----------
+    number : int
+    state : {"complete", "failed", "running", "waiting"}
+    ratio : float or None
+        Overall weight-compression ratio; None unless complete.
+    metric : float or None
+        What the evaluator returned.
+    satisfied : bool or None
+        The evaluator's verdict.
+    margin : float or None
+        The constraint: log(drop / allowed drop), negative inside.
+    size_bytes : int or None
+        Compressed bytes of all quantizable layers' weights.
+    points : mapping of str to int
+        Index of the chosen point on each searched layer's curve.
+    origin : str
+        "seed" (a uniform level count), "sampler", or "copy of N" when an equal plan had been scored.
+    started : str
+        ISO 8601 in UTC, empty if not started.
+    duration_s : float or None
+    error : str
+        Why the trial failed; empty otherwise.
+    worker : str
+        host:pid of the process that ran it.
+    """
+
+    number: int
+    state: Literal["complete", "failed", "running", "waiting"]
+    ratio: float | None = None
+    metric: float | None = None
+    satisfied: bool | None = None
+    margin: float | None = None
+    size_bytes: int | None = None
+    points: Mapping[str, int] = field(default_factory=dict)
+    origin: str = "sampler"
+    started: str = ""
+    duration_s: float | None = None
+    error: str = ""
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study at one moment.
+
+    Attributes
+    ----------
+    name, codec : str
+    original_metric : float or None
+        Metric of the float32 network; None before it was scored.
+    layers : tuple of LayerRecord
+        Every layer with weights, in network order.
+    trials : tuple of TrialRecord
+        By number.
+    target_trials : int
+        How many trials the study shall have in all.
+    provenance : mapping of str to str
+        What is needed to repeat it: versions, seed, hashes, files.
+    """
+
+    name: str
+    codec: str
+    original_metric: float | None
+    layers: tuple[LayerRecord, ...]
+    trials: tuple[TrialRecord, ...]
+    target_trials: int
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def original_bytes(self) -> int:
+        """Float32 bytes of all layers' weights."""
+        return sum(layer.original_bytes for layer in self.layers)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """Satisfied trial with the largest ratio; the earlier one of equals; None if there is none."""
+        satisfied = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
+        return max(satisfied, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)
+
+    def layer_bytes(self, trial: TrialRecord) -> dict[str, int]:
+        """Compressed bytes of every layer's weights under a trial's plan."""
+        return {layer.name: layer.rates_bytes[trial.points.get(layer.name, 0)] for layer in self.layers}
+
+    def layer_levels(self, trial: TrialRecord) -> dict[str, int]:
+        """Levels of every quantized layer under a trial's plan."""
+        return {
+            layer.name: layer.curve_levels[trial.points.get(layer.name, 0)]
+            for layer in self.layers
+            if layer.treatment != "float"
+        }
