@@ -1,0 +1,206 @@
+"""What AMCT's public pages leave unsaid, and what autonuq does there.
+
+An interface can be rebuilt from its documents only as far as they go. Where they stop, a choice had to be
+made; each is listed in `CHOICES` with its grounds, so that a user can tell documented behaviour from ours,
+and so that a better source can replace a choice in one place. Two kinds of ground occur: *inferred* (a sample
+file, a shipped script or published code of a sister tool points that way) and *free* (nothing points
+anywhere).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One point that is not documented.
+
+    Attributes
+    ----------
+    ground : {"inferred", "free"}
+        Whether something public points to the choice.
+    chosen : str
+        What autonuq does.
+    because : str
+        Why.
+    """
+
+    ground: Literal["inferred", "free"]
+    chosen: str
+    because: str
+
+
+# Suffix of the file that lists the layers with codebooks; ATC reads it as --compress_weight_conf.
+NUQ_LAYER_RECORD_SUFFIX = "_nuq_layer_record.txt"
+# Between the names in that file (ATC and AOE option pages).
+NUQ_LAYER_SEPARATOR = ";"
+
+CHOICES: Mapping[str, Choice] = MappingProxyType(
+    {
+        "meaning of num_of_iteration": Choice(
+            "inferred",
+            "0 chooses the codebook once, for the scales that ARQ found; every further round may only "
+            "lower the error. The codebook of a round is optimal, so more rounds never hurt and seldom "
+            "help.",
+            "The official sample uses 0, the default is 1, and the pages promise accuracy for time.",
+        ),
+        "search for the codebook": Choice(
+            "free",
+            "An exact dynamic program over the 256 int8 steps.",
+            "Only the aim is published: keep num_steps of the 256 steps at the least loss.",
+        ),
+        "scale granularity under NUQ": Choice(
+            "inferred",
+            "As ARQ has it: one scale per output channel for Convolution, one for InnerProduct; one "
+            "codebook per layer, in int8 steps.",
+            "NUQ starts from the uniform int8 weights, and the deploy model must keep its "
+            "dequantization layers.",
+        ),
+        "cluster in the record": Choice(
+            "free",
+            "Field 20 of SingleLayerRecord, kept int8 steps in ascending order; left out of records "
+            "meant for others, because a strict reader of the public record refuses an unknown field.",
+            "The public record has no such field; sister code reads 16 or 32 int8 values, in no stated "
+            "order.",
+        ),
+        "fewer distinct steps than num_steps": Choice(
+            "inferred",
+            "The table is filled up with unused steps.",
+            "Sister code accepts tables of exactly 16 or 32 entries.",
+        ),
+        "zero": Choice(
+            "inferred",
+            "0 stays a level wherever the layer holds zeros.",
+            "ATC's weight coder spends fewest bits on runs of the commonest byte.",
+        ),
+        "schema of _quant.json": Choice(
+            "free",
+            "Our own: the inserted quantization layers and, per layer, what was folded into it.",
+            "Only the purpose is published; AMCT's accuracy comparison is the one reader.",
+        ),
+        "search space of auto_nuq": Choice(
+            "free",
+            "One number of levels for each layer whose wts_algo is nuq_quantize in config.json; all "
+            "other layers keep what config.json says.",
+            "Only the aim is published: more compression while is_satisfied holds.",
+        ),
+        "order and end of auto_nuq's trials": Choice(
+            "free",
+            "The original is scored first, then trials run as the Optuna study proposes them, to a "
+            "fixed number.",
+            "Neither order nor stopping rule is published.",
+        ),
+        "calibration in auto_nuq": Choice(
+            "inferred",
+            "eval_model also feeds the calibration, with config.json's batch_num; its number is then "
+            "discarded. Scoring uses the evaluator's evaluate_batch_num.",
+            "auto_nuq gets no other callable that could feed data, and eval_model takes batch_num as an "
+            "argument.",
+        ),
+        "unreachable target of auto_nuq": Choice(
+            "free",
+            "If no trial satisfies, nothing is exported as a result and the run says so.",
+            "A model that breaks the user's bound must not look like a success.",
+        ),
+        "empty NUQ layer list": Choice(
+            "inferred",
+            "The list file is written empty, with a warning.",
+            "A script that hands the file on to ATC finds one.",
+        ),
+        "NUQ layer list of static NUQ": Choice(
+            "free",
+            "save_model writes it too when a layer carries a codebook.",
+            "ATC needs it on either route.",
+        ),
+        "NUQ for a layer that cannot have it": Choice(
+            "free",
+            "It keeps arq_quantize and is named, with the reason, in a warning.",
+            "The mapping file is ATC's view and may mark what NUQ's restrictions exclude.",
+        ),
+        "field numbers of the .cfg": Choice(
+            "inferred",
+            "Those of the published PyTorch twin; free ones for joint_quant, nuq_config, NuqConfig, "
+            "NUQuantize, CalibrationConfig.nuq_quantize and the two deprecated blocks.",
+            "Only text is exchanged, so no number is ever seen.",
+        ),
+        "rank of nuq_config": Choice(
+            "inferred",
+            "It sets the weights of the marked layers over common_config and override_layer_types; a "
+            "layer that override_layer_configs names is left to that entry.",
+            "AOE's pages leave layers alone that override_layer_configs forces.",
+        ),
+        "overriding blocks": Choice(
+            "inferred",
+            "The most specific block counts whole; what it leaves out takes the default, not the value "
+            "of a less specific block.",
+            "The sample repeats all IFMR values for Pooling; published sister code reads blocks this way.",
+        ),
+        "deprecated blocks of the .cfg": Choice(
+            "inferred",
+            "conv_ and fc_calibration_config count unless common_config or override_layer_types is "
+            "there; override_layer_configs goes beside them.",
+            "They are described as meant for layers that are not overridden; sister code agrees.",
+        ),
+        "channel_wise in common_config": Choice(
+            "free",
+            "true reaches the types that have channels and is dropped for the others; in an override "
+            "for InnerProduct or Pooling it is an error.",
+            "A block for all layers cannot mean a setting that some types forbid.",
+        ),
+        "a field given twice in the .cfg": Choice(
+            "inferred",
+            "The last one counts, as for exclusive algorithms.",
+            "It is how protobuf merges text.",
+        ),
+        "layers skipped and overridden": Choice(
+            "free",
+            "The layer stays float, with a warning.",
+            "Skipping is the safer reading of a contradiction.",
+        ),
+        "base of mapping_file": Choice(
+            "inferred",
+            "The working directory of the process, then the folder of the .cfg.",
+            "The sample's path only works from the sample's root; beside the .cfg is where people put it.",
+        ),
+        "weights of AVE Pooling": Choice(
+            "free",
+            "The window's constant 1/(kh*kw) counts as one weight per layer with one scale; no bytes, "
+            "no codebook.",
+            "Pooling carries weight_quant_params in config.json but stores no weights.",
+        ),
+        "skipped layers in config.json": Choice(
+            "inferred",
+            "They are left out.",
+            "A missing layer is documented as not quantized, and sister code writes only quantized layers.",
+        ),
+        "NUQ with num_bits": Choice(
+            "free",
+            "Accepted if it is 8, not written.",
+            "It is documented for ARQ only, and says nothing that NUQ contradicts.",
+        ),
+        "joint_quant": Choice(
+            "inferred",
+            "Layers whose outputs meet in one Eltwise share one activation scale.",
+            "One line of the pages and a calibration layer with several inputs are all that is public.",
+        ),
+        "quantize_preprocess": Choice(
+            "inferred",
+            "Not offered.",
+            "No Caffe page mentions it; it belongs to the PyTorch tool.",
+        ),
+        "compression and accuracy figures": Choice(
+            "free",
+            "Ours are measured by ourselves and say so.",
+            "No figure for NUQ is public.",
+        ),
+    }
+)
+
+
+def join_nuq_layers(layers: tuple[str, ...]) -> str:
+    """Build the text of the NUQ layer list: names in network order; empty for none (see `CHOICES`)."""
+    return NUQ_LAYER_SEPARATOR.join(layers)
