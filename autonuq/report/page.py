@@ -1,0 +1,314 @@
+"""A whole study on one HTML page that opens without a network.
+
+plotly.js, style and script are inside the file. The page follows the reader's colour scheme by CSS alone:
+the style sheet overrides the colours of plotly's frame (text, grid, paper), so the figures need no second
+version, and print is always dark on light.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+import plotly.offline
+
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.report.figures import FIGURES, TEMPLATE, TITLE_PX, format_bytes
+from autonuq.report.files import write_atomically
+
+FIGURE_ORDER = ("front", "history", "layers", "curves")  # from the verdict to the detail
+ABSENT = "–"
+CODES = 256  # distinct int8 codes
+
+
+def write_report(record: StudyRecord, path: str | Path) -> None:
+    """Write a study as one self-contained HTML page.
+
+    Parameters
+    ----------
+    record : StudyRecord
+        May be empty, unfinished, or without a satisfied trial.
+    path : str or Path
+        Missing folders are made; an existing file is replaced.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
+
+    Notes
+    -----
+    **Cost**: about 5 MB and a fraction of a second, nearly all of it plotly.js.
+    """
+    write_atomically(path, build_page(record).encode())
+
+
+def build_page(record: StudyRecord) -> str:
+    """Build the page that `write_report` writes.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    str
+        An HTML document.
+    """
+    body = [
+        _verdict(record),
+        _layer_table(record),
+        *(_figure_section(kind, FIGURES[kind](record)) for kind in FIGURE_ORDER),
+        _failures(record),
+        _provenance(record),
+    ]
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{_text(record.name)} – autonuq report</title>",
+            f"<style>{_STYLE}</style>",
+            f"<script>{plotly.offline.get_plotlyjs()}</script>",
+            f"<script>{_DRAW_SCRIPT}</script>",
+            "</head><body><main>",
+            *body,
+            f"</main><script>{_SORT_SCRIPT}</script></body></html>",
+            "",
+        ]
+    )
+
+
+def _verdict(record: StudyRecord) -> str:
+    best = record.best
+    count = {
+        state: sum(trial.state == state for trial in record.trials)
+        for state in ("complete", "failed", "running")
+    }
+    satisfied = sum(trial.state == "complete" and bool(trial.satisfied) for trial in record.trials)
+    before = format_bytes(record.original_bytes)
+    if best is not None:
+        after = "" if best.size_bytes is None else f": {before} → {format_bytes(best.size_bytes)}"
+        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{after}"
+    elif count["complete"]:
+        sentence = "<strong>No trial satisfied the constraint.</strong>"
+    else:
+        sentence = "<strong>No finished trial yet.</strong>"
+    sizes = (f"{record.original_bytes:,}", _number(best.size_bytes if best else None, ",.0f"))
+    metrics = (_number(record.original_metric, ".6g"), _number(best.metric if best else None, ".6g"))
+    tiles = [
+        ("Weights, bytes", f"{sizes[0]} → {sizes[1]}", "float32 → compressed"),
+        ("Metric", f"{metrics[0]} → {metrics[1]}", "original → compressed"),
+        ("Trials", f"{count['complete']} of {record.target_trials} done", f"{count['running']} running"),
+        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", ""),
+        ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
+        ("Codec", record.codec, ""),
+    ]
+    items = "".join(
+        f"<div><dt>{_text(term)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>"
+        for term, value, note in tiles
+    )
+    return (
+        f"<header><p>autonuq study</p><h1>{_text(record.name)}</h1>"
+        f'<p class="verdict">{sentence}</p><dl class="tiles">{items}</dl></header>'
+    )
+
+
+_COLUMNS = (
+    ("Layer", "text"),
+    ("Type", "text"),
+    ("Weights", "number"),
+    ("Levels", "number"),
+    ("Retention", "number"),
+    ("Bits per weight", "number"),
+    ("Bytes", "number"),
+    ("Ratio", "number"),
+    ("Treatment", "text"),
+    ("Reason", "text"),
+)
+
+
+def _layer_table(record: StudyRecord) -> str:
+    best = record.best
+    heads = "".join(
+        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
+        for name, kind in _COLUMNS
+    )
+    sizes = record.layer_bytes(best) if best else {}
+    levels = record.layer_levels(best) if best else {}
+    rows = "\n".join(
+        _layer_row(layer, sizes.get(layer.name), levels.get(layer.name)) for layer in record.layers
+    )
+    whole = LayerRecord("All layers", "", sum(layer.weights for layer in record.layers), "float")
+    total = _layer_row(whole, sum(sizes.values()) if best else None, None, treatment="")
+    note = "under the best trial's plan" if best else "sizes follow once a trial satisfies the constraint"
+    return (
+        f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort</p>'
+        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody><tfoot>{total}</tfoot></table></div></section>"
+    )
+
+
+def _layer_row(layer: LayerRecord, size: int | None, levels: int | None, treatment: str | None = None) -> str:
+    ratio = None if not size else layer.original_bytes / size
+    bits = None if size is None or not layer.weights else 8 * size / layer.weights
+    retention = None if levels is None else levels / CODES
+    cells = (
+        _cell(layer.name),
+        _cell(layer.type),
+        _cell(layer.weights, ","),
+        _cell(levels, "d"),
+        _cell(retention, ".2%"),
+        _cell(bits, ".3f"),
+        _cell(size, ","),
+        _cell(ratio, ".2f", "×"),
+        _cell(layer.treatment if treatment is None else treatment),
+        _cell(layer.reason),
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(value: str | float | None, pattern: str = "", unit: str = "") -> str:
+    if isinstance(value, str):
+        return f"<td>{_text(value)}</td>"
+    shown = _number(value, pattern) + (unit if value is not None else "")
+    return f'<td class="number" data-value="{"" if value is None else value}">{shown}</td>'
+
+
+def _figure_section(kind: str, figure: go.Figure) -> str:
+    title = figure.layout.title.text
+    figure.update_layout(
+        title_text="", margin_t=(figure.layout.margin.t or TEMPLATE.layout.margin.t) - TITLE_PX
+    )
+    # Inside a script element only "<" can end it, and JSON may spell it otherwise.
+    drawing = plotly.io.to_json(figure).replace("<", "\\u003c")
+    return (
+        f"<section><h2>{_text(title)}</h2>"
+        f'<div class="scroll"><div class="plot" id="figure-{kind}"></div></div>'
+        f'<script>drawFigure("figure-{kind}", {drawing})</script></section>'
+    )
+
+
+def _failures(record: StudyRecord) -> str:
+    failed = [trial for trial in record.trials if trial.state == "failed"]
+    if not failed:
+        return "<section><h2>Failed trials</h2><p>None.</p></section>"
+    return _plain_table("Failed trials", ("Trial", "Reason", "Worker", "Started"), map(_failure_row, failed))
+
+
+def _failure_row(trial: TrialRecord) -> tuple[str, ...]:
+    return str(trial.number), trial.error or ABSENT, trial.worker or ABSENT, trial.started or ABSENT
+
+
+def _provenance(record: StudyRecord) -> str:
+    if not record.provenance:
+        return "<section><h2>How to reproduce</h2><p>The study recorded no provenance.</p></section>"
+    return _plain_table("How to reproduce", ("What", "Value"), record.provenance.items())
+
+
+def _plain_table(title: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
+    body = "\n".join(f"<tr>{''.join(f'<td>{_text(value)}</td>' for value in row)}</tr>" for row in rows)
+    return (
+        f'<section><h2>{_text(title)}</h2><div class="scroll"><table class="plain">'
+        f"<thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return ABSENT if value is None or not np.isfinite(value) else format(value, pattern)
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --card: #f5f7f9; --ink: #1f2328; --faint: #59636e;
+  --line: #d9dee3; --accent: #0064a0; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --paper: #14171b; --card: #1d2228; --ink: #e6e9ec; --faint: #9aa4ae; --line: #343b43;
+    --accent: #6bb8f0; }
+}
+@media screen and (prefers-color-scheme: dark) { .plot .trace, .plot .layers { filter: brightness(1.35); } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+header > p:first-child, .note, small { color: var(--faint); margin: 0; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .25rem; font-size: 1.25rem; }
+.verdict { font-size: 1.4rem; margin: .75rem 0 1.25rem; }
+.verdict strong { color: var(--accent); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: .75rem;
+  margin: 0; }
+.tiles > div { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; }
+.tiles dt { color: var(--faint); font-size: .85rem; }
+.tiles dd { margin: 0; font-size: 1.1rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.tiles small { display: block; font-size: .8rem; }
+.scroll { overflow: auto; max-height: 85vh; margin-top: .5rem; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+th, td { padding: .35rem .5rem; text-align: left; vertical-align: baseline;
+  border-bottom: 1px solid var(--line); }
+thead th { position: sticky; top: 0; background: var(--paper); vertical-align: bottom; z-index: 1; }
+tfoot td { font-weight: 600; border-bottom: 0; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.sortable td { white-space: nowrap; }
+.sortable td:last-child { white-space: normal; min-width: 9rem; }
+.plain td { overflow-wrap: anywhere; }
+.plain td:first-child { white-space: nowrap; }
+th button { all: unset; cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+th button::after { content: "\\2195"; opacity: .35; margin-left: .3em; }
+th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
+th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
+#figure-layers { min-width: 36rem; }
+.plot .main-svg { background: transparent !important; }
+.plot .bg, .plot .gradient_filled { fill: transparent !important; }
+.plot text { fill: var(--ink) !important; }
+.plot .gridlayer path, .plot path.xtick, .plot path.ytick { stroke: var(--line) !important; }
+.plot .hoverlayer text { fill: #1f2328 !important; }
+@media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } .verdict { font-size: 1.2rem; } }
+@media print {
+  main { max-width: none; padding: 0; } .scroll { overflow: visible; max-height: none; }
+  h2 { margin-top: 1.25rem; } section, .tiles > div { break-inside: avoid; } section:has(table) { break-inside: auto; }
+  thead th { position: static; } .sortable { font-size: .7rem; } #figure-layers { min-width: 0; }
+  th button::after { content: ""; }
+  .sortable td:last-child { min-width: 0; } th, td { padding: .2rem .3rem; }
+}
+"""
+
+_DRAW_SCRIPT = """
+function drawFigure(id, figure) {
+  const narrow = window.innerWidth < 640;
+  if (narrow) figure.layout.margin = {...figure.layout.margin, l: 48, r: 8};
+  figure.config = {responsive: true, displaylogo: false, displayModeBar: narrow ? false : undefined};
+  Plotly.newPlot(id, figure);
+}
+const PRINT_WIDTH_PX = 680;  // the text width of a portrait A4 or letter page
+const drawn = () => document.querySelectorAll(".plot");
+const resize = change => drawn().forEach(plot => Plotly.relayout(plot, change));
+addEventListener("beforeprint", () => resize({width: PRINT_WIDTH_PX}));
+addEventListener("afterprint", () => resize({width: null, autosize: true}));
+"""
+
+_SORT_SCRIPT = """
+for (const button of document.querySelectorAll(".sortable th button")) {
+  button.addEventListener("click", () => {
+    const head = button.closest("th"), body = button.closest("table").tBodies[0], column = head.cellIndex;
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const order = head.classList.contains("number")
+      ? (a, b) => (key(a) === "") - (key(b) === "") || sign * (key(a) - key(b))
+      : (a, b) => sign * key(a).localeCompare(key(b), undefined, {numeric: true});
+    body.append(...[...body.rows].sort(order));
+  });
+}
+"""

@@ -1,0 +1,201 @@
+"""Every number of a figure is decided in its data object; these tests read values, not pictures."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.report import FIGURES
+from autonuq.report.figures import (
+    curves_data,
+    format_bytes,
+    front_data,
+    history_data,
+    layers_data,
+    layers_figure,
+)
+
+
+def trial(number, ratio, metric, satisfied, **more):
+    return TrialRecord(number, "complete", ratio=ratio, metric=metric, satisfied=satisfied, **more)
+
+
+def study(*trials, original_metric=0.9, layers=()):
+    return StudyRecord("s", "fixed", original_metric, tuple(layers), trials, 10)
+
+
+def texts_of(figure):
+    """All that a reader can see or hover over, as one string."""
+    return json.dumps(json.loads(figure.to_json()), ensure_ascii=False)
+
+
+def test_kinds_are_sorted():
+    assert list(FIGURES) == sorted(FIGURES) == ["curves", "front", "history", "layers"]
+
+
+def test_history_keeps_the_best_satisfied_ratio_so_far():
+    data = history_data(
+        study(
+            trial(0, 9.0, 0.2, False),
+            trial(1, 4.0, 0.9, True),
+            TrialRecord(2, "failed", error="no number"),
+            trial(3, 3.0, 0.9, True),
+            trial(5, 6.0, 0.9, True, size_bytes=100),
+            TrialRecord(6, "running"),
+        )
+    )
+    assert data.numbers.tolist() == [0, 1, 3, 5]
+    assert data.satisfied.tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(data.best_ratios, [np.nan, 4, 4, 6])
+    np.testing.assert_array_equal(data.sizes_bytes, [np.nan, np.nan, np.nan, 100])
+
+
+def test_history_sorts_by_trial_number():
+    data = history_data(study(trial(4, 2.0, 0.9, True), trial(1, 5.0, 0.9, True)))
+    assert data.numbers.tolist() == [1, 4]
+    assert data.best_ratios.tolist() == [5, 5]
+
+
+def test_front_holds_the_satisfied_trials_that_none_beats_in_both():
+    data = front_data(
+        study(
+            trial(0, 2.0, 0.90, True),
+            trial(1, 3.0, 0.88, True),
+            trial(2, 2.5, 0.87, True),  # beaten by trial 1 in both
+            trial(3, 3.0, 0.86, True),  # as small as trial 1, worse
+            trial(4, 9.0, 0.10, False),
+        )
+    )
+    assert data.larger_is_better
+    assert data.history.numbers[data.front].tolist() == [1, 0]
+
+
+def test_front_of_a_loss_improves_downwards():
+    data = front_data(
+        study(
+            trial(0, 2.0, 0.31, True),
+            trial(1, 3.0, 0.35, True),
+            trial(2, 2.5, 0.36, True),
+            trial(3, 8.0, 2.0, False),
+            original_metric=0.3,
+        )
+    )
+    assert not data.larger_is_better
+    assert data.history.numbers[data.front].tolist() == [1, 0]
+    assert "smaller is better" in texts_of(
+        FIGURES["front"](study(trial(3, 8.0, 2.0, False), original_metric=0.3))
+    )
+
+
+def test_layers_set_bytes_and_levels_beside_float32(lenet):
+    data = layers_data(lenet)
+    best = lenet.best
+    assert data.trial == best.number
+    assert data.original_bytes.tolist() == [2000, 100_000, 1_600_000, 20_000]
+    assert data.compressed_bytes.sum() == best.size_bytes
+    assert data.original_shares.sum() == pytest.approx(1)
+    assert data.compressed_shares.sum() == pytest.approx(1)
+    assert data.levels.tolist() == list(lenet.layer_levels(best).values())
+
+
+def test_layers_left_as_float_have_no_levels(deep):
+    data = layers_data(deep)
+    left_alone = np.array(data.treatments) == "float"
+    assert left_alone.sum() == 3
+    np.testing.assert_array_equal(np.isnan(data.levels), left_alone)
+    np.testing.assert_array_equal(data.compressed_bytes[left_alone], data.original_bytes[left_alone])
+
+
+def test_curves_are_in_bits_per_weight_and_mark_the_best_point(lenet):
+    data = curves_data(lenet)
+    assert [curve.name for curve in data.curves] == ["conv1", "conv2", "ip1", "ip2"]
+    for curve, layer in zip(data.curves, lenet.layers, strict=True):
+        assert curve.bits_per_weight.tolist() == [8 * rate / layer.weights for rate in layer.rates_bytes]
+        assert curve.chosen == lenet.best.points[layer.name]
+
+
+def test_curves_leave_out_layers_that_are_not_searched(deep):
+    searched = [layer.name for layer in deep.layers if layer.treatment == "nuq"]
+    assert [curve.name for curve in curves_data(deep).curves] == searched
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_an_empty_study_says_so(kind, empty):
+    figure = FIGURES[kind](empty)
+    assert len(figure.data) == 0
+    (annotation,) = figure.layout.annotations
+    assert annotation.text.startswith("no ")
+
+
+@pytest.mark.parametrize("kind", ["front", "history"])
+def test_only_failed_trials_are_no_points(kind):
+    figure = FIGURES[kind](study(TrialRecord(0, "failed", error="x"), TrialRecord(1, "waiting")))
+    assert figure.layout.annotations[0].text == "no finished trial yet"
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_150_layers_are_drawn_and_named(kind, deep):
+    figure = FIGURES[kind](deep)
+    assert len(figure.data) > 0
+    if kind in {"curves", "layers"}:
+        assert "inception_27f/3x3_reduce" in texts_of(figure)
+    if kind == "layers":
+        assert figure.layout.height > 150 * 15  # a row stays readable
+
+
+def test_150_layers_do_not_fill_the_hover_box(deep):
+    assert max(len(levels) for levels in history_data(deep).levels) < 80
+
+
+def test_hover_tells_levels_and_bytes(lenet):
+    best = lenet.best
+    levels = ", ".join(f"{name} {count}" for name, count in lenet.layer_levels(best).items())
+    (hover,) = [
+        text
+        for trace in FIGURES["history"](lenet).data
+        for text in trace.customdata or ()
+        if f"trial {best.number}<" in text
+    ]
+    assert levels in hover
+    assert f"{best.size_bytes:,} bytes" in hover
+
+
+def test_verdicts_differ_in_colour_and_in_symbol(lenet):
+    traces = {trace.name: trace.marker for trace in FIGURES["history"](lenet).data}
+    satisfied, unsatisfied = traces["satisfied"], traces["not satisfied"]
+    assert satisfied.color != unsatisfied.color
+    assert satisfied.symbol != unsatisfied.symbol
+
+
+def test_all_trials_unsatisfied_has_no_best_line(lenet):
+    record = replace(lenet, trials=tuple(replace(each, satisfied=False) for each in lenet.trials))
+    assert [trace.name for trace in FIGURES["history"](record).data] == ["not satisfied"]
+    assert FIGURES["layers"](record).layout.annotations[0].text == "no trial satisfied the constraint yet"
+    assert all(trace.name != "best trial" for trace in FIGURES["curves"](record).data)
+
+
+def test_names_are_escaped_and_long_ones_cut_only_on_the_axis():
+    name = "<a href='http://x'>" + "very_long_layer_name" * 3
+    layer = LayerRecord(name, "Convolution", 100, "nuq", "", (100, 50), (0.0, 2.0), (256, 4))
+    record = study(trial(0, 8.0, 0.9, True, size_bytes=50, points={name: 1}), layers=[layer])
+    for kind in FIGURES:
+        assert "<a " not in texts_of(FIGURES[kind](record))
+    figure = layers_figure(layers_data(record))
+    (label,) = figure.layout.yaxis.ticktext
+    assert "…" in label
+    assert "very_long_layer_name" * 3 in figure.data[1].text[0]
+
+
+def test_zero_distortion_has_no_place_on_a_logarithmic_axis():
+    layer = LayerRecord("fc", "InnerProduct", 100, "nuq", "", (100, 50), (0.0, 2.0), (256, 4))
+    assert curves_data(study(layers=[layer])).curves[0].distortions.tolist() == [0.0, 2.0]
+    assert FIGURES["curves"](study(layers=[layer])).data[0].y == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_723_000, "1.72 MB"), (2.5e9, "2.5 GB")]
+)
+def test_format_bytes(size, text):
+    assert format_bytes(size) == text
