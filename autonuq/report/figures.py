@@ -445,36 +445,40 @@ def layers_figure(data: LayersData) -> go.Figure:
         text=hover,
         hovertemplate="%{text}<extra></extra>",
     )
-    treatments = np.array(data.treatments)
-    for treatment, label in TREATMENT_NAMES.items():
-        rows_of = np.flatnonzero(treatments == treatment)
-        if not len(rows_of):
-            continue
-        mark = {"symbol": SYMBOLS[treatment], "size": 10, "color": TREATMENT_COLOURS[treatment]}
-        common = {"y": rows_of.tolist(), "marker": mark, "name": label, "legendgroup": treatment}
-        figure.add_scatter(
-            x=data.compressed_bytes[rows_of].tolist(),
-            mode="markers",
-            text=[hover[row] for row in rows_of],
-            hovertemplate="%{text}<extra></extra>",
-            **common,
-        )
-        if treatment != "float":
-            figure.add_scatter(
-                x=data.levels[rows_of].tolist(),
-                mode="markers+text",
-                text=[f" {count:.0f}" for count in data.levels[rows_of]],
-                textposition="middle right",
-                textfont={"size": 12},
-                hovertext=[hover[row] for row in rows_of],
-                hovertemplate="%{hovertext}<extra></extra>",
-                showlegend=False,
-                row=1,
-                col=2,
-                **common,
-            )
+    for treatment in TREATMENT_NAMES:
+        rows_of = np.flatnonzero(np.array(data.treatments) == treatment)
+        if len(rows_of):
+            _add_treatment(figure, data, treatment, rows_of, [hover[row] for row in rows_of])
     _frame_layers(figure, [_plotly_text(name, LONGEST_LABEL) for name in data.names])
     return figure
+
+
+def _add_treatment(
+    figure: go.Figure, data: LayersData, treatment: str, rows: Integers, hover: list[str]
+) -> None:
+    """Mark the bytes, and the levels if there are any, of the layers that share a treatment."""
+    common = {
+        "y": rows.tolist(),
+        "name": TREATMENT_NAMES[treatment],
+        "legendgroup": treatment,
+        "marker": {"symbol": SYMBOLS[treatment], "size": 10, "color": TREATMENT_COLOURS[treatment]},
+        "hovertext": hover,
+        "hovertemplate": "%{hovertext}<extra></extra>",
+    }
+    figure.add_scatter(x=data.compressed_bytes[rows].tolist(), mode="markers", row=1, col=1, **common)
+    if treatment == "float":
+        return
+    figure.add_scatter(
+        x=data.levels[rows].tolist(),
+        mode="markers+text",
+        text=[f" {count:.0f}" for count in data.levels[rows]],
+        textposition="middle right",
+        textfont={"size": 12},
+        showlegend=False,
+        row=1,
+        col=2,
+        **common,
+    )
 
 
 def _frame_layers(figure: go.Figure, labels: list[str]) -> None:
@@ -530,29 +534,33 @@ def curves_figure(data: CurvesData) -> go.Figure:
             customdata=_curve_hover(curve),
             hovertemplate="%{customdata}<extra></extra>",
         )
-    chosen = [(curve, curve.chosen) for curve in data.curves if curve.chosen is not None]
-    if chosen:
-        figure.add_scatter(
-            x=[float(curve.bits_per_weight[point]) for curve, point in chosen],
-            y=[_positive(curve.distortions)[point] for curve, point in chosen],
-            name=f"best trial ({data.trial})",
-            mode="markers",
-            marker={
-                "symbol": "star",
-                "size": 7 if crowded else 13,
-                "color": GREY,
-                "line": {"color": "#ffffff", "width": 0.5},
-            },
-            customdata=[
-                f"{_curve_hover(curve)[point]}<br>chosen by trial {data.trial}" for curve, point in chosen
-            ],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+    if data.trial is not None:
+        _add_best_points(figure, data, crowded=crowded)
     # Below the plot and at most a quarter of the height: plotly scrolls what is longer.
     legend = {"yref": "container", "y": 0, "yanchor": "bottom", "maxheight": 0.25}
     figure.update_layout(height=540, margin={"t": TITLE_PX + 12}, legend=legend)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont_size=11)
     return figure
+
+
+def _add_best_points(figure: go.Figure, data: CurvesData, *, crowded: bool) -> None:
+    chosen = [(curve, curve.chosen) for curve in data.curves if curve.chosen is not None]
+    figure.add_scatter(
+        x=[float(curve.bits_per_weight[point]) for curve, point in chosen],
+        y=[_positive(curve.distortions)[point] for curve, point in chosen],
+        name=f"best trial ({data.trial})",
+        mode="markers",
+        marker={
+            "symbol": "star",
+            "size": 7 if crowded else 13,
+            "color": GREY,
+            "line": {"color": "#ffffff", "width": 0.5},
+        },
+        customdata=[
+            _curve_hover(curve)[point] + f"<br>chosen by trial {data.trial}" for curve, point in chosen
+        ],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
 
 
 FIGURES: Mapping[str, Callable[[StudyRecord], go.Figure]] = MappingProxyType(

@@ -12,8 +12,6 @@ import base64
 import importlib.resources
 import importlib.util
 import json
-import os
-import secrets
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from types import MappingProxyType
 import plotly.graph_objects as go
 import plotly.io
 
+from autonuq.atomic import replace_file
 from autonuq.errors import RuntimeFailure
 
 IMAGE_WIDTH_PX = 960
@@ -58,34 +57,9 @@ def write_figure(figure: go.Figure, path: str | Path) -> None:
             f"The 'path' parameter of write_figure must end in {', '.join(_FORMATS)}. "
             f"Got '{path.name}' instead."
         )
-    write_atomically(path, build_content(figure))
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one.
-
-    Parameters
-    ----------
-    path : str or Path
-        Missing folders are made.
-    content : bytes
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written.
-    """
-    path = Path(path)
+    content = build_content(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 - the rename that overwrites on every system
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, [content])
 
 
 def _build_html(figure: go.Figure) -> bytes:

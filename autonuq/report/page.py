@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
+from autonuq.atomic import replace_text
 from autonuq.records import LayerRecord, StudyRecord, TrialRecord
 from autonuq.report.figures import FIGURES, TEMPLATE, TITLE_PX, format_bytes
-from autonuq.report.files import write_atomically
 
 FIGURE_ORDER = ("front", "history", "layers", "curves")  # from the verdict to the detail
 ABSENT = "–"
@@ -44,7 +44,10 @@ def write_report(record: StudyRecord, path: str | Path) -> None:
     -----
     **Cost**: about 5 MB and a fraction of a second, nearly all of it plotly.js.
     """
-    write_atomically(path, build_page(record).encode())
+    page = build_page(record)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, page)
 
 
 def build_page(record: StudyRecord) -> str:
@@ -276,7 +279,8 @@ th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
 @media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } .verdict { font-size: 1.2rem; } }
 @media print {
   main { max-width: none; padding: 0; } .scroll { overflow: visible; max-height: none; }
-  h2 { margin-top: 1.25rem; } section, .tiles > div { break-inside: avoid; } section:has(table) { break-inside: auto; }
+  h2 { margin-top: 1.25rem; } section, .tiles > div { break-inside: avoid; }
+  section:has(table) { break-inside: auto; }
   thead th { position: static; } .sortable { font-size: .7rem; } #figure-layers { min-width: 0; }
   th button::after { content: ""; }
   .sortable td:last-child { min-width: 0; } th, td { padding: .2rem .3rem; }

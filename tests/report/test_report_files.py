@@ -8,7 +8,6 @@ import pytest
 
 from autonuq.errors import RuntimeFailure
 from autonuq.report import FIGURES, write_figure
-from autonuq.report.files import write_atomically
 
 
 def test_json_is_plotlys_own(tmp_path, lenet):
@@ -32,25 +31,25 @@ def test_other_suffixes_are_refused_by_name(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_write_leaves_one_file_and_the_usual_permissions(tmp_path):
+def test_a_write_leaves_one_file_with_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
-    write_atomically(tmp_path / "f", b"old")
-    write_atomically(tmp_path / "f", b"new")
-    assert (tmp_path / "f").read_bytes() == b"new"
-    assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "plain"]
+    for title in "old", "new":
+        write_figure(go.Figure(layout_title_text=title), tmp_path / "f.json")
+    assert '"new"' in (tmp_path / "f.json").read_text()
+    assert (tmp_path / "f.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "plain"]
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError("disk full")
 
-    write_atomically(tmp_path / "f", b"old")
+    (tmp_path / "f.json").write_text("old")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "f", b"new")
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
-    assert (tmp_path / "f").read_bytes() == b"old"
+        write_figure(go.Figure(), tmp_path / "f.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+    assert (tmp_path / "f.json").read_text() == "old"
 
 
 def test_an_image_without_an_engine_names_the_remedy(tmp_path, monkeypatch):

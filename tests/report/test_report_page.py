@@ -118,7 +118,8 @@ addEventListener("error", event => report.errors.push(event.message));
 addEventListener("load", () => setTimeout(() => {
   report.plots = document.querySelectorAll(".plot .main-svg .xtick").length > 0
     ? document.querySelectorAll(".plot.js-plotly-plot").length : 0;
-  const names = () => [...document.querySelectorAll(".sortable tbody tr")].map(row => row.cells[0].textContent);
+  const rows = () => [...document.querySelectorAll(".sortable tbody tr")];
+  const names = () => rows().map(row => row.cells[0].textContent);
   const weights = document.querySelectorAll(".sortable th button")[2];
   weights.click(); report.order.push(names()); weights.click(); report.order.push(names());
   report.requests = performance.getEntriesByType("resource").map(entry => entry.name);
