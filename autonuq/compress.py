@@ -1,0 +1,399 @@
+"""Where quantization meets the graph: quantize, calibrate, build curves, apply a plan, write the results.
+
+In the order of a study::
+
+    model = quantize(graph, config)                    # folded, int8 codes of every layer
+    write_calibration_model(model, files)              # somebody runs it for config.batch_num passes ...
+    model = calibrated(model, files.record)            # ... and the record file holds the input ranges
+    curves = build_curves(model, codec)                # once; no trial sees the raw weights again
+    write_fake_quant(model, curves, plan, pair)        # once a trial
+    export(model, curves, plan, prefix, codec)         # the winner
+
+Names of written files: AMCT's save_model and auto_nuq pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autonuq.atomic import replace_text
+from autonuq.errors import QuantizationError
+from autonuq.graph.capability import Capability
+from autonuq.graph.files import write_model
+from autonuq.graph.model import Graph, Layer
+from autonuq.graph.passes import (
+    WEIGHT_TYPES,
+    QuantizedBlobs,
+    capabilities,
+    fold_batch_norm,
+    insert_observers,
+    insert_quantizers,
+)
+from autonuq.graph.record import Factors, load_record, write_record
+from autonuq.quant.codec import Codec
+from autonuq.quant.config import LayerSettings, QuantizationConfig
+from autonuq.quant.curve import Curve, build_curve
+from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
+from autonuq.records import LayerRecord
+
+Plan = Mapping[str, int]
+"""Layer name -> index of a point on the layer's curve; layers that are missing stay uniform (point 0)."""
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A prototxt and its caffemodel."""
+
+    model: Path
+    weights: Path
+
+
+def fake_quant_pair(prefix: str) -> ModelPair:
+    """Name the fake-quant pair behind a prefix; AMCT always adds an underscore."""
+    return ModelPair(Path(f"{prefix}_fake_quant_model.prototxt"), Path(f"{prefix}_fake_quant_weights.caffemodel"))
+
+
+def deploy_pair(prefix: str) -> ModelPair:
+    """Name the deploy pair behind a prefix."""
+    return ModelPair(Path(f"{prefix}_deploy_model.prototxt"), Path(f"{prefix}_deploy_weights.caffemodel"))
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A network with the int8 codes of its layers.
+
+    Attributes
+    ----------
+    graph : Graph
+        Float32, folded.
+    config : QuantizationConfig
+    weights : mapping of str to UniformWeights
+        By name of every quantized layer that has weights.
+    factors : mapping of str to Factors
+        By name of every quantized layer; scale_d is None before the calibration.
+    capabilities : tuple of Capability
+        Of every layer of the graph as it was before folding.
+    """
+
+    graph: Graph
+    config: QuantizationConfig
+    weights: Mapping[str, UniformWeights]
+    factors: Mapping[str, Factors]
+    capabilities: tuple[Capability, ...]
+
+    @cached_property
+    def nuq_layers(self) -> tuple[str, ...]:
+        """Layers that the configuration wants a codebook for and that can carry one, in network order."""
+        able = {capability.name for capability in self.capabilities if capability.nuq}
+        return tuple(
+            name for name in self.weights if name in able and self.config.layers[name].weights.algorithm == "nuq"
+        )
+
+
+def default_config(
+    graph: Graph, *, batch_num: int = 1, activation_offset: bool = True, skip_layers: Iterable[str] = ()
+) -> QuantizationConfig:
+    """Quantize every layer that can be, with a codebook wherever possible.
+
+    Raises
+    ------
+    QuantizationError
+        A layer to skip does not exist.
+    """
+    skipped = set(skip_layers)
+    unknown = skipped - set(graph.by_name)
+    if unknown:
+        raise QuantizationError(f"skip_layers names layers that do not exist: {', '.join(sorted(unknown))}")
+    settings = {}
+    for capability in capabilities(graph):
+        if capability.quantizable and capability.name not in skipped:
+            channel_wise = capability.type in ("Convolution", "Deconvolution")
+            weights = replace(
+                LayerSettings().weights, algorithm="nuq" if capability.nuq else "arq", channel_wise=channel_wise
+            )
+            settings[capability.name] = replace(LayerSettings(), weights=weights)
+    return QuantizationConfig(settings, batch_num=batch_num, activation_offset=activation_offset)
+
+
+def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
+    """Fold the graph and quantize the weights of every configured layer to int8.
+
+    Raises
+    ------
+    QuantizationError
+        A layer of the configuration does not exist, cannot be quantized, or its weights are not finite; or joint
+        quantization is asked for.
+    """
+    if config.joint_quant:
+        raise QuantizationError("joint_quant is not available; set it to false")
+    able = capabilities(graph, skip_fusion=config.skip_fusion_layers, do_fusion=config.do_fusion)
+    _check_config(config, able)
+    folded = fold_batch_norm(graph, config.skip_fusion_layers) if config.do_fusion else graph
+    weights, factors = {}, {}
+    for layer in folded.layers:
+        if layer.name not in config.layers:
+            continue
+        try:
+            uniform = quantize_weights(
+                _kernel(layer), channel_axis=_channel_axis(layer, config.layers[layer.name].weights.channel_wise)
+            )
+        except QuantizationError as error:
+            raise QuantizationError(str(error), layer=layer.name) from error
+        if layer.type in WEIGHT_TYPES:
+            weights[layer.name] = uniform
+        scale = tuple(uniform.scale.tolist())
+        factors[layer.name] = Factors(scale_w=scale, offset_w=(0,) * len(scale))
+    return QuantizedModel(folded, config, weights, factors, able)
+
+
+def _check_config(config: QuantizationConfig, able: Iterable[Capability]) -> None:
+    known = {capability.name: capability for capability in able}
+    for name in config.layers:
+        if name not in known:
+            raise QuantizationError("is configured, but the network has no layer of this name", layer=name)
+        if not known[name].quantizable:
+            raise QuantizationError(f"cannot be quantized: {known[name].reason}", layer=name)
+
+
+def _kernel(layer: Layer) -> NDArray[np.float32]:
+    """Return a layer's weights; AVE Pooling has none, its kernel is the constant 1/area."""
+    if layer.type != "Pooling":
+        return layer.blobs[0]
+    message = layer.message.pooling_param
+    area = (message.kernel_h or message.kernel_size) * (message.kernel_w or message.kernel_size)
+    return np.full((1,), 1 / area, np.float32)
+
+
+def _channel_axis(layer: Layer, channel_wise: bool) -> int | None:
+    """Return the axis of output channels in the weight blob, or None for one scale."""
+    if not channel_wise or layer.type not in ("Convolution", "Deconvolution"):
+        return None
+    return 0 if layer.type == "Convolution" else 1
+
+
+def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file: Path) -> None:
+    """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
+
+    The record file is written with the weights' factors; running the model for `config.batch_num` forward passes
+    adds the inputs' factors to it.
+    """
+    write_record(record_file, model.factors)
+    config = model.config
+    observed = insert_observers(
+        model.graph.with_layers(
+            layer.with_(blobs=(model.weights[layer.name].dequantize(), *layer.blobs[1:]))
+            if layer.name in model.weights
+            else layer
+            for layer in model.graph.layers
+        ),
+        {name: settings.activation for name, settings in config.layers.items()},
+        batch_num=config.batch_num,
+        with_offset=config.activation_offset,
+        record_file=record_file,
+    )
+    write_model(observed, pair.model, pair.weights)
+
+
+def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
+    """Return the model with the factors of a record file.
+
+    Raises
+    ------
+    QuantizationError
+        A layer has no input factors (too few forward passes), or factors of other weights.
+    """
+    records = load_record(record_file)
+    factors = {}
+    for name, own in model.factors.items():
+        found = records.get(name)
+        if found is None or found.scale_d is None:
+            raise QuantizationError(
+                f"has no activation factors in {record_file}: the calibration needs {model.config.batch_num} forward "
+                "passes of the whole network; does eval_model run batch_num batches?",
+                layer=name,
+            )
+        if not np.array_equal(np.float32(found.scale_w), np.float32(own.scale_w)):
+            raise QuantizationError(f"{record_file} holds the factors of other weights", layer=name)
+        factors[name] = found
+    return replace(model, factors=factors)
+
+
+def build_curves(
+    model: QuantizedModel, codec: Codec, on_layer: Callable[[str], None] = lambda name: None
+) -> dict[str, Curve]:
+    """Build the rate-distortion curve of every layer with int8 weights; layers without a codebook have one point.
+
+    Parameters
+    ----------
+    on_layer : callable
+        Told each layer's name when its curve is done.
+    """
+    searched = set(model.nuq_layers)
+    curves = {}
+    for name, uniform in model.weights.items():
+        curves[name] = build_curve(
+            name, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=name in searched
+        )
+        on_layer(name)
+    return curves
+
+
+def layer_records(model: QuantizedModel, curves: Mapping[str, Curve]) -> tuple[LayerRecord, ...]:
+    """Describe every layer with weights, for reports."""
+    searched = set(model.nuq_layers)
+    records = []
+    for capability in model.capabilities:
+        if not capability.weights:
+            continue
+        name, curve = capability.name, curves.get(capability.name)
+        if curve is None:
+            reason = capability.reason or "is left out by the configuration"
+            size = 4 * capability.weights
+            records.append(
+                LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))
+            )
+            continue
+        treatment = "nuq" if name in searched else "uniform"
+        reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
+        records.append(
+            LayerRecord(
+                name,
+                capability.type,
+                capability.weights,
+                treatment,
+                reason,
+                tuple(int(rate) for rate in curve.rates_bytes),
+                tuple(float(distortion) for distortion in curve.distortions),
+                (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+            )
+        )
+    return tuple(records)
+
+
+def planned_codes(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, name: str) -> NDArray[np.int8]:
+    """Return a layer's int8 codes under a plan."""
+    point, codes = plan.get(name, 0), model.weights[name].codes
+    return curves[name].codebooks[point].apply(codes) if point else codes
+
+
+def write_fake_quant(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, pair: ModelPair) -> None:
+    """Write the network with a plan's weights and fake-quantized inputs, as it is scored."""
+    quantized = {}
+    for name, factors in model.factors.items():
+        blobs = model.graph.by_name[name].blobs
+        if name in model.weights:
+            uniform = model.weights[name]
+            codes = planned_codes(model, curves, plan, name)
+            blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
+        quantized[name] = QuantizedBlobs(blobs, factors)
+    write_model(insert_quantizers(model.graph, quantized), pair.model, pair.weights)
+
+
+def write_deploy(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, pair: ModelPair) -> None:
+    """Write the network for ATC: int8 weights, int32 biases, packed dequantization parameters.
+
+    Raises
+    ------
+    QuantizationError
+        A bias does not fit int32.
+    """
+    quantized = {}
+    for name, factors in model.factors.items():
+        blobs = []
+        if name in model.weights:
+            blobs.append(planned_codes(model, curves, plan, name))
+            blobs += [
+                _device_bias(name, bias, factors) for bias in model.graph.by_name[name].blobs[1:]
+            ]
+        quantized[name] = QuantizedBlobs(tuple(blobs), factors)
+    write_model(insert_quantizers(model.graph, quantized, deploy=True), pair.model, pair.weights)
+
+
+def _device_bias(name: str, bias: NDArray[np.float32], factors: Factors) -> NDArray[np.int32]:
+    try:
+        return quantize_bias(bias, float(factors.scale_d or 0), np.asarray(factors.scale_w, np.float32))
+    except QuantizationError as error:
+        raise QuantizationError(str(error), layer=name) from error
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files of an exported plan."""
+
+    fake_quant: ModelPair
+    deploy: ModelPair
+    record: Path
+    nuq_layers: Path
+    quant_info: Path
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return every file."""
+        pairs = (self.fake_quant.model, self.fake_quant.weights, self.deploy.model, self.deploy.weights)
+        return (*pairs, self.record, self.nuq_layers, self.quant_info)
+
+
+def export(
+    model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, prefix: str, *, record_file: Path | None = None
+) -> Exported:
+    """Write everything that AMCT's auto_nuq writes for one plan.
+
+    Parameters
+    ----------
+    prefix : str
+        Folder and beginning of the file names; the folder is made if need be.
+    record_file : Path, optional
+        Where the record goes; `<prefix>_record.txt` by default.
+
+    Raises
+    ------
+    QuantizationError
+        The factors are incomplete or a bias does not fit.
+    OSError
+        The folder cannot be written.
+    """
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    written = Exported(
+        fake_quant_pair(prefix),
+        deploy_pair(prefix),
+        record_file or Path(f"{prefix}_record.txt"),
+        Path(f"{prefix}_nuq_layer_record.txt"),
+        Path(f"{prefix}_quant.json"),
+    )
+    write_fake_quant(model, curves, plan, written.fake_quant)
+    write_deploy(model, curves, plan, written.deploy)
+    write_record(written.record, model.factors)
+    chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
+    replace_text(written.nuq_layers, ";".join(chosen))
+    replace_text(written.quant_info, json.dumps(_quant_info(model, curves, plan), indent=4))
+    return written
+
+
+def _quant_info(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan) -> dict[str, object]:
+    """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
+    folded: dict[str, list[str]] = {}
+    for capability in model.capabilities:
+        if capability.name not in model.graph.by_name:
+            host = capability.reason.removeprefix("is folded into ").strip("'")
+            folded.setdefault(host, []).append(capability.name)
+    layers = {}
+    for name, factors in model.factors.items():
+        codes = planned_codes(model, curves, plan, name) if name in model.weights else np.zeros(0, np.int8)
+        levels = np.unique(codes).tolist() if plan.get(name, 0) else []
+        layers[name] = {
+            "type": model.graph.by_name[name].type,
+            "quant_layer": f"{name}_0_quant_layer",
+            "dequant_layer": f"{name}_dequant_layer",
+            "scale_d": factors.scale_d,
+            "offset_d": factors.offset_d,
+            "folded": folded.get(name, []),
+            "weights": "nuq" if levels else "uniform",
+            "levels": levels,
+        }
+    return {"version": 1, "network": model.graph.name, "layers": layers}

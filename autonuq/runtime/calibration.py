@@ -1,0 +1,108 @@
+"""What the calibration layers of a modified model do: watch their bottoms, then write a range to the record file.
+
+Source: AMCT's IFMR layer (no tops; `batch_num` passes are collected, then one calibration; later passes do nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from autonuq.errors import QuantizationError
+from autonuq.graph.model import Array, Layer
+from autonuq.graph.record import Factors, load_record, write_record
+from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
+from autonuq.quant.config import ActivationSettings
+
+OBSERVER_TYPES = frozenset({"IFMR", "HFMG"})
+
+
+class Observer:
+    """State of one calibration layer over the forward passes.
+
+    Parameters
+    ----------
+    layer : Layer
+        Of type IFMR or HFMG. IFMR keeps every value of its passes, HFMG a histogram.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self._parameters = layer.message.ifmr_param if layer.type == "IFMR" else layer.message.hfmg_param
+        self._values: list[Array] = []
+        self._histogram = HfmgHistogram(layer.message.hfmg_param.num_of_bins) if layer.type == "HFMG" else None
+        self._shapes: list[tuple[int, ...]] = []
+        self._passes = 0
+
+    @property
+    def finished(self) -> bool:
+        """The range was found; nothing is observed any more."""
+        return self._passes >= self._parameters.batch_num
+
+    @property
+    def record_file(self) -> Path:
+        """Where the range goes."""
+        return Path(self._parameters.record_file_path)
+
+    def observe(self, bottoms: Sequence[Array]) -> dict[str, Factors] | None:
+        """Take in one pass; on the last one return the input factors of each object layer.
+
+        Raises
+        ------
+        QuantizationError
+            The values are not finite.
+        """
+        self._passes += 1
+        self._shapes = [bottom.shape for bottom in bottoms]
+        for bottom in bottoms:
+            if self._histogram is not None:
+                self._histogram.update(bottom)
+            else:
+                self._values.append(bottom.ravel())
+        if not self.finished:
+            return None
+        try:
+            found = self._range()
+        except QuantizationError as error:
+            raise QuantizationError(str(error), layer=", ".join(self._parameters.object_layer)) from error
+        self._values.clear()
+        return {
+            name: _input_factors(found, shape)
+            for name, shape in zip(self._parameters.object_layer, self._shapes, strict=True)
+        }
+
+    def _range(self) -> ActivationRange:
+        if self._histogram is not None:
+            return self._histogram.range(self._parameters.with_offset)
+        message = self.layer.message.ifmr_param
+        settings = ActivationSettings(
+            max_percentile=message.max_percentile,
+            min_percentile=message.min_percentile,
+            search_start=message.search_range_start,
+            search_end=message.search_range_end,
+            search_step=message.search_step,
+        )
+        return ifmr(np.concatenate(self._values), settings=settings, with_offset=message.with_offset)
+
+
+def _input_factors(found: ActivationRange, shape: tuple[int, ...]) -> Factors:
+    channels, height, width = (*shape[1:], 1, 1, 1)[:3]
+    return Factors(scale_d=found.scale, offset_d=found.offset, channels=channels, height=height, width=width)
+
+
+def update_record(path: Path, found: Mapping[str, Factors]) -> None:
+    """Put input factors into a record file, keeping what it holds about the weights; entries are added if absent."""
+    records = load_record(path) if path.exists() else {}
+    for name, factors in found.items():
+        records[name] = replace(
+            records.get(name, Factors()),
+            scale_d=factors.scale_d,
+            offset_d=factors.offset_d,
+            channels=factors.channels,
+            height=factors.height,
+            width=factors.width,
+        )
+    write_record(path, records, clusters=True)

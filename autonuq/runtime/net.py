@@ -1,0 +1,333 @@
+"""A drop-in for `caffe.Net`: the parts of pycaffe that evaluation scripts use.
+
+One forward pass is one run of an onnxruntime session. Outputs are fetched at once; an intermediate blob is computed
+when somebody looks at it, and fetched along with the outputs from then on.
+
+Source: pycaffe (`_caffe.cpp`, `pycaffe.py`): argument orders, names, and what a forward pass returns.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autonuq.errors import RuntimeFailure
+from autonuq.graph.files import attach_weights, load_graph, write_caffemodel
+from autonuq.graph.layers import infer_shapes
+from autonuq.graph.lowering import lower, observed_blob
+from autonuq.graph.model import TEST, Array, Graph, Shape
+from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
+from autonuq.runtime.session import Session
+
+
+class Blob:
+    """One blob: `data` is a float32 array that keeps its identity until the shape changes."""
+
+    def __init__(self, net: Net, name: str, shape: Shape) -> None:
+        self._net, self._name = net, name
+        self._data = np.zeros(shape, np.float32)
+
+    @property
+    def data(self) -> Array:
+        """The values; computed now if the last forward pass left them out."""
+        self._net._fill(self._name)
+        return self._data
+
+    @property
+    def shape(self) -> Shape:
+        """Dimensions."""
+        return self._data.shape
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return self._data.size
+
+    num = property(lambda self: self._legacy_shape(0))
+    channels = property(lambda self: self._legacy_shape(1))
+    height = property(lambda self: self._legacy_shape(2))
+    width = property(lambda self: self._legacy_shape(3))
+
+    def _legacy_shape(self, axis: int) -> int:
+        return (*self.shape, 1, 1, 1, 1)[axis] if self._data.ndim <= 4 else self.shape[axis]
+
+    def reshape(self, *dims: int) -> None:
+        """Change the dimensions; `Net.reshape` or the next forward pass carries it on to the other blobs."""
+        if tuple(dims) != self._data.shape:
+            self._data = np.zeros(dims, np.float32)
+
+
+class Parameter:
+    """One weight blob of a layer; `data` may be written, the next forward pass uses it."""
+
+    def __init__(self, values: Array) -> None:
+        self._values = values
+        self.touched = False
+
+    @property
+    def data(self) -> Array:
+        """The values, writable: a copy of the file's bytes is made the first time."""
+        if not self.touched:
+            self._values, self.touched = np.array(self._values), True
+        return self._values
+
+    @property
+    def shape(self) -> Shape:
+        """Dimensions."""
+        return self._values.shape
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return self._values.size
+
+
+@dataclass
+class _Pass:
+    """A forward pass whose intermediate blobs can still be computed."""
+
+    feeds: dict[str, Array]
+    first: int
+    last: int
+    pending: set[str]
+
+
+class Net:
+    """A network that can be run, with pycaffe's interface.
+
+    Parameters
+    ----------
+    network_file : str or Path
+        prototxt.
+    *args
+        `(weights, phase)`, `(phase,)`, `(phase, level, stages, weights)` or `(weights,)`, told apart by type as
+        in pycaffe's two constructors.
+    phase : {TRAIN, TEST}
+        Only TEST can be executed.
+    level, stages
+        Caffe's NetState.
+    weights : str or Path, optional
+        caffemodel.
+
+    Raises
+    ------
+    ModelError
+        The files cannot be used.
+    RuntimeFailure
+        The phase is TRAIN.
+    """
+
+    def __init__(
+        self,
+        network_file: str | Path,
+        *args: Any,
+        phase: int = TEST,
+        level: int = 0,
+        stages: Sequence[str] | None = None,
+        weights: str | Path | None = None,
+    ) -> None:
+        given: dict[str, Any] = {"phase": phase, "level": level, "stages": stages, "weights": weights}
+        if args and isinstance(args[0], (str, Path)):
+            given["weights"], args = args[0], args[1:]
+        given.update(zip(("phase", "level", "stages", "weights"), args, strict=False))
+        phase, weights = given["phase"], given["weights"]
+        if phase != TEST:
+            raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
+        graph = load_graph(network_file, phase=phase, level=given["level"], stages=given["stages"] or ())
+        self._graph = graph if weights is None else attach_weights(graph, Path(weights))
+        self._sessions: dict[tuple[object, ...], Session] = {}
+        self._watched: set[str] = set()
+        self._pass: _Pass | None = None
+        self._observers = {
+            layer.name: Observer(layer) for layer in self._graph.layers if layer.type in OBSERVER_TYPES
+        }
+        self.blobs = OrderedDict(
+            (name, Blob(self, name, shape)) for name, shape in infer_shapes(self._graph).items()
+        )
+        self.params = OrderedDict(
+            (layer.name, [Parameter(blob) for blob in layer.blobs]) for layer in self._graph.layers if layer.blobs
+        )
+        self._shape_key = self._input_shapes()
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the input blobs."""
+        return list(self._graph.inputs)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the blobs that no layer reads."""
+        return list(self._graph.outputs)
+
+    @property
+    def _layer_names(self) -> list[str]:
+        return [layer.name for layer in self._graph.layers]
+
+    @property
+    def bottom_names(self) -> OrderedDict[str, list[str]]:
+        """Bottoms of every layer."""
+        return OrderedDict((layer.name, list(layer.bottoms)) for layer in self._graph.layers)
+
+    @property
+    def top_names(self) -> OrderedDict[str, list[str]]:
+        """Tops of every layer."""
+        return OrderedDict((layer.name, list(layer.tops)) for layer in self._graph.layers)
+
+    def reshape(self) -> None:
+        """Give every blob the shape that follows from the present input shapes."""
+        self._shape_key = self._input_shapes()
+        for name, shape in infer_shapes(self._graph, dict(self._shape_key)).items():
+            self.blobs[name].reshape(*shape)
+
+    def copy_from(self, weights: str | Path) -> None:
+        """Load other weights."""
+        self._adopt(attach_weights(self._graph, Path(weights)))
+        for layer in self._graph.layers:
+            if layer.blobs:
+                self.params[layer.name] = [Parameter(blob) for blob in layer.blobs]
+
+    def save(self, path: str | Path) -> None:
+        """Write the present weights as a caffemodel."""
+        self._take_parameters()
+        write_caffemodel(self._graph, path)
+
+    def forward(
+        self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: Array
+    ) -> dict[str, Array]:
+        """Run the layers from `start` to `end`.
+
+        Parameters
+        ----------
+        blobs : sequence of str, optional
+            Blobs to return besides the outputs.
+        start, end : str, optional
+            Layer names, both included.
+        **kwargs
+            Input blobs by name; their shapes must be those of the blobs.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Outputs (or the tops of `end`), then `blobs`; the arrays are those of `Net.blobs`.
+
+        Raises
+        ------
+        Exception
+            The inputs' names or batch sizes do not match (pycaffe's own type and words).
+        """
+        self._set_inputs(kwargs)
+        names = self._layer_names
+        first = names.index(start) if start is not None else 0
+        last = names.index(end) if end is not None else len(names) - 1
+        if self._input_shapes() != self._shape_key:
+            self.reshape()
+        self._take_parameters()
+        results = self.top_names[end] if end is not None else self.outputs
+        wanted = list(dict.fromkeys([*results, *(blobs or ())]))
+        self._run(first, last, wanted)
+        return {name: self.blobs[name].data for name in wanted}
+
+    def forward_all(self, blobs: Sequence[str] | None = None, **kwargs: Array) -> dict[str, Array]:
+        """Run inputs of any length in batches of the net's size and join the results."""
+        count = len(next(iter(kwargs.values())))
+        parts: dict[str, list[Array]] = {}
+        for batch in self._batches(kwargs):
+            for name, values in self.forward(blobs=blobs, **batch).items():
+                parts.setdefault(name, []).append(values.copy())
+        return {name: np.concatenate(values)[:count] for name, values in parts.items()}
+
+    def _batches(self, inputs: dict[str, Array]) -> Iterator[dict[str, Array]]:
+        """Cut inputs into batches, the last one filled up with zeros."""
+        size = self.blobs[self.inputs[0]].shape[0]
+        for begin in range(0, len(next(iter(inputs.values()))), size):
+            batch = {}
+            for name, values in inputs.items():
+                part = np.asarray(values[begin : begin + size])
+                missing = size - len(part)
+                batch[name] = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+            yield batch
+
+    def _set_inputs(self, inputs: dict[str, Array]) -> None:
+        if not inputs:
+            return
+        if set(inputs) != set(self.inputs):
+            raise Exception("Input blob arguments do not match net inputs.")  # noqa: TRY002 - pycaffe's own
+        for name, values in inputs.items():
+            if np.shape(values)[0] != self.blobs[name].shape[0]:
+                raise Exception("Input is not batch sized")  # noqa: TRY002 - pycaffe's own
+            self.blobs[name].data[...] = values
+
+    def _input_shapes(self) -> tuple[tuple[str, Shape], ...]:
+        return tuple((name, self.blobs[name].shape) for name in self._graph.inputs)
+
+    def _run(self, first: int, last: int, wanted: Sequence[str]) -> None:
+        made = self._made(first, last)
+        fetched = [name for name in dict.fromkeys([*wanted, *sorted(self._watched)]) if name in made]
+        observers = [
+            self._observers[layer.name]
+            for layer in self._graph.layers[first : last + 1]
+            if layer.name in self._observers and not self._observers[layer.name].finished
+        ]
+        session = self._session(first, last, tuple(fetched), bool(observers))
+        feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
+        values = session.run(feeds)
+        self._pass = _Pass(feeds, first, last, made - set(fetched))
+        self._store(values, fetched)
+        self._calibrate(observers, values)
+
+    def _made(self, first: int, last: int) -> set[str]:
+        return {top for layer in self._graph.layers[first : last + 1] if layer.type != "Input" for top in layer.tops}
+
+    def _store(self, values: dict[str, Array], names: Sequence[str]) -> None:
+        for name in names:
+            np.copyto(self.blobs[name]._data, values[name])
+
+    def _fill(self, name: str) -> None:
+        """Compute an intermediate blob of the last pass, and watch it from now on."""
+        done = self._pass
+        if done is None or name not in done.pending:
+            return
+        self._watched.add(name)
+        session = self._session(done.first, done.last, (name,), False)
+        values = session.run({blob: done.feeds[blob] for blob in session.inputs})
+        done.pending.discard(name)
+        self._store(values, [name])
+
+    def _session(self, first: int, last: int, outputs: tuple[str, ...], observe: bool) -> Session:
+        key = (self._shape_key, first, last, outputs, observe)
+        if key not in self._sessions:
+            lowered = lower(
+                self._graph, dict(self._shape_key), outputs=outputs, first=first, last=last, observe=observe
+            )
+            self._sessions[key] = Session(lowered)
+        return self._sessions[key]
+
+    def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
+        for observer in observers:
+            name, count = observer.layer.name, len(observer.layer.bottoms)
+            found = observer.observe([values[observed_blob(name, index)] for index in range(count)])
+            if found is not None:
+                update_record(observer.record_file, found)
+
+    def _take_parameters(self) -> None:
+        """Adopt weights that somebody wrote through `params`."""
+        layers = []
+        for layer in self._graph.layers:
+            parameters = self.params.get(layer.name, [])
+            changed = any(
+                parameter.touched and not np.array_equal(parameter.data, blob)
+                for parameter, blob in zip(parameters, layer.blobs, strict=False)
+            )
+            layers.append(layer.with_(blobs=[p.data.copy() for p in parameters]) if changed else layer)
+        if any(new is not old for new, old in zip(layers, self._graph.layers, strict=True)):
+            self._adopt(self._graph.with_layers(layers))
+
+    def _adopt(self, graph: Graph) -> None:
+        self._graph = graph
+        self._sessions.clear()
+        self._pass = None

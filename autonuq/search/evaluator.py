@@ -1,0 +1,200 @@
+"""The evaluator: the user's code that runs a network and says how good it is and whether that is good enough."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from autonuq.compress import ModelPair
+from autonuq.errors import AutonuqError, EvaluatorError
+
+
+class Evaluator:
+    """Base of user evaluators, with the contract of AMCT's AutoNuqEvaluatorBase.
+
+    Parameters
+    ----------
+    _self : object, optional
+        Ignored: AMCT's sample passes `self` a second time.
+    evaluate_batch_num : int, optional
+        Batches of a scoring pass; subclasses may set the attribute themselves.
+    """
+
+    evaluate_batch_num: int
+
+    def __init__(self, _self: object = None, *, evaluate_batch_num: int | None = None) -> None:
+        if evaluate_batch_num is not None:
+            self.evaluate_batch_num = evaluate_batch_num
+
+    def eval_model(self, model_file: str, weights_file: str, batch_num: int) -> float:
+        """Run `batch_num` batches of the network and return exactly one number.
+
+        It is called with the original network, with the calibration network (its value is ignored then), and once
+        a trial with the fake-quantized network.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define eval_model")
+
+    def is_satisfied(self, original_metric: float, new_metric: float) -> bool:
+        """Say whether the compressed network's metric is good enough beside the original's."""
+        raise NotImplementedError(f"{type(self).__name__} must define is_satisfied")
+
+
+def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any:
+    """Make an evaluator from `file.py:Class` or `package.module:Class`.
+
+    Parameters
+    ----------
+    reference : str
+    folder : Path
+        What a relative file is relative to.
+    evaluate_batch_num : int
+        Given to the class as an argument of that name if it takes one; set as an attribute otherwise.
+
+    Raises
+    ------
+    EvaluatorError
+        The file, module or class is not found, or loading or constructing it fails.
+    """
+    source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise EvaluatorError(f"evaluator '{reference}' must read file.py:Class or package.module:Class")
+    module = _load_module(source, folder)
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")]
+        raise EvaluatorError(f"{source} has no class '{name}' (it has: {', '.join(classes) or 'none'})")
+    try:
+        takes = "evaluate_batch_num" in inspect.signature(cls).parameters
+        evaluator = cls(evaluate_batch_num=evaluate_batch_num) if takes else cls()
+    except Exception as error:
+        raise EvaluatorError(f"{reference} cannot be constructed: {_reason(error)}") from error
+    if not hasattr(evaluator, "evaluate_batch_num"):
+        evaluator.evaluate_batch_num = evaluate_batch_num
+    return evaluator
+
+
+def _load_module(source: str, folder: Path) -> ModuleType:
+    """Import a file or a module; a file's own folder is importable meanwhile."""
+    if not source.endswith(".py"):
+        try:
+            return importlib.import_module(source)
+        except Exception as error:
+            raise EvaluatorError(f"module '{source}' cannot be imported: {_reason(error)}") from error
+    path = (folder / source).resolve()
+    if not path.is_file():
+        raise EvaluatorError("evaluator file not found", path=path)
+    name = f"autonuq_evaluator_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise EvaluatorError("is no Python file", path=path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before execution, as the import system does: pickling and dataclasses look it up
+    with _importable(path.parent):
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise EvaluatorError(f"cannot be loaded: {_reason(error)}", path=path) from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def check_evaluator(evaluator: Any) -> None:
+    """Check that an object has what an evaluator needs.
+
+    Raises
+    ------
+    EvaluatorError
+        A method is missing, or `evaluate_batch_num` is not a positive int.
+    """
+    for method in ("eval_model", "is_satisfied"):
+        if not callable(getattr(evaluator, method, None)):
+            raise EvaluatorError(f"{type(evaluator).__name__} has no method '{method}'")
+    count = getattr(evaluator, "evaluate_batch_num", None)
+    if not isinstance(count, int) or count < 1:
+        raise EvaluatorError(
+            f"{type(evaluator).__name__}.evaluate_batch_num must be a positive int: the number of batches of a "
+            f"scoring pass. Got {count!r} instead."
+        )
+
+
+def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int) -> object:
+    """Call `eval_model` and return whatever it returns.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised; errors of our own about calibration or the engine pass through.
+    """
+    try:
+        return evaluator.eval_model(str(pair.model), str(pair.weights), batch_num)
+    except AutonuqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EvaluatorError(f"eval_model raised {_reason(error)}") from error
+
+
+def score(evaluator: Any, pair: ModelPair) -> float:
+    """Return the metric of a network over `evaluate_batch_num` batches.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised, or returned anything but one finite number.
+    """
+    result = run_evaluator(evaluator, pair, evaluator.evaluate_batch_num)
+    try:
+        metric = math.nan if isinstance(result, (str, bytes)) else float(result)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        metric = math.nan
+    if not math.isfinite(metric):
+        raise EvaluatorError(f"eval_model must return one finite number. Got {result!r} ({type(result).__name__}) instead.")
+    return metric
+
+
+def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> bool:
+    """Ask for the verdict.
+
+    Raises
+    ------
+    EvaluatorError
+        `is_satisfied` raised.
+    """
+    try:
+        return bool(evaluator.is_satisfied(original_metric, new_metric))
+    except (Exception, SystemExit) as error:
+        raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
+
+
+def evaluator_fingerprint(evaluator: Any) -> str:
+    """Return a digest that changes with the class, the file that defines it, or `evaluate_batch_num`."""
+    cls = type(evaluator)
+    digest = hashlib.sha256(f"{cls.__qualname__}\n{getattr(evaluator, 'evaluate_batch_num', None)}\n".encode())
+    try:
+        source = inspect.getsourcefile(cls)
+    except TypeError:
+        source = None
+    if source and Path(source).is_file():
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,74 @@
+"""The search space: one ratio per layer, snapped to the layer's curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from optuna.distributions import FloatDistribution
+
+from autonuq.quant.curve import Curve
+
+PREFIX = "ratio/"
+SEED_LEVELS = (64, 32, 16, 8, 6, 4)
+"""Uniform level counts of the first trials, loose to tight."""
+
+
+class Space:
+    """What is searched: the curves of the layers that have more than one point.
+
+    Parameters
+    ----------
+    curves : mapping of str to Curve
+        Of every layer with int8 weights.
+    weights : mapping of str to int
+        Number of weights of each layer.
+
+    Notes
+    -----
+    A layer's ratio is its float32 bytes over its compressed bytes. The parameter is a float on a logarithmic scale;
+    the point with the nearest ratio is meant, so the curve may be rebuilt without changing the space's meaning.
+    """
+
+    def __init__(self, curves: Mapping[str, Curve], weights: Mapping[str, int]) -> None:
+        self.curves = {name: curve for name, curve in curves.items() if len(curve.rates_bytes) > 1}
+        self._log_ratios = {
+            name: np.log(4 * weights[name] / np.asarray(curve.rates_bytes, float))
+            for name, curve in self.curves.items()
+        }
+
+    @property
+    def distributions(self) -> dict[str, FloatDistribution]:
+        """Optuna's distribution of every parameter."""
+        return {
+            PREFIX + name: FloatDistribution(float(np.exp(logs[0])), float(np.exp(logs[-1])), log=True)
+            for name, logs in self._log_ratios.items()
+        }
+
+    def plan(self, parameters: Mapping[str, float]) -> dict[str, int]:
+        """Snap ratios to the curves: layer -> index of its point."""
+        return {
+            name: int(np.abs(logs - np.log(parameters[PREFIX + name])).argmin())
+            for name, logs in self._log_ratios.items()
+        }
+
+    def parameters(self, plan: Mapping[str, int]) -> dict[str, float]:
+        """Return the ratios of a plan; `plan` of them is the plan again."""
+        found = {}
+        for name, distribution in self.distributions.items():
+            layer = name.removeprefix(PREFIX)
+            ratio = float(np.exp(self._log_ratios[layer][plan.get(layer, 0)]))
+            found[name] = min(max(ratio, distribution.low), distribution.high)
+        return found
+
+    def seeds(self) -> list[dict[str, int]]:
+        """Plans with one level count for all layers, loose to tight, equal ones once."""
+        plans: list[dict[str, int]] = []
+        for levels in SEED_LEVELS:
+            plan = {
+                name: next((i for i, count in enumerate(curve.levels) if count <= levels), len(curve.levels) - 1)
+                for name, curve in self.curves.items()
+            }
+            if plan not in plans:
+                plans.append(plan)
+        return plans
