@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -44,6 +45,11 @@ class Space:
             PREFIX + name: FloatDistribution(float(np.exp(logs[0])), float(np.exp(logs[-1])), log=True)
             for name, logs in self._log_ratios.items()
         }
+
+    @property
+    def size(self) -> int:
+        """How many different plans there are; 1 if nothing is searched."""
+        return math.prod(len(logs) for logs in self._log_ratios.values())
 
     def plan(self, parameters: Mapping[str, float]) -> dict[str, int]:
         """Snap ratios to the curves: layer -> index of its point."""

@@ -1,0 +1,102 @@
+"""AMCT's automatic non-uniform quantization: one call from the float network to all outputs.
+
+The study behind the call lives beside the outputs, in `<save_dir>_study/`: a call that was interrupted goes on where
+it stopped; one that had finished, or was made for another network, configuration or evaluator, starts anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from autonuq.amct.config import load_config
+from autonuq.amct.quant_config import warn_of
+from autonuq.compress import ModelPair
+from autonuq.errors import StudyError
+from autonuq.graph.capability import Capability
+from autonuq.graph.files import load_graph
+from autonuq.graph.passes import capabilities
+from autonuq.quant.config import QuantizationConfig
+from autonuq.search.evaluator import Evaluator
+from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
+
+AutoNuqEvaluatorBase = Evaluator
+
+
+def auto_nuq(
+    model_file: str,
+    weights_file: str,
+    nuq_evaluator: Evaluator,
+    config_file: str,
+    scale_offset_record_file: str,
+    save_dir: str,
+    *,
+    n_trials: int = 40,
+) -> None:
+    """Find the smallest network that still satisfies the evaluator, and write it.
+
+    Parameters
+    ----------
+    model_file, weights_file : str
+        The float network.
+    nuq_evaluator : AutoNuqEvaluatorBase
+    config_file : str
+        config.json of `create_quant_config`.
+    scale_offset_record_file : str
+        The record file to write.
+    save_dir : str
+        Folder and beginning of the names of the outputs, despite its name.
+    n_trials : int
+        How many plans are tried; AMCT has no such argument.
+
+    Raises
+    ------
+    StudyError
+        No plan satisfied the evaluator; nothing is written then.
+    AutonuqError
+        See `errors`.
+    """
+    graph = load_graph(model_file, weights_file)
+    able = capabilities(graph)
+    loaded = load_config(config_file, able)
+    warn_of(loaded)
+    prefix = Path(save_dir)
+    out = prefix.parent / f"{prefix.name}_study"
+    task = Task(
+        name=prefix.name or "auto_nuq",
+        source=ModelPair(Path(model_file), Path(weights_file)),
+        evaluator=nuq_evaluator,
+        out=out,
+        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        config=_searched(loaded.config, able),
+        n_trials=n_trials,
+    )
+    study = _run(task)
+    if study.best is None:
+        raise StudyError("no plan satisfied the evaluator, so nothing was written", study=task.name)
+    Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
+    export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
+
+
+def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> QuantizationConfig:
+    """Return the configuration to search: where it names no NUQ layer, every layer that can carry a codebook."""
+    if any(settings.weights.algorithm == "nuq" for settings in config.layers.values()):
+        return config
+    capable = {capability.name for capability in able if capability.nuq}
+    warnings.warn(
+        "the configuration names no nuq_quantize layer; every layer that can carry a codebook is searched", stacklevel=3
+    )
+    layers = {
+        name: replace(settings, weights=replace(settings.weights, algorithm="nuq")) if name in capable else settings
+        for name, settings in config.layers.items()
+    }
+    return replace(config, layers=layers)
+
+
+def _run(task: Task) -> Study:
+    if is_resumable(task):
+        return run_study(task, exists=True)
+    shutil.rmtree(task.out, ignore_errors=True)
+    return run_study(task, exists=False)

@@ -1,0 +1,61 @@
+"""AMCT's create_quant_config: write config.json for a network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from autonuq.amct.config import LoadedConfig, default_config, write_config
+from autonuq.amct.simplified import load_simplified
+from autonuq.graph.files import load_graph
+from autonuq.graph.passes import capabilities
+
+
+def create_quant_config(
+    config_file: str,
+    model_file: str,
+    weights_file: str,
+    skip_layers: Sequence[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    config_defination: str | None = None,
+) -> None:
+    """Write the JSON configuration of a network.
+
+    Parameters
+    ----------
+    config_file : str
+        The JSON to write; an existing one is replaced.
+    model_file, weights_file : str
+        prototxt and caffemodel.
+    skip_layers : list of str, optional
+        Layers that stay float.
+    batch_num : int
+        Forward passes of the calibration.
+    activation_offset : bool
+        Asymmetric activations.
+    config_defination : str, optional
+        A simplified configuration (AMCT's own spelling); `skip_layers`, `batch_num` and `activation_offset` are
+        ignored when it is given.
+
+    Raises
+    ------
+    ModelError, QuantizationError
+        A file cannot be used, or a setting is outside its rule.
+    """
+    able = capabilities(load_graph(model_file, weights_file))
+    if config_defination is None:
+        config = default_config(
+            able, skip_layers=skip_layers or (), batch_num=batch_num, activation_offset=activation_offset
+        )
+    else:
+        loaded = load_simplified(config_defination, able)
+        warn_of(loaded)
+        config = loaded.config
+    write_config(config_file, config, able)
+
+
+def warn_of(loaded: LoadedConfig) -> None:
+    """Say which wishes of a settings file were not fulfilled."""
+    for message in loaded.warnings:
+        warnings.warn(message, stacklevel=3)

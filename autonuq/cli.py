@@ -1,0 +1,397 @@
+"""The commands: thin layers over the public functions, and the only place that prints.
+
+Results go to stdout, progress and messages to stderr. Exit codes are those of `errors`, and 8 where a study finished
+without a satisfied trial, 130 where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from autonuq import amct
+from autonuq.amct.simplified import load_simplified
+from autonuq.errors import AutonuqError
+from autonuq.graph.files import load_graph
+from autonuq.graph.passes import capabilities
+from autonuq.records import StudyRecord, TrialRecord
+from autonuq.report import FIGURES, write_figure, write_report
+from autonuq.search import Study, load_study
+from autonuq.search.evaluator import load_evaluator
+from autonuq.search.study import Progress as Step
+from autonuq.search.study import Task, export_trial, run_study
+from autonuq.search.study_file import StudyFile, load_study_file
+
+NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
+WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
+TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
+StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def main() -> None:
+    """Run a command and turn its error into one line and an exit code."""
+    try:
+        app()
+    except AutonuqError as error:
+        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+        sys.exit(CANNOT_WRITE)
+
+
+def _plain(error: Exception) -> str:
+    """Keep rich from reading brackets of a message as markup."""
+    return str(error).replace("[", "\\[")
+
+
+@app.command()
+def inspect(model: ModelArgument, weights: WeightsArgument, as_json: JsonOption = False) -> None:
+    """Say of each layer what can be quantized and why not.
+
+    Example: `autonuq inspect net.prototxt net.caffemodel`
+    """
+    found = capabilities(load_graph(model, weights))
+    if as_json:
+        rows = [
+            {
+                "name": layer.name,
+                "type": layer.type,
+                "weights": layer.weights,
+                "shape": list(layer.shape),
+                "quantizable": layer.quantizable,
+                "nuq": layer.nuq,
+                "reason": layer.reason,
+            }
+            for layer in found
+        ]
+        typer.echo(json.dumps({"layers": rows, "weights": sum(layer.weights for layer in found)}))
+        return
+    table = Table(title=f"{model}", title_justify="left")
+    for column, justify in (("layer", "left"), ("type", "left"), ("shape", "left"), ("weights", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column in ("int8", "codebook", "why not"):
+        table.add_column(column)
+    for layer in found:
+        shape = "x".join(map(str, layer.shape))
+        marks = ["yes" if able else "-" for able in (layer.quantizable, layer.nuq)]
+        table.add_row(layer.name, layer.type, shape, f"{layer.weights:,}" if layer.weights else "", *marks, layer.reason)
+    out.print(table)
+    able = sum(layer.nuq for layer in found)
+    out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
+
+
+@app.command()
+def tune(
+    study: StudyArgument,
+    trials: TrialsOption = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Start a study, run it, and write the best network.
+
+    Example: `autonuq tune studies/fashion_lenet.toml`
+    """
+    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=False)
+
+
+@app.command()
+def resume(
+    study: StudyArgument,
+    trials: TrialsOption = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Go on with a study where its storage stands.
+
+    Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
+    """
+    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=True)
+
+
+def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: bool) -> None:
+    task = _task(file)
+    task = replace(task, n_trials=trials or task.n_trials)
+    interrupted = False
+    try:
+        with _Display() as display:
+            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout)
+    except KeyboardInterrupt:
+        interrupted = True
+        err.print("interrupted; go on with 'autonuq resume'")
+        study = load_study(task.name, task.storage)
+    record = study.record()
+    if record.best is not None:
+        written = export_trial(task, study).paths()
+        report = task.out / "report.html"
+        write_report(record, report)
+        _print_result(record, record.best, [*written, report])
+    elif not interrupted:
+        err.print("no trial satisfied the constraint; nothing was written. 'autonuq plot' shows how far they were")
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if record.best is None:
+        raise typer.Exit(NOT_SATISFIED)
+
+
+def _task(file: StudyFile) -> Task:
+    """Turn a study file into a task: load its evaluator and its configuration."""
+    config = None
+    if file.cfg is not None:
+        loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
+        for warning in loaded.warnings:
+            err.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        config = loaded.config
+    return Task(
+        name=file.name,
+        source=file.source,
+        evaluator=load_evaluator(file.evaluator, file.path.resolve().parent, file.evaluate_batch_num),
+        out=file.out,
+        storage=file.storage,
+        config=config,
+        batch_num=file.batch_num,
+        activation_offset=file.activation_offset,
+        codec=file.codec,
+        sampler=file.sampler,
+        seed=file.seed,
+        n_trials=file.trials,
+    )
+
+
+class _Display:
+    """A progress bar on a terminal, one line a step elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+            console=err,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Display:
+        if err.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, step: Step) -> None:
+        """Show one step."""
+        best = f"best {step.best.ratio:.2f}x at {step.best.metric:g}" if step.best is not None else ""
+        if not err.is_terminal:
+            number = f"trial {step.trial.number}: " if step.trial is not None else ""
+            verdict = f" ({_verdict(step.trial)}; {best or 'none satisfied yet'})" if step.trial is not None else ""
+            err.print(f"{step.stage} {step.done}/{step.total} {number}{step.message}{verdict}", soft_wrap=True)
+            return
+        message = best or step.message
+        if step.stage not in self._tasks:
+            self._tasks[step.stage] = self._bar.add_task(step.stage, total=step.total, message=message)
+        self._bar.update(self._tasks[step.stage], completed=step.done, total=step.total, message=message)
+
+
+def _verdict(trial: TrialRecord) -> str:
+    if trial.state == "failed":
+        return "failed"
+    return "satisfied" if trial.satisfied else "not satisfied"
+
+
+def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
+    """Print the table of layers and what the study reached."""
+    table = Table(title=f"{record.name}: trial {best.number}, codec {record.codec}", title_justify="left")
+    table.add_column("layer")
+    for column in ("weights", "levels", "retention", "bytes", "ratio"):
+        table.add_column(column, justify="right")
+    sizes = record.layer_bytes(best)
+    levels = record.layer_levels(best)
+    for layer in record.layers:
+        count = levels.get(layer.name)
+        table.add_row(
+            layer.name,
+            f"{layer.weights:,}",
+            "float" if count is None else str(count),
+            "" if count is None else f"{count / 256:.3f}",
+            f"{sizes[layer.name]:,}",
+            f"{layer.original_bytes / sizes[layer.name]:.2f}x",
+        )
+    table.add_section()
+    total = best.size_bytes or 0
+    weights = sum(layer.weights for layer in record.layers)
+    table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
+    out.print(table)
+    out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
+    out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
+    out.print("wrote")
+    for path in written:
+        out.print(f"  {_shown(path)}", soft_wrap=True)
+
+
+def _shown(path: Path) -> Path:
+    """Return a path relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _open(study: Path, storage: str | None, out: Path | None) -> tuple[StudyFile, Study]:
+    file = load_study_file(study, out=out, storage=storage)
+    return file, load_study(file.name, file.storage)
+
+
+@app.command()
+def status(
+    study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """Say how far a study is.
+
+    Example: `autonuq status studies/fashion_lenet.toml --json`
+    """
+    document = _status(_open(study, storage, out)[1])
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    counts, best = document["trials"], document["best"]
+    _print(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
+    _print(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
+    if best is None:
+        _print("no trial satisfied the constraint so far")
+    else:
+        _print(
+            f"best: trial {best['trial']}, {best['ratio']:.2f}x ({best['original_bytes']:,} -> {best['bytes']:,} bytes), "
+            f"metric {document['original_metric']:g} -> {best['metric']:g}"
+        )
+
+
+def _print(text: str) -> None:
+    out.print(text, soft_wrap=True)
+
+
+def _status(study: Study) -> dict[str, Any]:
+    record, best = study.record(), study.best
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    counts = {state: sum(trial.state == state for trial in record.trials) for state in ("failed", "running")}
+    return {
+        "study": record.name,
+        "original_metric": record.original_metric,
+        "trials": {
+            "complete": len(complete),
+            "satisfied": sum(bool(trial.satisfied) for trial in complete),
+            **counts,
+        },
+        "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
+        "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
+        "best": None
+        if best is None
+        else {
+            "trial": best.trial,
+            "ratio": best.ratio,
+            "metric": best.metric,
+            "levels": dict(best.levels),
+            "bytes": best.size_bytes,
+            "original_bytes": record.original_bytes,
+        },
+    }
+
+
+@app.command()
+def plot(
+    study: StudyArgument,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(FIGURES)}.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="FILE.html, .png, .svg or .json.")] = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Draw a study; without KIND every figure, as HTML and PNG in the study's folder.
+
+    Example: `autonuq plot studies/fashion_lenet.toml front -o front.png`
+    """
+    if kind is not None and kind not in FIGURES:
+        raise typer.BadParameter(f"KIND must be one of {', '.join(FIGURES)}, got '{kind}'")
+    if kind is None and output is not None:
+        raise typer.BadParameter("-o needs a KIND")
+    file, opened = _open(study, storage, out)
+    record = opened.record()
+    for name in [kind] if kind else list(FIGURES):
+        targets = [output] if output else [file.out / f"{name}{suffix}" for suffix in (".html", ".png")]
+        for target in targets:
+            try:
+                write_figure(FIGURES[name](record), target)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+            _print(str(_shown(target)))
+
+
+@app.command()
+def report(
+    study: StudyArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="FILE.html")] = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Write one self-contained page about a study.
+
+    Example: `autonuq report studies/fashion_lenet.toml -o report.html`
+    """
+    file, opened = _open(study, storage, out)
+    target = output or file.out / "report.html"
+    write_report(opened.record(), target)
+    _print(str(_shown(target)))
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    trial: Annotated[str, typer.Option(help="'best' or a trial's number.")] = "best",
+    output: Annotated[str | None, typer.Option("--out", help="PREFIX: folder and beginning of the names.")] = None,
+    storage: StorageOption = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")] = None,
+) -> None:
+    """Write the files of a trial: fake-quant and deploy pair, record, NUQ layer list, quant.json.
+
+    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --out nets/lenet`
+    """
+    if trial != "best" and not trial.isdecimal():
+        raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
+    file, opened = _open(study, storage, folder)
+    number = None if trial == "best" else int(trial)
+    for path in export_trial(_task(file), opened, number, prefix=output).paths():
+        _print(str(_shown(path)))
+
+
+@app.command()
+def config(
+    model: ModelArgument,
+    weights: WeightsArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="config.json to write.")],
+    cfg: Annotated[Path | None, typer.Option(help="AMCT's simplified configuration.")] = None,
+) -> None:
+    """Write AMCT's config.json for a network.
+
+    Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
+    """
+    amct.create_quant_config(
+        str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg)
+    )
+    _print(str(_shown(output)))

@@ -1,0 +1,102 @@
+"""The house rules: which room imports which, who may use which package, and what the façade shows."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import autonuq
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "autonuq"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswith("_pb2.py"))
+
+# Every room with the rooms it may import; imports go down only, siblings do not import each other.
+BASE = {"errors", "atomic"}
+ALLOWED = {
+    "errors": set(),
+    "atomic": set(),
+    "quant": BASE,
+    "graph": BASE,
+    "records": set(),
+    "runtime": BASE | {"quant", "graph"},
+    "pycaffe": BASE | {"graph", "runtime"},
+    "compress": BASE | {"records", "quant", "graph", "runtime"},
+    "search": BASE | {"records", "quant", "graph", "runtime", "compress"},
+    "report": BASE | {"records", "compress", "runtime", "graph", "quant"},
+    "amct": BASE | {"records", "quant", "graph", "runtime", "compress", "search", "report"},
+    "cli": BASE | {"records", "quant", "graph", "runtime", "compress", "search", "report", "amct"},
+}
+# Third-party packages that only some places may import.
+GATES = {
+    "optuna": ("search/", "report/"),
+    "onnx": ("graph/",),
+    "onnxruntime": ("runtime/",),
+    "google": ("graph/", "amct/"),
+    "plotly": ("report/",),
+    "constriction": ("quant/",),
+    "typer": ("cli.py",),
+    "rich": ("cli.py",),
+}
+
+
+def imported(path):
+    """Yield (dotted name, names imported from it) of every import in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", [alias.name for alias in node.names]
+
+
+def room_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def relative(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py" or path.parent != PACKAGE], ids=relative)
+def test_imports_go_down_only(path):
+    room = room_of(path)
+    rooms = set()
+    for module, names in imported(path):
+        if module == "autonuq":
+            rooms |= set(names)
+        elif module.startswith("autonuq."):
+            rooms.add(module.split(".")[1])
+    assert rooms - {room} <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_third_party_packages_stay_behind_their_gates(path):
+    packages = {module.split(".")[0] for module, _ in imported(path)}
+    for package, places in GATES.items():
+        if package in packages:
+            assert relative(path).startswith(places), f"{package} must not be imported here"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "cli.py"], ids=relative)
+def test_only_the_commands_print_or_exit(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("print", "sys.exit")
+
+
+def test_facade_is_sorted_complete_and_small():
+    assert autonuq.__all__ == sorted(autonuq.__all__, key=lambda name: (name.islower(), name))
+    assert len(autonuq.__all__) <= 15
+    assert all(hasattr(autonuq, name) for name in autonuq.__all__)
+
+
+def test_names_that_are_not_to_be_used():
+    forbidden = {"utils.py", "common", "caffe", "caffe.py"}
+    assert not {path.name for path in PACKAGE.rglob("*")} & forbidden
+
+
+def test_no_registry_host_and_no_absolute_path_of_a_machine():
+    for path in [*MODULES, ROOT / "pyproject.toml", ROOT / "README.md", ROOT / ".ci" / "run"]:
+        assert not re.search(r"pypi\.org|registry\.npmjs|/work/", path.read_text()), path
