@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
@@ -50,17 +51,9 @@ def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     try:
         app()
-    except AutonuqError as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
-        sys.exit(CANNOT_WRITE)
-
-
-def _plain(error: Exception) -> str:
-    """Keep rich from reading brackets of a message as markup."""
-    return str(error).replace("[", "\\[")
+    except (AutonuqError, OSError) as error:
+        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(error.exit_code if isinstance(error, AutonuqError) else CANNOT_WRITE)
 
 
 @app.command()
@@ -160,7 +153,7 @@ def _task(file: StudyFile) -> Task:
     if file.cfg is not None:
         loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
         for warning in loaded.warnings:
-            err.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+            err.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
         config = loaded.config
     return Task(
         name=file.name,
@@ -206,7 +199,7 @@ class _Display:
         if not err.is_terminal:
             number = f"trial {step.trial.number}: " if step.trial is not None else ""
             verdict = f" ({_verdict(step.trial)}; {best or 'none satisfied yet'})" if step.trial is not None else ""
-            err.print(f"{step.stage} {step.done}/{step.total} {number}{step.message}{verdict}", soft_wrap=True)
+            err.print(Text(f"{step.stage} {step.done}/{step.total} {number}{step.message}{verdict}"), soft_wrap=True)
             return
         message = best or step.message
         if step.stage not in self._tasks:

@@ -99,7 +99,7 @@ def load_graph(
     try:
         text_format.Parse(_read(model_path).decode(), net)
     except text_format.ParseError as error:
-        raise ModelError(f"prototxt syntax, line:column {error}", path=model_path) from error
+        raise ModelError(_syntax_message(error), path=model_path) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"is not text, so no prototxt: {error}", path=model_path) from error
     net.state.MergeFrom(caffe_pb2.NetState(phase=phase, level=level, stage=stages))
@@ -107,6 +107,12 @@ def load_graph(
     graph = Graph(net.name, tuple(layers), model_path).validate()
     infer_shapes(graph)
     return graph if weights_file is None else attach_weights(graph, Path(weights_file))
+
+
+def _syntax_message(error: text_format.ParseError) -> str:
+    """Say where a text does not parse, without protobuf's repetition of the whole line."""
+    reason = str(error).rpartition("': ")[2].rpartition(" : ")[2].strip()
+    return f"syntax error in line {error.GetLine()}, column {error.GetColumn()}: {reason}"
 
 
 def attach_weights(graph: Graph, weights_path: Path) -> Graph:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -640,10 +641,14 @@ class _Runner:
         return next((record for record in records if record.points == plan), None)
 
     def _score(self, record: TrialRecord) -> TrialRecord:
-        with tempfile.TemporaryDirectory(prefix=f"trial{record.number}-", dir=self.task.out) as folder:
-            pair = ModelPair(Path(folder) / "model.prototxt", Path(folder) / "weights.caffemodel")
+        folder = self.task.out / f"trial{record.number}"  # the same one if the trial was killed and runs again
+        folder.mkdir(exist_ok=True)
+        try:
+            pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
             write_fake_quant(self.model, self.curves, record.points, pair)
             metric = score(self.task.evaluator, pair)
+        finally:
+            shutil.rmtree(folder)
         satisfied = is_satisfied(self.task.evaluator, self.original_metric, metric)
         edge = margin(self.task.evaluator.is_satisfied, self.original_metric, metric)
         return replace(record, metric=metric, satisfied=satisfied, margin=edge)

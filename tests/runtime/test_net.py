@@ -1,0 +1,139 @@
+"""`Net` behaves as pycaffe's does: constructors, blobs, forward's arguments and results, parameters."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import autonuq as nuq
+from autonuq.errors import ModelError, RuntimeFailure
+
+
+@pytest.fixture
+def files(tiny):
+    return str(tiny / "tiny.prototxt"), str(tiny / "tiny.caffemodel")
+
+
+@pytest.fixture
+def net(files):
+    return nuq.Net(*files, nuq.pycaffe.TEST)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).standard_normal((4, 2, 8, 8), np.float32)
+
+
+def test_constructors_agree(files, images):
+    model, weights = files
+    test = nuq.pycaffe.TEST
+    nets = [
+        nuq.Net(model, weights, test),
+        nuq.Net(model, weights),
+        nuq.Net(model, test, weights=weights),
+        nuq.Net(model, test, 0, None, weights),
+        nuq.Net(network_file=model, phase=test, weights=weights),
+    ]
+    results = [net.forward(data=images)["prob"] for net in nets]
+    assert all((result == results[0]).all() for result in results)
+
+
+def test_without_weights_shapes_are_known_but_nothing_runs(files):
+    net = nuq.Net(files[0], nuq.pycaffe.TEST)
+    assert net.blobs["pool"].shape == (4, 8, 4, 4)
+    with pytest.raises(ModelError, match="has no weights"):
+        net.forward()
+
+
+def test_only_the_test_phase(files):
+    with pytest.raises(RuntimeFailure, match="TEST"):
+        nuq.Net(*files, nuq.pycaffe.TRAIN)
+
+
+def test_names(net):
+    assert (net.inputs, net.outputs) == (["data"], ["prob"])
+    assert list(net.blobs) == ["data", "conv", "pool", "fc", "prob"]
+    assert [parameter.shape for parameter in net.params["fc"]] == [(10, 128), (10,)]
+    assert net.top_names["relu"] == ["conv"]
+
+
+def test_forward_takes_inputs_by_name_or_from_the_blob(net, images):
+    by_name = net.forward(data=images)["prob"].copy()
+    net.blobs["data"].data[...] = images
+    assert (net.forward()["prob"] == by_name).all()
+    assert by_name.sum(axis=1) == pytest.approx(np.ones(4))
+
+
+def test_result_is_the_blob(net, images):
+    prob = net.blobs["prob"].data
+    assert net.forward(data=images)["prob"] is prob
+    assert prob.any()
+
+
+def test_intermediate_blobs_belong_to_the_last_pass(net, images):
+    net.forward(data=images)
+    conv = net.blobs["conv"].data.copy()
+    assert conv.min() == 0  # the ReLU in place was the last to write it
+    net.blobs["data"].data[...] = 0
+    assert (net.blobs["conv"].data == conv).all()
+    assert (net.forward(data=images, blobs=["conv", "fc"])["conv"] == conv).all()
+
+
+def test_end_and_start(net, images):
+    whole = net.forward(data=images)["prob"].copy()
+    part = net.forward(data=images, end="pool")
+    assert list(part) == ["pool"]
+    assert (net.forward(start="fc")["prob"] == whole).all()
+
+
+def test_reshape(net, images):
+    expected = net.forward(data=images)["prob"][:1].copy()
+    net.blobs["data"].reshape(1, 2, 8, 8)
+    net.reshape()
+    assert net.blobs["conv"].shape == (1, 8, 8, 8)
+    assert net.forward(data=images[:1])["prob"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_forward_reshapes_by_itself(net, images):
+    net.blobs["data"].reshape(2, 2, 8, 8)
+    net.blobs["data"].data[...] = images[:2]
+    assert net.forward()["prob"].shape == (2, 10)
+
+
+def test_forward_all_pads_the_last_batch(net):
+    images = np.random.default_rng(1).standard_normal((7, 2, 8, 8), np.float32)
+    result = net.forward_all(data=images)["prob"]
+    assert result.shape == (7, 10)
+    assert result[4:6] == pytest.approx(net.forward(data=np.tile(images[4:6], (2, 1, 1, 1)))["prob"][:2], rel=1e-5)
+
+
+def test_wrong_inputs_are_refused_in_pycaffes_words(net, images):
+    with pytest.raises(Exception, match="do not match net inputs"):
+        net.forward(image=images)
+    with pytest.raises(Exception, match="not batch sized"):
+        net.forward(data=images[:1])
+
+
+def test_parameters_can_be_written(net, images, tmp_path):
+    before = net.forward(data=images)["prob"].copy()
+    net.params["fc"][0].data[...] = 0
+    net.params["fc"][1].data[...] = 0
+    assert net.forward(data=images)["prob"] == pytest.approx(np.full((4, 10), 0.1), rel=1e-6)
+    net.save(tmp_path / "zero.caffemodel")
+    net.copy_from(tmp_path / "tiny.caffemodel")
+    assert (net.forward(data=images)["prob"] == before).all()
+    net.copy_from(tmp_path / "zero.caffemodel")
+    assert net.forward(data=images)["prob"] == pytest.approx(np.full((4, 10), 0.1), rel=1e-6)
+
+
+def test_install_gives_scripts_their_caffe(files, monkeypatch):
+    monkeypatch.delitem(sys.modules, "caffe", raising=False)
+    nuq.pycaffe.install()
+    import caffe
+
+    caffe.set_mode_cpu()
+    caffe.set_device(0)
+    assert isinstance(caffe.Net(*files, caffe.TEST), nuq.Net)
+    with pytest.raises(RuntimeFailure, match="CPU only"):
+        caffe.set_mode_gpu()
+    monkeypatch.delitem(sys.modules, "caffe")

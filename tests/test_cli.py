@@ -1,0 +1,223 @@
+"""The commands as a user types them: what they print, what bad input is answered with, and the exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PLOTS = ("curves", "front", "history", "layers")
+
+
+@pytest.fixture
+def run(tiny):
+    """Run a command in the folder of `tiny`; return the finished process."""
+
+    def call(*arguments):
+        command = [sys.executable, "-c", "from autonuq.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(command, cwd=tiny, capture_output=True, text=True, timeout=120, check=False)
+
+    return call
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_study_from_tune_to_report(run, tiny_study):
+    tuned = run("tune", tiny_study)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "baseline 1/1 original metric 1" in tuned.stderr
+    assert "trial 8/8" in tuned.stderr
+    for word in ("retention", "conv", "fc", "ratio ", "metric ", "out/tiny/report.html"):
+        assert word in tuned.stdout
+
+    status = json.loads(run("status", tiny_study, "--json").stdout)
+    assert status["trials"] == {"complete": 8, "satisfied": status["trials"]["satisfied"], "failed": 0, "running": 0}
+    assert set(status["best"]) == {"trial", "ratio", "metric", "levels", "bytes", "original_bytes"}
+    assert "8 trials complete" in run("status", tiny_study).stdout
+
+    plots = run("plot", tiny_study)
+    assert plots.returncode == 0, plots.stderr
+    folder = tiny_study.parent / "out/tiny"
+    assert all((folder / f"{kind}.png").read_bytes().startswith(b"\x89PNG") for kind in PLOTS)
+    assert run("plot", tiny_study, "front", "-o", "f.html").returncode == 0
+    assert "plotly" in (tiny_study.parent / "f.html").read_text().lower()
+
+    assert run("report", tiny_study, "-o", "r.html").returncode == 0
+    assert "</html>" in (tiny_study.parent / "r.html").read_text()
+
+    exported = run("export", tiny_study, "--trial", "0", "--out", "nets/loose")
+    assert exported.returncode == 0, exported.stderr
+    assert (tiny_study.parent / "nets/loose_fake_quant_weights.caffemodel").exists()
+
+    again = run("tune", tiny_study)
+    assert again.returncode == 6
+    assert "autonuq resume" in again.stderr
+    more = run("resume", tiny_study, "--trials", "9")
+    assert more.returncode == 0, more.stderr
+    assert "trial 9/9" in more.stderr
+
+
+def test_inspect(run, tiny):
+    document = json.loads(run("inspect", "tiny.prototxt", "tiny.caffemodel", "--json").stdout)
+    rows = {row["name"]: row for row in document["layers"]}
+    assert document["weights"] == 8 * 2 * 9 + 10 * 128
+    assert (rows["conv"]["quantizable"], rows["conv"]["nuq"], rows["conv"]["shape"]) == (True, True, [8, 2, 3, 3])
+    assert (rows["pool"]["quantizable"], rows["pool"]["nuq"]) == (True, False)
+    assert rows["bn"]["reason"] == "is folded into 'conv'"
+    assert "2 layers can carry a codebook" in run("inspect", "tiny.prototxt", "tiny.caffemodel").stdout
+
+
+def test_config(run, tiny):
+    assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "config.json").returncode == 0
+    document = json.loads((tiny / "config.json").read_text())
+    assert list(document)[-3:] == ["conv", "pool", "fc"]
+
+
+def test_a_study_with_a_simplified_configuration(run, tiny_study):
+    (tiny_study.parent / "quant.cfg").write_text(
+        "batch_num: 2\nactivation_offset: false\n"
+        'override_layer_configs { layer_name: "fc" calibration_config { nuq_quantize { num_steps: 16 } } }\n'
+    )
+    edit(tiny_study, "[search]", '[quantization]\ncfg = "quant.cfg"\n[search]')
+    tuned = run("tune", tiny_study)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "calibration 0/1 2 forward passes" in tuned.stderr
+    best = json.loads(run("status", tiny_study, "--json").stdout)["best"]
+    assert best["levels"]["conv"] == 256
+
+
+def test_nothing_satisfies(run, tiny_study):
+    edit(tiny_study.parent / "evaluate.py", "original_metric - new_metric < self.limit", "original_metric <= new_metric - (new_metric != 1.0)")
+    edit(tiny_study.parent / "evaluate.py", "if not hasattr", "if 'model.prototxt' == Path(model_file).name:\n            return 0.5\n        if not hasattr")
+    result = run("tune", tiny_study)
+    assert result.returncode == 8, result.stderr
+    assert "no trial satisfied" in result.stderr
+    assert json.loads(run("status", tiny_study, "--json").stdout)["best"] is None
+    assert run("report", tiny_study).returncode == 0
+    assert run("export", tiny_study).returncode == 6
+
+
+# Each mistake: what is done to the study's folder, the exit code, and what the message names.
+def missing_model(folder):
+    (folder / "tiny.prototxt").unlink()
+
+
+def missing_weights(folder):
+    (folder / "tiny.caffemodel").unlink()
+
+
+def truncated_weights(folder):
+    path = folder / "tiny.caffemodel"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def syntax_error(folder):
+    edit(folder / "tiny.prototxt", 'type: "InnerProduct"', 'type "InnerProduct"')
+
+
+def unknown_field(folder):
+    edit(folder / "tiny.prototxt", "num_output: 10", "num_outputs: 10")
+
+
+def other_shape(folder):
+    edit(folder / "tiny.prototxt", "num_output: 10", "num_output: 11")
+
+
+def unsupported_type(folder):
+    edit(folder / "tiny.prototxt", 'name: "prob" type: "Softmax"', 'name: "prob" type: "Softmaks"')
+
+
+def unknown_key(folder):
+    edit(folder / "study.toml", "trials = 8", "trails = 8")
+
+
+def missing_evaluator_file(folder):
+    (folder / "evaluate.py").unlink()
+
+
+def missing_evaluator_class(folder):
+    edit(folder / "study.toml", "evaluate.py:Agreement", "evaluate.py:Agrement")
+
+
+def evaluator_does_not_load(folder):
+    edit(folder / "evaluate.py", "import autonuq as nuq", "import autonuq as nuq, there_is_no_such_module")
+
+
+def output_is_a_file(folder):
+    (folder / "out").write_text("in the way")
+
+
+def storage_is_no_database(folder):
+    edit(folder / "study.toml", "[search]", '[search]\nstorage = "sqlite:///evaluate.py"')
+
+
+def storage_folder_missing(folder):
+    edit(folder / "study.toml", "[search]", '[search]\nstorage = "sqlite:///no/such/folder/s.db"')
+
+
+def cycle(folder):
+    edit(folder / "tiny.prototxt", 'name: "fc" type: "InnerProduct" bottom: "pool"', 'name: "fc" type: "InnerProduct" bottom: "prob"')
+
+
+MISTAKES = [
+    (missing_model, 3, ["tiny.prototxt", "No such file"]),
+    (missing_weights, 3, ["tiny.caffemodel", "No such file"]),
+    (truncated_weights, 3, ["tiny.caffemodel", "damaged"]),
+    (syntax_error, 3, ["tiny.prototxt", "line 10, column 25", 'Expected ":"']),
+    (unknown_field, 3, ["tiny.prototxt", "line 10, column 88", "num_outputs"]),
+    (other_shape, 3, ["layer 'fc'", "(10, 128)", "(11, 128)"]),
+    (unsupported_type, 3, ["layer 'prob'", "'Softmaks' is not supported", "did you mean 'Softmax'", "InnerProduct"]),
+    (cycle, 3, ["layer 'fc'", "'prob', which no layer before it makes"]),
+    (unknown_key, 6, ["study.toml", "'trails'", "did you mean 'trials'"]),
+    (missing_evaluator_file, 7, ["evaluate.py", "not found"]),
+    (missing_evaluator_class, 7, ["no class 'Agrement'", "Agreement"]),
+    (evaluator_does_not_load, 7, ["evaluate.py", "there_is_no_such_module"]),
+    (output_is_a_file, 6, ["output folder", "cannot be written"]),
+    (storage_is_no_database, 6, ["sqlite:///", "cannot be used"]),
+    (storage_folder_missing, 6, ["sqlite:///", "cannot be used"]),
+]
+
+
+@pytest.mark.parametrize(("mistake", "code", "words"), MISTAKES, ids=[entry[0].__name__ for entry in MISTAKES])
+def test_mistakes(run, tiny_study, mistake, code, words):
+    mistake(tiny_study.parent)
+    result = run("tune", tiny_study)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert not list(tiny_study.parent.glob("out/tiny/tiny_*"))
+
+
+def test_storage_of_another_study(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    edit(tiny_study, 'name = "tiny"', 'name = "other"\nout = "out/tiny"')
+    result = run("resume", tiny_study)
+    assert result.returncode == 6
+    assert "study 'other': not found" in result.stderr
+    assert "it holds tiny" in result.stderr
+
+
+def test_unwritable_plot(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    assert run("plot", tiny_study, "front", "-o", "evaluate.py/front.html").returncode == 6
+    wrong = run("plot", tiny_study, "front", "-o", "front.gif")
+    assert wrong.returncode == 2
+    assert ".png" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("tune",), ("tune", "study.toml", "--trials", "0"), ("plot", "study.toml", "pie"), ("fly",)]
+)
+def test_usage(run, tiny_study, arguments):
+    assert run(*arguments).returncode == 2
+
+
+def test_missing_study_file(run):
+    result = run("tune", "none.toml")
+    assert result.returncode == 6
+    assert "none.toml: study file cannot be read" in result.stderr
