@@ -1,0 +1,91 @@
+"""Where ONNX nodes are collected, and where the lowering of every layer type is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from autonuq.graph.model import Array, Layer, Shape
+
+
+class Builder:
+    """Collects ONNX nodes while layers are lowered one after the other."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = dict(shapes)  # blob -> shape
+        self.tensors: dict[str, str] = {}  # blob -> tensor that holds its present value
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, Array] = {}
+        self.inputs: dict[str, Shape] = {}
+        self.observed: dict[str, tuple[str, Shape]] = {}  # as `observed_blob` -> tensor and shape
+        self.shapes_of_tops: list[Shape] = []  # of the layer that is being lowered
+        self._count = 0
+
+    def read(self, blob: str) -> str:
+        """Return the tensor of a blob; a blob that nothing made so far becomes an input."""
+        if blob not in self.tensors:
+            self.inputs[blob] = self.shapes[blob]
+            self.tensors[blob] = blob
+        return self.tensors[blob]
+
+    def constant(self, label: str, values: Array | Sequence[float] | float) -> str:
+        """Add a float32 (or integer) constant and return its tensor; float32 arrays are not copied."""
+        array = np.asarray(values)
+        array = array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array.astype(np.int64, copy=False)
+        name = self._unique(label)
+        self.initializers[name] = array
+        return name
+
+    def weights(self, layer: Layer) -> list[str]:
+        """Add a layer's blobs as they are."""
+        return [self.constant(f"{layer.name}:{index}", blob) for index, blob in enumerate(layer.blobs)]
+
+    def add(self, operator: str, *inputs: str, label: str = "t", **attributes: Any) -> str:
+        """Add one operator with one output and return that tensor."""
+        return self.add_many(operator, *inputs, count=1, label=label, **attributes)[0]
+
+    def add_many(
+        self, operator: str, *inputs: str, count: int, label: str = "t", **attributes: Any
+    ) -> list[str]:
+        """Add one operator with several outputs and return those tensors."""
+        outputs = [self._unique(label) for _ in range(count)]
+        self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))
+        return outputs
+
+    def reshape(self, tensor: str, shape: Sequence[int], *, label: str = "t") -> str:
+        """Add a Reshape to a shape that is known now."""
+        return self.add("Reshape", tensor, self.constant(f"{label}:shape", np.array(shape, np.int64)), label=label)
+
+    def indices(self, tensor: str) -> str:
+        """Turn float32 values into integers as C does, towards zero."""
+        return self.add("Cast", tensor, to=TensorProto.INT64)
+
+    def floats(self, tensor: str, *, label: str = "t") -> str:
+        """Turn integers or truth values into float32: every Caffe blob is."""
+        return self.add("Cast", tensor, label=label, to=TensorProto.FLOAT)
+
+    def scalar(self, operator: str, tensor: str, value: float, *, label: str = "t") -> str:
+        """Add `tensor operator value`."""
+        return self.add(operator, tensor, self.constant(f"{label}:value", float(value)), label=label)
+
+    def _unique(self, label: str) -> str:
+        self._count += 1
+        return f"{label}:{self._count}"
+
+
+Lowering = Callable[[Builder, Layer, list[str], list[Shape]], list[str]]
+LOWERINGS: dict[str, Lowering] = {}
+
+
+def lowers(*names: str) -> Callable[[Lowering], Lowering]:
+    """Register a function as the lowering of some layer types."""
+
+    def register(function: Lowering) -> Lowering:
+        LOWERINGS.update(dict.fromkeys(names, function))
+        return function
+
+    return register

@@ -1,0 +1,93 @@
+"""Lowering of layers that treat the channels of a blob separately."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autonuq.graph.model import Array, Layer, Shape
+from autonuq.graph.operators.builder import Builder, lowers
+from autonuq.graph.shapes.channels import scale_axis, scale_shape
+from autonuq.graph.shapes.registry import legacy_shape
+
+
+def batch_norm_statistics(layer: Layer) -> tuple[Array, Array]:
+    """Return mean and variance, shape (C,): the stored sums divided by the moving-average factor (0 stays 0)."""
+    mean, variance, factor = layer.blobs
+    share = np.float32(0 if factor[0] == 0 else 1 / factor[0])
+    return mean * share, variance * share
+
+
+@lowers("BatchNorm")
+def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """Normalize with the stored statistics, unless the layer asks for those of the batch.
+
+    Stored statistics are Caffe's default in phase TEST. The operator computes x * f + g with f and g made in
+    advance; where |mean| is much larger than the deviation this loses digits that Caffe's (x - mean) * f keeps, as
+    folding does.
+    """
+    message = layer.message.batch_norm_param
+    if message.HasField("use_global_stats") and not message.use_global_stats:
+        return [_batch_statistics(builder, layer, tensors[0], shapes[0])]
+    mean, variance = batch_norm_statistics(layer)
+    ones = np.ones_like(mean)
+    operands = [
+        builder.constant(f"{layer.name}:{label}", values)
+        for label, values in (("ones", ones), ("zeros", ones * 0), ("mean", mean), ("variance", variance))
+    ]
+    return [builder.add("BatchNormalization", tensors[0], *operands, label=layer.name, epsilon=message.eps)]
+
+
+def _batch_statistics(builder: Builder, layer: Layer, tensor: str, shape: Shape) -> str:
+    """(x - E x) / sqrt(E (x - E x)^2 + eps) over everything but the channels; the moving averages stay as they are."""
+    axes = [axis for axis in range(len(shape)) if axis != 1]
+    centred = builder.add("Sub", tensor, builder.add("ReduceMean", tensor, axes=axes))
+    variance = builder.add("ReduceMean", builder.add("Mul", centred, centred), axes=axes)
+    deviation = builder.add("Sqrt", builder.scalar("Add", variance, layer.message.batch_norm_param.eps))
+    return builder.add("Div", centred, deviation, label=layer.name)
+
+
+@lowers("MVN")
+def _mvn(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """(x - E x) / (sqrt(E (x - E x)^2) + eps), of every channel or of every item."""
+    message = layer.message.mvn_param
+    axes = [1, 2, 3] if message.across_channels else [2, 3]
+    shape = legacy_shape(shapes[0])
+    tensor = tensors[0] if shape == shapes[0] else builder.reshape(tensors[0], shape)
+    mean = builder.add("ReduceMean", tensor, axes=axes)
+    centred = builder.add("Sub", tensor, mean, label=layer.name)
+    if not message.normalize_variance:
+        return [centred]
+    variance = builder.add("ReduceMean", builder.add("Mul", centred, centred), axes=axes)
+    deviation = builder.scalar("Add", builder.add("Sqrt", variance), message.eps)
+    return [builder.add("Div", centred, deviation, label=layer.name)]
+
+
+def _beside(values: Array, axis: int, axes: int) -> Array:
+    """Shape `values` so that they line up with the axes from `axis` on of a tensor with `axes` axes."""
+    return values.reshape(values.shape + (1,) * (axes - axis - values.ndim))
+
+
+@lowers("Scale", "Bias")
+def _scale(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    axes, blobs = len(shapes[0]), list(layer.blobs)
+    if len(tensors) == 2:
+        along = shapes[1]
+        axis = scale_axis(layer, *shapes)
+        factor = builder.reshape(tensors[1], along + (1,) * (axes - axis - len(along)))
+    else:
+        along = scale_shape(layer, shapes[0])
+        axis = scale_axis(layer, shapes[0], along)
+        factor = builder.constant(f"{layer.name}:scale", _beside(blobs.pop(0).reshape(along), axis, axes))
+    result = builder.add("Mul" if layer.type == "Scale" else "Add", tensors[0], factor, label=layer.name)
+    if blobs:
+        bias = builder.constant(f"{layer.name}:bias", _beside(blobs[0].reshape(along), axis, axes))
+        result = builder.add("Add", result, bias, label=layer.name)
+    return [result]
+
+
+@lowers("PReLU")
+def _prelu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    slope = layer.blobs[0].reshape(math.prod(layer.blobs[0].shape), *(1,) * (len(shapes[0]) - 2))
+    return [builder.add("PRelu", tensors[0], builder.constant(f"{layer.name}:slope", slope), label=layer.name)]

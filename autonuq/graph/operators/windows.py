@@ -1,0 +1,192 @@
+"""Lowering of layers that slide a window.
+
+Speed: onnxruntime has fast kernels for 1-D to 3-D Conv, for MaxPool and AveragePool; ConvTranspose with dilation or
+groups, LRN and everything with more than three spatial axes run through its slow generic code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autonuq.graph import caffe_pb2
+from autonuq.graph.model import Array, Layer, Shape
+from autonuq.graph.operators.builder import Builder, lowers
+from autonuq.graph.shapes.windows import (
+    PoolingWindow,
+    channel_axis,
+    convolution,
+    im2col,
+    pooling,
+    pooling_window,
+    spp_windows,
+)
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+
+@lowers("Convolution", "Deconvolution")
+def _convolution(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    axis = channel_axis(layer, shapes[0])
+    found = convolution(layer, len(shapes[0]) - axis - 1)
+    weights, *bias = layer.blobs
+    flat = not found.kernel  # no spatial axes: a 1-wide one is put behind for the operator
+    operands = [builder.constant(f"{layer.name}:0", weights.reshape(*weights.shape, 1) if flat else weights)]
+    operands += [builder.constant(f"{layer.name}:1", values) for values in bias]
+    channels_first = (math.prod(shapes[0][:axis]), *shapes[0][axis:], *([1] if flat else []))
+    plain = axis == 1 and not flat
+    tops = []
+    for tensor in tensors:
+        top = builder.add(
+            "ConvTranspose" if layer.type == "Deconvolution" else "Conv",
+            tensor if plain else builder.reshape(tensor, channels_first),
+            *operands,
+            label=layer.name,
+            kernel_shape=found.kernel or (1,),
+            strides=found.stride or (1,),
+            pads=(found.pad or (0,)) * 2,
+            dilations=found.dilation or (1,),
+            group=found.group,
+        )
+        tops.append(top if plain else builder.reshape(top, builder.shapes_of_tops[0], label=layer.name))
+    return tops
+
+
+@lowers("Im2col")
+def _im2col(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """Every kernel position becomes a channel: a grouped convolution with one-hot kernels, exact but no faster."""
+    axis, found = im2col(layer, shapes[0])
+    channels, positions = shapes[0][axis], math.prod(found.kernel)
+    one_hot = np.tile(np.eye(positions, dtype=np.float32), (channels, 1)).reshape(-1, 1, *found.kernel)
+    columns = builder.add(
+        "Conv",
+        builder.reshape(tensors[0], (math.prod(shapes[0][:axis]), *shapes[0][axis:])),
+        builder.constant(f"{layer.name}:positions", one_hot),
+        kernel_shape=found.kernel,
+        strides=found.stride,
+        pads=found.pad * 2,
+        dilations=found.dilation,
+        group=channels,
+    )
+    return [builder.reshape(columns, builder.shapes_of_tops[0], label=layer.name)]
+
+
+@lowers("Pooling")
+def _pooling(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    found = pooling(layer, shapes[0])
+    if len(layer.tops) == 2:
+        return _max_pool_with_mask(builder, tensors[0], found, shapes[0], layer.name)
+    return [_pool(builder, tensors[0], found, shapes[0], layer.name)]
+
+
+def _pool(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str) -> str:
+    if found.is_global:
+        operator = "GlobalMaxPool" if found.method == "MAX" else "GlobalAveragePool"
+        return builder.add(operator, tensor, label=label)
+    tensor, attributes = _placed(builder, tensor, found, bottom, _LOWEST if found.method == "MAX" else 0.0)
+    if found.method == "MAX":
+        return builder.add("MaxPool", tensor, label=label, **attributes)
+    pooled = builder.add("AveragePool", tensor, label=label, count_include_pad=1, **attributes)
+    correction = _overhang_correction(found, bottom)
+    if correction is not None:
+        pooled = builder.add("Mul", pooled, builder.constant(f"{label}:area", correction), label=label)
+    return pooled
+
+
+def _overhang(found: PoolingWindow, bottom: Shape) -> list[int]:
+    """Return how far the last window reaches beyond the image and its front padding, along both axes."""
+    return [
+        max(0, (count - 1) * stride + kernel - size - pad)
+        for count, stride, kernel, size, pad in zip(
+            found.output, found.stride, found.kernel, bottom[2:], found.pad, strict=True
+        )
+    ]
+
+
+def _placed(
+    builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, fill: float
+) -> tuple[str, dict[str, object]]:
+    """Return the tensor to pool and the operator's attributes; onnxruntime wants padding smaller than the kernel."""
+    end = _overhang(found, bottom)
+    attributes: dict[str, object] = {"kernel_shape": found.kernel, "strides": found.stride}
+    if all(overhang < kernel for overhang, kernel in zip(end, found.kernel, strict=True)):
+        return tensor, {**attributes, "pads": [*found.pad, *end]}
+    pads = builder.constant("pads", np.array([0, 0, *found.pad, 0, 0, *end], np.int64))
+    return builder.add("Pad", tensor, pads, builder.constant("fill", fill)), attributes
+
+
+def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array | None:
+    """Return area/counted of each window: Caffe counts the padding of a window but not what overhangs it."""
+    counted = []
+    for size, kernel, stride, pad, output in zip(
+        bottom[2:], found.kernel, found.stride, found.pad, found.output, strict=True
+    ):
+        start = np.arange(output) * stride - pad
+        counted.append(np.minimum(start + kernel, size + pad) - start)
+    area = np.multiply.outer(*counted)
+    with np.errstate(divide="ignore"):  # a window outside the image is 0/0 in Caffe too
+        correction = (math.prod(found.kernel) / area).astype(np.float32)
+    return None if (correction == 1).all() else correction
+
+
+def _max_pool_with_mask(
+    builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str
+) -> list[str]:
+    """MAX pooling and the place of each maximum in its plane, h * W + w; -1 where a window lies outside."""
+    end = _overhang(found, bottom)
+    tensor, attributes = _placed(builder, tensor, found, bottom, _LOWEST)
+    padded = "pads" not in attributes
+    front = found.pad if padded else (0, 0)
+    height, width = (n + f + (e if padded else 0) for n, f, e in zip(bottom[2:], front, end, strict=True))
+    pooled, places = builder.add_many("MaxPool", tensor, count=2, label=label, **attributes)
+    planes = np.arange(math.prod(bottom[:2]), dtype=np.int64).reshape(*bottom[:2], 1, 1) * height * width
+    places = builder.add("Sub", places, builder.constant("planes", planes))
+    if padded:
+        wide = builder.constant("width", width)
+        row = builder.add("Sub", builder.add("Div", places, wide), builder.constant("top", front[0]))
+        column = builder.add("Sub", builder.add("Mod", places, wide), builder.constant("left", front[1]))
+        places = builder.add(
+            "Add", builder.add("Mul", row, builder.constant("image_width", bottom[3])), column
+        )
+        inside = [
+            np.arange(count) * stride - pad < size
+            for count, stride, pad, size in zip(found.output, found.stride, found.pad, bottom[2:], strict=True)
+        ]
+        keep = np.multiply.outer(*inside).astype(np.int64)  # places * keep + keep - 1: -1 outside
+        places = builder.add("Mul", places, builder.constant("keep", keep))
+        places = builder.add("Add", places, builder.constant("outside", keep - 1))
+    return [pooled, builder.floats(places, label=label)]
+
+
+@lowers("SPP")
+def _spp(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    windows = spp_windows(layer, shapes[0])
+    pooled = [_pool(builder, tensors[0], window, shapes[0], layer.name) for window in windows]
+    if len(pooled) == 1:
+        return pooled
+    flat = [builder.add("Flatten", tensor, axis=1) for tensor in pooled]
+    return [builder.add("Concat", *flat, label=layer.name, axis=1)]
+
+
+@lowers("LRN")
+def _lrn(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """Across channels: x (k + alpha/n sum x^2)^-beta; within a channel n is n x n pixels and Caffe takes k = 1."""
+    message = layer.message.lrn_param
+    if message.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
+        return [
+            builder.add(
+                "LRN",
+                tensors[0],
+                label=layer.name,
+                size=message.local_size,
+                alpha=message.alpha,
+                beta=message.beta,
+                bias=message.k,
+            )
+        ]
+    size, pad = message.local_size, (message.local_size - 1) // 2
+    window = pooling_window("AVE", shapes[0], (size, size), (1, 1), (pad, pad))
+    mean = _pool(builder, builder.add("Mul", tensors[0], tensors[0]), window, shapes[0], layer.name)
+    norm = builder.scalar("Add", builder.scalar("Mul", mean, message.alpha), 1.0)
+    return [builder.add("Mul", tensors[0], builder.scalar("Pow", norm, -message.beta), label=layer.name)]
