@@ -1,0 +1,138 @@
+"""A script in the shape of AMCT's sample runs on `autonuq.amct` and gets all its files."""
+
+import json
+
+import numpy as np
+import pytest
+
+import autonuq.amct as amct
+from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase
+from autonuq.errors import ModelError, QuantizationError, StudyError
+from autonuq.graph.record import load_record
+from autonuq.runtime.net import Net
+
+
+class AutoNuqEvaluator(AutoNuqEvaluatorBase):
+    """Agreement with the float network's decisions, written as AMCT's sample writes it."""
+
+    def __init__(self, evaluate_batch_num, limit=0.1):
+        super().__init__(self)
+        self.evaluate_batch_num = evaluate_batch_num
+        self.limit = limit
+        self.labels = None
+        self.images = np.random.default_rng(5).standard_normal((8, 4, 2, 8, 8), np.float32)
+
+    def eval_model(self, model_file, weights_file, batch_num):
+        net = Net(model_file, weights_file, 1)
+        labels = [net.forward(data=images)["prob"].argmax(1) for images in self.images[:batch_num]]
+        self.labels = self.labels or labels
+        return np.mean([(a == b).mean() for a, b in zip(labels, self.labels, strict=False)])
+
+    def is_satisfied(self, original_metric, new_metric):
+        return bool(original_metric - new_metric < self.limit)
+
+
+@pytest.fixture
+def files(tiny):
+    return str(tiny / "tiny.prototxt"), str(tiny / "tiny.caffemodel")
+
+
+@pytest.fixture
+def config(tiny, files):
+    cfg = tiny / "quant.cfg"
+    cfg.write_text("batch_num: 2\ncommon_config { nuq_quantize { num_steps: 32 num_of_iteration: 0 } }\n")
+    path = str(tiny / "config.json")
+    with pytest.warns(UserWarning, match="pool"):
+        amct.create_quant_config(path, *files, [], 1, True, str(cfg))
+    return path
+
+
+def suffixes(folder, prefix):
+    return {path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*") if path.is_file()}
+
+
+def test_all_outputs(tiny, files, config):
+    evaluator = AutoNuqEvaluator(8)
+    record_file = tiny / "tmp" / "record.txt"
+    amct.auto_nuq(*files, evaluator, config, str(record_file), str(tiny / "results" / "Tiny"), n_trials=6)
+    assert suffixes(tiny / "results", "Tiny") == {
+        "_fake_quant_model.prototxt",
+        "_fake_quant_weights.caffemodel",
+        "_deploy_model.prototxt",
+        "_deploy_weights.caffemodel",
+        "_nuq_layer_record.txt",
+        "_quant.json",
+    }
+    names = (tiny / "results/Tiny_nuq_layer_record.txt").read_text().split(";")
+    assert set(names) <= {"conv", "fc"}
+    assert names != [""]
+    record = load_record(record_file)
+    assert list(record) == ["conv", "pool", "fc"]
+    assert (record["conv"].channels, record["conv"].height, len(record["conv"].scale_w)) == (2, 8, 8)
+    assert record["pool"].offset_d == -128  # it reads what a ReLU makes
+    assert "cluster" not in record_file.read_text()
+    assert set(json.loads((tiny / "results/Tiny_quant.json").read_text())["layers"]) == {"conv", "pool", "fc"}
+    fake = [str(tiny / f"results/Tiny_fake_quant_{kind}") for kind in ("model.prototxt", "weights.caffemodel")]
+    assert evaluator.is_satisfied(1.0, evaluator.eval_model(*fake, 8))
+
+
+def test_layers_of_the_fake_quant_model_have_amcts_names(tiny, files, config):
+    amct.auto_nuq(*files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=2)
+    text = (tiny / "T_fake_quant_model.prototxt").read_text()
+    for name in ("conv_0_quant_layer", "conv_dequant_layer", "fc_0_quant_layer", "pool_dequant_layer"):
+        assert f'name: "{name}"' in text
+    assert '"bn"' not in text
+
+
+def test_a_finished_call_starts_anew_and_gives_the_same(tiny, files, config):
+    def run():
+        amct.auto_nuq(*files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=4)
+        return (tiny / "T_deploy_weights.caffemodel").read_bytes()
+
+    assert run() == run()
+
+
+def test_without_nuq_layers_every_capable_layer_is_searched(tiny, files):
+    path = str(tiny / "config.json")
+    amct.create_quant_config(path, *files, None, 2, False)
+    with pytest.warns(UserWarning, match="names no nuq_quantize layer"):
+        amct.auto_nuq(*files, AutoNuqEvaluator(8), path, str(tiny / "r.txt"), str(tiny / "T"), n_trials=4)
+    assert (tiny / "T_nuq_layer_record.txt").read_text()
+    assert load_record(tiny / "r.txt")["fc"].offset_d == 0
+
+
+def test_skipped_layers_stay_float(tiny, files):
+    path = str(tiny / "config.json")
+    amct.create_quant_config(path, *files, ["conv"], 1, True)
+    with pytest.warns(UserWarning):
+        amct.auto_nuq(*files, AutoNuqEvaluator(8), path, str(tiny / "r.txt"), str(tiny / "T"), n_trials=3)
+    assert "conv_0_quant_layer" not in (tiny / "T_fake_quant_model.prototxt").read_text()
+
+
+def test_unreachable_target_writes_nothing(tiny, files, config):
+    class Strict(AutoNuqEvaluator):
+        def is_satisfied(self, original_metric, new_metric):
+            return new_metric == original_metric and len(self.calls()) == 1
+
+        def calls(self):
+            self.count = getattr(self, "count", 0) + 1
+            return range(self.count)
+
+    with pytest.raises(StudyError, match="no plan satisfied"):
+        amct.auto_nuq(*files, Strict(8), config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=2)
+    assert suffixes(tiny, "T") == set()
+
+
+def test_unknown_layers_are_refused_by_name(tiny, files, config):
+    with pytest.raises(QuantizationError, match="cnov"):
+        amct.create_quant_config(str(tiny / "c.json"), *files, ["cnov"], 1, True)
+    document = json.loads((tiny / "config.json").read_text())
+    document["cnov"] = document.pop("conv")
+    (tiny / "config.json").write_text(json.dumps(document))
+    with pytest.raises(QuantizationError, match="cnov"):
+        amct.auto_nuq(*files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), str(tiny / "T"))
+
+
+def test_missing_model(tiny, files):
+    with pytest.raises(ModelError, match="cannot be read"):
+        amct.create_quant_config(str(tiny / "c.json"), files[0], str(tiny / "none.caffemodel"))
