@@ -37,6 +37,7 @@ from autonuq.graph.wire import (
 # Field numbers of caffe.proto that are read and written without the generated module.
 _NET_LAYERS_V1, _NET_LAYER = 2, 100
 _LAYER_NAME, _LAYER_BLOBS = {_NET_LAYERS_V1: 4, _NET_LAYER: 1}, {_NET_LAYERS_V1: 6, _NET_LAYER: 7}
+_V1_LAYER_V0, _V0_NAME, _V0_BLOBS = 1, 1, 50  # a V0 layer is a message inside a V1 one
 _BLOB_LEGACY, _BLOB_SHAPE = (1, 2, 3, 4), 7
 _BLOB_DATA, _BLOB_DOUBLE, _BLOB_INT8, _BLOB_INT32, _BLOB_UINT64 = 5, 8, 10, 11, 12
 _BLOB_KINDS = (_BLOB_DATA, _BLOB_DOUBLE, _BLOB_INT8, _BLOB_INT32, _BLOB_UINT64)
@@ -80,9 +81,9 @@ def load_graph(
     Parameters
     ----------
     model_file : str or Path
-        prototxt, in today's format or V1.
+        prototxt, in today's format, V1 or V0.
     weights_file : str or Path, optional
-        caffemodel, in either format. Layers that the prototxt lacks are ignored, as in Caffe. Without it the
+        caffemodel, in any of the formats. Layers that the prototxt lacks are ignored, as in Caffe. Without it the
         layers have no blobs.
     phase : {TRAIN, TEST}
     level : int
@@ -102,7 +103,7 @@ def load_graph(
         raise ModelError(_syntax_message(error), path=model_path) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"is not text, so no prototxt: {error}", path=model_path) from error
-    net.state.MergeFrom(caffe_pb2.NetState(phase=phase, level=level, stage=stages))
+    net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
     layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, model_path))
     graph = Graph(net.name, tuple(layers), model_path).validate()
     infer_shapes(graph)
@@ -116,23 +117,52 @@ def _syntax_message(error: text_format.ParseError) -> str:
 
 
 def attach_weights(graph: Graph, weights_path: Path) -> Graph:
-    """Return the graph with the blobs of a caffemodel; see `load_graph`."""
+    """Return the graph with the blobs of a caffemodel; see `load_graph`.
+
+    Notes
+    -----
+    Layers that give a parameter the same name (`param { name }`) share one blob: the array of the layer that comes
+    last in the file, for Caffe loads them into one place one after the other. A layer that has all its blobs from
+    others may be missing in the file.
+    """
     stored = dict(load_caffemodel(weights_path))
+    order = {name: position for position, name in enumerate(stored)}
     shapes = infer_shapes(graph)
-    layers = []
-    for layer in graph.layers:
-        expected = blob_shapes(graph, layer, shapes)
-        if not expected:
-            layers.append(layer)
-            continue
-        if layer.name not in stored:
-            raise ModelError(
-                f"needs {len(expected)} blobs of weights, but {weights_path} has no layer of this name",
-                path=graph.path,
-                layer=layer.name,
-            )
-        layers.append(layer.with_(blobs=_fitting_blobs(layer, expected, stored[layer.name], weights_path)))
-    return graph.with_layers(layers)
+    expected = {layer.name: blob_shapes(graph, layer, shapes) for layer in graph.layers}
+    own = {
+        layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[layer.name], weights_path))
+        for layer in graph.layers
+        if expected[layer.name] and layer.name in stored
+    }
+    shared: dict[str, Array] = {}
+    for layer in sorted((layer for layer in graph.layers if layer.name in own), key=lambda layer: order[layer.name]):
+        shared.update({name: own[layer.name][index] for index, name in _shared_names(layer).items()})
+    return graph.with_layers(
+        layer.with_(blobs=_with_shared(graph, layer, expected[layer.name], own.get(layer.name), shared, weights_path))
+        if expected[layer.name]
+        else layer
+        for layer in graph.layers
+    )
+
+
+def _shared_names(layer: Layer) -> dict[int, str]:
+    """Return the names under which a layer shares its parameters, by index."""
+    return {index: spec.name for index, spec in enumerate(layer.message.param) if spec.name}
+
+
+def _with_shared(
+    graph: Graph, layer: Layer, expected: list[Shape], own: list[Array] | None, shared: dict[str, Array], path: Path
+) -> Iterator[Array]:
+    names = _shared_names(layer)
+    for index, shape in enumerate(expected):
+        name = names.get(index, "")
+        blob = shared.get(name, own[index] if own else None)
+        if blob is None:
+            raise graph.error(layer, f"needs {len(expected)} blobs of weights, but {path} has no layer of this name")
+        permissive = name and layer.message.param[index].share_mode == caffe_pb2.ParamSpec.PERMISSIVE
+        if blob.shape != shape and not (permissive and blob.size == np.prod(shape, dtype=np.int64)):
+            raise graph.error(layer, f"shares '{name}' of shape {blob.shape}, but its own shape is {shape}")
+        yield blob.reshape(shape)
 
 
 def _fitting_blobs(layer: Layer, expected: list[Shape], found: list[StoredBlob], path: Path) -> Iterator[Array]:
@@ -182,20 +212,29 @@ def load_caffemodel(path: str | Path) -> list[tuple[str, list[StoredBlob]]]:
 
 
 def _layer_name(data: memoryview, layer: Field) -> str:
-    number = _LAYER_NAME[layer.number]
-    for field in read_fields(data, layer.start, layer.end):
-        if field.number == number and field.wire_type == DELIMITED:
-            return bytes(data[field.start : field.end]).decode()
+    for number, _, start, end in _layer_bodies(data, layer):
+        for field in read_fields(data, start, end):
+            if field.number == number and field.wire_type == DELIMITED:
+                return bytes(data[field.start : field.end]).decode()
     return ""
 
 
 def _layer_blobs(data: memoryview, layer: Field) -> list[StoredBlob]:
-    number = _LAYER_BLOBS[layer.number]
     return [
         _read_blob(data, field.start, field.end)
-        for field in read_fields(data, layer.start, layer.end)
+        for _, number, start, end in _layer_bodies(data, layer)
+        for field in read_fields(data, start, end)
         if field.number == number and field.wire_type == DELIMITED
     ]
+
+
+def _layer_bodies(data: memoryview, layer: Field) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the messages that hold a layer's name and blobs: field numbers of both, start, end."""
+    yield _LAYER_NAME[layer.number], _LAYER_BLOBS[layer.number], layer.start, layer.end
+    if layer.number == _NET_LAYERS_V1:
+        for field in read_fields(data, layer.start, layer.end):
+            if field.number == _V1_LAYER_V0 and field.wire_type == DELIMITED:
+                yield _V0_NAME, _V0_BLOBS, field.start, field.end
 
 
 def _read_blob(data: memoryview, position: int, end: int) -> StoredBlob:
@@ -241,9 +280,9 @@ def _blob_values(parts: dict[int, Array], raw_type: int | None) -> Array:
     if _BLOB_INT8 in parts:
         return parts[_BLOB_INT8].view(np.int8)
     if _BLOB_INT32 in parts:
-        return decode_varints(memoryview(parts[_BLOB_INT32])).astype(np.int64).astype(np.int32)
+        return decode_varints(parts[_BLOB_INT32].data).astype(np.int64).astype(np.int32)
     if _BLOB_UINT64 in parts:
-        return decode_varints(memoryview(parts[_BLOB_UINT64]))
+        return decode_varints(parts[_BLOB_UINT64].data)
     return _as(parts.get(_BLOB_DATA, np.zeros(0, np.uint8)), "<f4")
 
 
@@ -260,9 +299,37 @@ def write_model(graph: Graph, model_file: str | Path, weights_file: str | Path) 
 
 
 def write_prototxt(graph: Graph, path: str | Path) -> Path:
-    """Write the graph's structure in today's format."""
-    net = caffe_pb2.NetParameter(name=graph.name, layer=[layer.message for layer in graph.layers])
+    """Write the graph's structure in today's format; parameters whose values differ by now are shared no more."""
+    net = caffe_pb2.NetParameter(name=graph.name, layer=_written_messages(graph))
     return replace_text(path, text_format.MessageToString(net))
+
+
+def _written_messages(graph: Graph) -> list[caffe_pb2.LayerParameter]:
+    """Return the layers' messages without the share names under which blobs differ: readers would merge them."""
+    groups: dict[str, list[Array]] = {}
+    for layer in graph.layers:
+        for index, name in _shared_names(layer).items():
+            groups.setdefault(name, []).extend(layer.blobs[index : index + 1])
+    split = {name for name, blobs in groups.items() if not all(_same_values(blobs[0], blob) for blob in blobs[1:])}
+    return [_unshared(layer.message, split) for layer in graph.layers]
+
+
+def _same_values(one: Array, other: Array) -> bool:
+    if one.dtype != other.dtype or one.size != other.size:
+        return False
+    same_memory = one.__array_interface__["data"] == other.__array_interface__["data"] and one.strides == other.strides
+    return same_memory or np.array_equal(one.ravel(), other.ravel())
+
+
+def _unshared(message: caffe_pb2.LayerParameter, names: set[str]) -> caffe_pb2.LayerParameter:
+    if not any(spec.name in names for spec in message.param):
+        return message
+    copy = caffe_pb2.LayerParameter()
+    copy.CopyFrom(message)
+    for spec in copy.param:
+        if spec.name in names:
+            spec.ClearField("name")
+    return copy
 
 
 def write_caffemodel(graph: Graph, path: str | Path) -> Path:
@@ -272,8 +339,8 @@ def write_caffemodel(graph: Graph, path: str | Path) -> Path:
 
 def _caffemodel_chunks(graph: Graph) -> Iterator[bytes | memoryview]:
     yield from delimited(1, [graph.name.encode()])
-    for layer in graph.layers:
-        body: list[bytes | memoryview] = [layer.message.SerializeToString(deterministic=True)]
+    for layer, message in zip(graph.layers, _written_messages(graph), strict=True):
+        body: list[bytes | memoryview] = [message.SerializeToString(deterministic=True)]
         for blob in layer.blobs:
             body += delimited(_LAYER_BLOBS[_NET_LAYER], _blob_chunks(blob))
         yield from delimited(_NET_LAYER, body)
@@ -292,7 +359,7 @@ def _blob_chunks(blob: Array) -> list[bytes | memoryview]:
 
 
 def _raw(blob: Array, dtype: np.dtype[np.generic]) -> memoryview:
-    return memoryview(np.ascontiguousarray(blob, dtype).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(blob, dtype).reshape(-1).view(np.uint8).data
 
 
 def _shapes_text(shapes: list[Shape]) -> str:

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 Value = tuple[int, int]
 
 TRAIN, TEST = 0, 1
-DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "DummyData", "AnnotatedData"})
+DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "AnnotatedData"})
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Graph:
                 if top in made and not in_place:
                     raise self.error(layer, f"makes blob '{top}', which another layer made already")
                 made.add(top)
-        if not self.inputs:
+        if not self.inputs and not any(layer.type == "DummyData" for layer in self.layers):
             raise self.error(None, "has no input: neither an Input layer nor 'input' with 'input_shape'")
         return self
 

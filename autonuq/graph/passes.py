@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -53,13 +53,18 @@ def foldable_chains(graph: Graph, skip: Iterable[str] = ()) -> dict[int, list[in
     skipped = set(skip)
     chains: dict[int, list[int]] = {}
     for index, layer in enumerate(graph.layers):
-        if layer.type in FUSIBLE_TYPES and len(layer.tops) == 1 and layer.name not in skipped:
+        if _can_absorb(layer) and layer.name not in skipped:
             chain: list[int] = []
             while (following := _absorbable(graph, chain[-1] if chain else index)) is not None:
                 chain.append(following)
             if chain:
                 chains[index] = chain
     return chains
+
+
+def _can_absorb(layer: Layer) -> bool:
+    """One top, and channels along axis 1 as BatchNorm and Scale have them."""
+    return layer.type in FUSIBLE_TYPES and len(layer.tops) == 1 and layer.message.convolution_param.axis == 1
 
 
 def _absorbable(graph: Graph, index: int) -> int | None:
@@ -118,7 +123,7 @@ def capabilities(graph: Graph, *, skip_fusion: Iterable[str] = (), do_fusion: bo
             quantizable, nuq, reason = False, False, f"is folded into '{absorbed[index]}'"
         else:
             quantizable, nuq, reason = _capability(layer, weight)
-        fusible = layer.type in FUSIBLE_TYPES and bool(_absorbable(graph, index)) and len(layer.tops) == 1
+        fusible = _can_absorb(layer) and bool(_absorbable(graph, index))
         weights = int(np.prod(weight, dtype=np.int64)) if weight else 0
         found.append(Capability(layer.name, layer.type, weights, weight, quantizable, nuq, fusible, reason))
     return tuple(found)
@@ -313,7 +318,7 @@ def _observer(
 ) -> caffe_pb2.LayerParameter:
     name = f"{layer.name}_0_{settings.algorithm}_layer"
     message = caffe_pb2.LayerParameter(name=name, type=settings.algorithm.upper(), bottom=layer.bottoms)
-    common = {
+    common: dict[str, Any] = {
         "batch_num": batch_num,
         "with_offset": with_offset,
         "object_layer": [layer.name],

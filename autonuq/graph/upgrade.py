@@ -1,11 +1,14 @@
 """Older spellings of a network, turned into today's.
 
-Caffe's own rules (upgrade_proto): V1 `layers` with an enumerated type become `layer` with a type name, top-level
-`input` fields become an `Input` layer, and layers whose rules exclude the phase are dropped.
+Caffe's own rules (upgrade_proto), in its order: V0 layers inside V1 ones become V1 layers and V0's padding layers
+become a `pad`; V1 `layers` with an enumerated type become `layer` with a type name, their data transformation moves
+to `transform_param`; BatchNorm's three parameter specs lose their learning rates; top-level `input` fields become an
+`Input` layer; layers whose rules exclude the phase are dropped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from autonuq.errors import ModelError
@@ -27,6 +30,135 @@ _V1_IRREGULAR = {
     "ARGMAX": "ArgMax",
 }
 
+_V0_IRREGULAR = {
+    "conv": "CONVOLUTION",
+    "images": "IMAGE_DATA",
+    "innerproduct": "INNER_PRODUCT",
+    "multinomial_loss": "MULTINOMIAL_LOGISTIC_LOSS",
+    "pool": "POOLING",
+}
+_V0_TYPES = frozenset(
+    ["accuracy", "bnll", "concat", "conv", "data", "dropout", "euclidean_loss", "flatten", "hdf5_data", "hdf5_output"]
+    + ["im2col", "images", "infogain_loss", "innerproduct", "lrn", "multinomial_loss", "pool", "relu", "sigmoid"]
+    + ["softmax", "softmax_loss", "split", "tanh", "window_data"]
+)
+# V0 parameter -> V0 layer type -> where V1 keeps it ('*' is any type). What a type does not have is dropped, as in
+# Caffe.
+_V0_PARAMETERS: dict[str, dict[str, str]] = {
+    "num_output": {"conv": "convolution_param.num_output", "innerproduct": "inner_product_param.num_output"},
+    "biasterm": {"conv": "convolution_param.bias_term", "innerproduct": "inner_product_param.bias_term"},
+    "weight_filler": {"conv": "convolution_param.weight_filler", "innerproduct": "inner_product_param.weight_filler"},
+    "bias_filler": {"conv": "convolution_param.bias_filler", "innerproduct": "inner_product_param.bias_filler"},
+    "pad": {"conv": "convolution_param.pad", "pool": "pooling_param.pad"},
+    "kernelsize": {"conv": "convolution_param.kernel_size", "pool": "pooling_param.kernel_size"},
+    "group": {"conv": "convolution_param.group"},
+    "stride": {"conv": "convolution_param.stride", "pool": "pooling_param.stride"},
+    "pool": {"pool": "pooling_param.pool"},
+    "dropout_ratio": {"dropout": "dropout_param.dropout_ratio"},
+    "local_size": {"lrn": "lrn_param.local_size"},
+    "alpha": {"lrn": "lrn_param.alpha"},
+    "beta": {"lrn": "lrn_param.beta"},
+    "k": {"lrn": "lrn_param.k"},
+    "concat_dim": {"concat": "concat_param.concat_dim"},
+    "scale": {"*": "transform_param.scale"},
+    "meanfile": {"*": "transform_param.mean_file"},
+    "cropsize": {"*": "transform_param.crop_size"},
+    "mirror": {"*": "transform_param.mirror"},
+    "source": {
+        "data": "data_param.source",
+        "hdf5_data": "hdf5_data_param.source",
+        "images": "image_data_param.source",
+        "window_data": "window_data_param.source",
+        "infogain_loss": "infogain_loss_param.source",
+    },
+    "batchsize": {
+        "data": "data_param.batch_size",
+        "hdf5_data": "hdf5_data_param.batch_size",
+        "images": "image_data_param.batch_size",
+        "window_data": "window_data_param.batch_size",
+    },
+    "rand_skip": {"data": "data_param.rand_skip", "images": "image_data_param.rand_skip"},
+    "shuffle_images": {"images": "image_data_param.shuffle"},
+    "new_height": {"images": "image_data_param.new_height"},
+    "new_width": {"images": "image_data_param.new_width"},
+    "det_fg_threshold": {"window_data": "window_data_param.fg_threshold"},
+    "det_bg_threshold": {"window_data": "window_data_param.bg_threshold"},
+    "det_fg_fraction": {"window_data": "window_data_param.fg_fraction"},
+    "det_context_pad": {"window_data": "window_data_param.context_pad"},
+    "det_crop_mode": {"window_data": "window_data_param.crop_mode"},
+    "hdf5_output_param": {"hdf5_output": "hdf5_output_param"},
+}
+
+_TRANSFORMED = {"Data": "data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
+
+
+def upgrade_v0_layers(layers: list[caffe_pb2.V1LayerParameter], path: Path | None) -> list[caffe_pb2.V1LayerParameter]:
+    """Turn V0 layers into V1 ones.
+
+    Raises
+    ------
+    ModelError
+        A type is unknown, or a padding layer stands before anything but a lone convolution or pooling.
+    """
+    makers: dict[str, caffe_pb2.V1LayerParameter] = {}
+    result = []
+    for old in layers:
+        if old.layer.type != "padding":
+            new = _upgrade_v0_layer(old, path)
+            for index, bottom in enumerate(old.bottom):
+                maker = makers.get(bottom)
+                if maker is not None and maker.layer.type == "padding":
+                    _absorb_padding(new, index, maker, path)
+            result.append(new)
+        makers.update(dict.fromkeys(old.top, old))
+    return result
+
+
+def _absorb_padding(
+    layer: caffe_pb2.V1LayerParameter, index: int, padding: caffe_pb2.V1LayerParameter, path: Path | None
+) -> None:
+    kinds = caffe_pb2.V1LayerParameter
+    if layer.type not in (kinds.CONVOLUTION, kinds.POOLING) or len(layer.bottom) != 1 or len(padding.bottom) != 1:
+        raise ModelError("only a convolution or pooling with one input can be padded", path=path, layer=layer.name)
+    if layer.type == kinds.CONVOLUTION:
+        layer.convolution_param.pad[:] = [padding.layer.pad]
+    else:
+        layer.pooling_param.pad = padding.layer.pad
+    layer.bottom[index] = padding.bottom[0]
+
+
+def _upgrade_v0_layer(old: caffe_pb2.V1LayerParameter, path: Path | None) -> caffe_pb2.V1LayerParameter:
+    inner = old.layer
+    if inner.type not in _V0_TYPES:
+        raise ModelError(f"V0 layer type '{inner.type}' has no counterpart today", path=path, layer=inner.name)
+    kind = _V0_IRREGULAR.get(inner.type, inner.type.upper())
+    new = caffe_pb2.V1LayerParameter(
+        name=inner.name,
+        type=kind,
+        bottom=old.bottom,
+        top=old.top,
+        blobs_lr=inner.blobs_lr,
+        weight_decay=inner.weight_decay,
+    )
+    for descriptor, value in inner.ListFields():
+        places = _V0_PARAMETERS.get(descriptor.name, {})
+        place = places.get(inner.type) or places.get("*")
+        if place:
+            _set_field(new, place, value)
+    return new
+
+
+def _set_field(message: caffe_pb2.V1LayerParameter, place: str, value: object) -> None:
+    *parents, name = place.split(".")
+    target = getattr(message, parents[0]) if parents else message
+    field = getattr(target, name)
+    if hasattr(field, "CopyFrom"):
+        field.CopyFrom(value)
+    elif hasattr(field, "append"):
+        field.append(value)
+    else:
+        setattr(target, name, value)
+
 
 def v1_type_name(number: int) -> str:
     """Return today's type name of a V1 layer type, '' if there is none."""
@@ -45,20 +177,41 @@ def upgrade_v1_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParamete
     new.loss_weight.extend(old.loss_weight)
     new.include.extend(old.include)
     new.exclude.extend(old.exclude)
-    rates = list(old.blobs_lr)
-    decays = list(old.weight_decay)
-    for index in range(max(len(rates), len(decays), len(old.param))):
+    lists: dict[str, Sequence[object]] = {
+        "name": old.param,
+        "share_mode": old.blob_share_mode,
+        "lr_mult": old.blobs_lr,
+        "decay_mult": old.weight_decay,
+    }
+    for index in range(max(len(values) for values in lists.values())):
         spec = new.param.add()
-        if index < len(old.param):
-            spec.name = old.param[index]
-        if index < len(rates):
-            spec.lr_mult = rates[index]
-        if index < len(decays):
-            spec.decay_mult = decays[index]
+        for name, values in lists.items():
+            if index < len(values):
+                setattr(spec, name, values[index])
     for descriptor, value in old.ListFields():
         if descriptor.name.endswith("_param"):
             getattr(new, descriptor.name).CopyFrom(value)
+    if new.type in _TRANSFORMED:
+        _move_transformation(new, getattr(new, _TRANSFORMED[new.type]))
     return new
+
+
+def _move_transformation(
+    layer: caffe_pb2.LayerParameter,
+    source: caffe_pb2.DataParameter | caffe_pb2.ImageDataParameter | caffe_pb2.WindowDataParameter,
+) -> None:
+    for name in ("scale", "mean_file", "crop_size", "mirror"):
+        if source.HasField(name):
+            setattr(layer.transform_param, name, getattr(source, name))
+            source.ClearField(name)
+
+
+def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
+    """Three parameter specs are how statistics used to be kept from learning."""
+    if layer.type == "BatchNorm" and len(layer.param) == 3:
+        for spec in layer.param:
+            spec.lr_mult = spec.decay_mult = 0
+    return layer
 
 
 def upgrade_net(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb2.LayerParameter]:
@@ -67,17 +220,21 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb
     Raises
     ------
     ModelError
-        Both layer formats are mixed, or a V0 layer or an unknown V1 type is found.
+        Both layer formats are mixed, a V0 or V1 type is unknown, or a layer has both kinds of rules.
     """
     if net.layers and net.layer:
         raise ModelError("mixes 'layer' and 'layers'; Caffe accepts only one of them", path=path)
-    for old in net.layers:
-        if old.HasField("layer"):
-            raise ModelError("uses the V0 format; run Caffe's upgrade_net_proto_text", path=path, layer=old.layer.name)
+    old_layers = list(net.layers)
+    if any(old.HasField("layer") for old in old_layers):
+        old_layers = upgrade_v0_layers(old_layers, path)
+    for old in old_layers:
         if not v1_type_name(old.type):
             raise ModelError(f"V1 layer type {old.type} has no counterpart today", path=path, layer=old.name)
-    layers = [upgrade_v1_layer(old) for old in net.layers] or list(net.layer)
-    kept = [layer for layer in layers if _is_included(layer, net.state)]
+    layers = [upgrade_v1_layer(old) for old in old_layers] or list(net.layer)
+    for layer in layers:
+        if layer.include and layer.exclude:
+            raise ModelError("has include and exclude rules; Caffe accepts one kind", path=path, layer=layer.name)
+    kept = [_upgrade_batch_norm(layer) for layer in layers if _is_included(layer, net.state)]
     return [*_legacy_inputs(net, path), *kept]
 
 

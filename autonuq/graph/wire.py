@@ -138,7 +138,7 @@ def encode_varints(values: NDArray[np.integer]) -> bytes:
     length[~groups.any(axis=1)] = 1
     column = np.arange(10)
     groups[column < length[:, None] - 1] |= np.uint64(0x80)
-    return groups[column < length[:, None]].astype(np.uint8).tobytes()
+    return bytes(groups[column < length[:, None]].astype(np.uint8).data)
 
 
 def varint(value: int) -> bytes:
