@@ -1,0 +1,71 @@
+"""Everything that the README and the examples show is run: its files are written, its commands and code executed."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def run(command, folder):
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, f"{command}: {result.stderr}"
+    return result
+
+
+def autonuq(line, folder):
+    return run([sys.executable, "-c", "from autonuq.cli import main; main()", *line.split()[1:]], folder)
+
+
+@pytest.fixture
+def own_network(tiny):
+    """Give the tiny network the names that the README uses, and 32 images that it labels itself."""
+    from autonuq import Net
+
+    for kind in ("prototxt", "caffemodel"):
+        (tiny / f"tiny.{kind}").rename(tiny / f"net.{kind}")
+    images = np.random.default_rng(0).standard_normal((32, 2, 8, 8), np.float32)
+    labels = Net(tiny / "net.prototxt", tiny / "net.caffemodel").forward_all(data=images)["prob"].argmax(1)
+    np.savez(tiny / "images.npz", images=images, labels=labels)
+    return tiny
+
+
+def test_first_command_is_the_main_job_and_the_second_the_tests():
+    bash = [body.strip() for kind, body in BLOCKS if kind == "bash"]
+    assert bash[0] == "pip install . && autonuq tune studies/fashion_lenet.toml"
+    assert bash[1] == "pip install '.[test]' && pytest"
+    assert bash[1] in (ROOT / ".ci/run").read_text()
+
+
+def test_main_job(tmp_path):
+    """The example reaches 12x with less than 1 point lost, from a copy of the repository."""
+    for folder in ("examples", "studies"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("out"))
+    result = autonuq("autonuq tune studies/fashion_lenet.toml", tmp_path)
+    ratio = float(re.search(r"ratio +([\d.]+)x", result.stdout)[1])
+    before, after = map(float, re.search(r"metric +([\d.]+) -> ([\d.]+)", result.stdout).groups())
+    assert ratio >= 12
+    assert (before - after) * 100 < 1
+    for path in re.findall(r"^  (\S+)$", result.stdout, re.MULTILINE):
+        assert (tmp_path / path).stat().st_size
+
+
+def test_own_network(own_network):
+    for kind, body in BLOCKS:
+        title = re.match(r"# (\S+\.\w+)\n", body)
+        if title:
+            (own_network / title[1]).write_text(body)
+    for kind, body in BLOCKS:
+        if kind == "bash" and "pip" not in body:
+            for line in body.strip().splitlines():
+                autonuq(line, own_network)
+        elif kind == "python" and not body.startswith("# "):
+            run([sys.executable, "-c", body], own_network)
+    for written in ("report.html", "results/net_deploy_model.prototxt", "results/amct_nuq_layer_record.txt"):
+        assert (own_network / written).exists()
