@@ -27,9 +27,9 @@ from autonuq.records import StudyRecord, TrialRecord
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
-from autonuq.search.study import Progress as Step
 from autonuq.search.study import Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file
+from autonuq.search.task import Progress as Step
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
@@ -86,7 +86,8 @@ def inspect(model: ModelArgument, weights: WeightsArgument, as_json: JsonOption 
     for layer in found:
         shape = "x".join(map(str, layer.shape))
         marks = ["yes" if able else "-" for able in (layer.quantizable, layer.nuq)]
-        table.add_row(layer.name, layer.type, shape, f"{layer.weights:,}" if layer.weights else "", *marks, layer.reason)
+        count = f"{layer.weights:,}" if layer.weights else ""
+        table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason)
     out.print(table)
     able = sum(layer.nuq for layer in found)
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
@@ -271,10 +272,9 @@ def status(
     if best is None:
         _print("no trial satisfied the constraint so far")
     else:
-        _print(
-            f"best: trial {best['trial']}, {best['ratio']:.2f}x ({best['original_bytes']:,} -> {best['bytes']:,} bytes), "
-            f"metric {document['original_metric']:g} -> {best['metric']:g}"
-        )
+        sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
+        metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
+        _print(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
 
 
 def _print(text: str) -> None:
@@ -384,7 +384,5 @@ def config(
 
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
-    amct.create_quant_config(
-        str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg)
-    )
+    amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
     _print(str(_shown(output)))

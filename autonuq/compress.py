@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,7 +220,7 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
                 "passes of the whole network; does eval_model run batch_num batches?",
                 layer=name,
             )
-        if not np.array_equal(np.float32(found.scale_w), np.float32(own.scale_w)):
+        if not np.array_equal(np.asarray(found.scale_w, np.float32), np.asarray(own.scale_w, np.float32)):
             raise QuantizationError(f"{record_file} holds the factors of other weights", layer=name)
         factors[name] = found
     return replace(model, factors=factors)
@@ -238,9 +239,7 @@ def build_curves(
     searched = set(model.nuq_layers)
     curves = {}
     for name, uniform in model.weights.items():
-        curves[name] = build_curve(
-            name, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=name in searched
-        )
+        curves[name] = build_curve(name, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=name in searched)
         on_layer(name)
     return curves
 
@@ -260,7 +259,7 @@ def layer_records(model: QuantizedModel, curves: Mapping[str, Curve]) -> tuple[L
                 LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))
             )
             continue
-        treatment = "nuq" if name in searched else "uniform"
+        treatment: Literal["nuq", "uniform"] = "nuq" if name in searched else "uniform"
         reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
         records.append(
             LayerRecord(
@@ -306,13 +305,11 @@ def write_deploy(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan,
     """
     quantized = {}
     for name, factors in model.factors.items():
-        blobs = []
+        blobs: tuple[NDArray[Any], ...] = ()
         if name in model.weights:
-            blobs.append(planned_codes(model, curves, plan, name))
-            blobs += [
-                _device_bias(name, bias, factors) for bias in model.graph.by_name[name].blobs[1:]
-            ]
-        quantized[name] = QuantizedBlobs(tuple(blobs), factors)
+            biases = (_device_bias(name, bias, factors) for bias in model.graph.by_name[name].blobs[1:])
+            blobs = (planned_codes(model, curves, plan, name), *biases)
+        quantized[name] = QuantizedBlobs(blobs, factors)
     write_model(insert_quantizers(model.graph, quantized, deploy=True), pair.model, pair.weights)
 
 

@@ -91,8 +91,9 @@ def test_a_study_with_a_simplified_configuration(run, tiny_study):
 
 
 def test_nothing_satisfies(run, tiny_study):
-    edit(tiny_study.parent / "evaluate.py", "original_metric - new_metric < self.limit", "original_metric <= new_metric - (new_metric != 1.0)")
-    edit(tiny_study.parent / "evaluate.py", "if not hasattr", "if 'model.prototxt' == Path(model_file).name:\n            return 0.5\n        if not hasattr")
+    evaluator = tiny_study.parent / "evaluate.py"
+    fail = "if Path(model_file).name == 'model.prototxt':\n            return 0.5\n        if not hasattr"
+    edit(evaluator, "if not hasattr", fail)
     result = run("tune", tiny_study)
     assert result.returncode == 8, result.stderr
     assert "no trial satisfied" in result.stderr
@@ -160,7 +161,7 @@ def storage_folder_missing(folder):
 
 
 def cycle(folder):
-    edit(folder / "tiny.prototxt", 'name: "fc" type: "InnerProduct" bottom: "pool"', 'name: "fc" type: "InnerProduct" bottom: "prob"')
+    edit(folder / "tiny.prototxt", 'type: "InnerProduct" bottom: "pool"', 'type: "InnerProduct" bottom: "prob"')
 
 
 MISTAKES = [

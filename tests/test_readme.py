@@ -57,7 +57,7 @@ def test_main_job(tmp_path):
 
 
 def test_own_network(own_network):
-    for kind, body in BLOCKS:
+    for _, body in BLOCKS:
         title = re.match(r"# (\S+\.\w+)\n", body)
         if title:
             (own_network / title[1]).write_text(body)

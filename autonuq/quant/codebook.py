@@ -248,7 +248,8 @@ def _occupied(
     counts = np.asarray(histogram)
     weights = counts if importance is None else np.asarray(importance)
     if counts.shape != (BINS,) or weights.shape != (BINS,):
-        raise QuantizationError(f"histogram and importance must have shape ({BINS},), got {counts.shape}, {weights.shape}")
+        shapes = f"{counts.shape} and {weights.shape}"
+        raise QuantizationError(f"histogram and importance must have shape ({BINS},). Got {shapes} instead.")
     if not np.isfinite(weights).all() or (counts < 0).any() or (weights < 0).any():
         raise QuantizationError("histogram and importance must be finite and not negative")
     occupied = np.flatnonzero(counts)

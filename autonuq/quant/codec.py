@@ -94,7 +94,8 @@ class EntropyCodec:
         frequencies = _encode_frequencies(histogram[levels.astype(int) + 128])
         coder = constriction.stream.stack.AnsCoder()
         coder.encode_reverse(_indices(codes, levels).astype(np.int32), _model(frequencies))
-        return head + frequencies.tobytes() + coder.get_compressed().astype("<u4").tobytes()
+        words: NDArray[np.uint32] = coder.get_compressed()
+        return head + frequencies.tobytes() + words.astype("<u4").tobytes()
 
     def decode(self, data: bytes, count: int) -> Codes:
         """See `Codec`."""
@@ -109,7 +110,7 @@ class EntropyCodec:
         frequencies = np.frombuffer(data, np.uint8, len(levels), start)
         try:
             coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4", offset=words).astype(np.uint32))
-            indices = coder.decode(_model(frequencies), count)
+            indices: NDArray[np.int32] = coder.decode(_model(frequencies), count)
         except (ValueError, AssertionError) as error:
             raise QuantizationError(f"the coded weights are damaged: {error}") from error
         if not coder.is_empty():

@@ -237,7 +237,7 @@ class Net:
         count = len(next(iter(kwargs.values())))
         parts: dict[str, list[Array]] = {}
         for batch in self._batches(kwargs):
-            for name, values in self.forward(blobs=blobs, **batch).items():
+            for name, values in self.forward(blobs, None, None, **batch).items():
                 parts.setdefault(name, []).append(values.copy())
         return {name: np.concatenate(values)[:count] for name, values in parts.items()}
 

@@ -6,8 +6,10 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autonuq.atomic import replace_file
 from autonuq.quant.codebook import Codebook
@@ -39,9 +41,7 @@ def load_curves(path: Path, key: str) -> dict[str, Curve] | None:
         return None  # a damaged file is rebuilt, like a missing one
 
 
-def _curve(name: str, arrays: Mapping[str, np.ndarray], index: int) -> Curve:  # type: ignore[type-arg]
+def _curve(name: str, arrays: Mapping[str, NDArray[Any]], index: int) -> Curve:
     levels = np.split(arrays[f"{index}:levels"], np.cumsum(arrays[f"{index}:counts"])[:-1])
-    codebooks = tuple(
-        Codebook(own, table) for own, table in zip(levels, arrays[f"{index}:tables"], strict=True)
-    )
+    codebooks = tuple(Codebook(own, table) for own, table in zip(levels, arrays[f"{index}:tables"], strict=True))
     return Curve(name, arrays[f"{index}:rates_bytes"], arrays[f"{index}:distortions"], codebooks)

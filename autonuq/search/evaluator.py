@@ -165,7 +165,8 @@ def score(evaluator: Any, pair: ModelPair) -> float:
     except (TypeError, ValueError):
         metric = math.nan
     if not math.isfinite(metric):
-        raise EvaluatorError(f"eval_model must return one finite number. Got {result!r} ({type(result).__name__}) instead.")
+        got = f"{result!r} ({type(result).__name__})"
+        raise EvaluatorError(f"eval_model must return one finite number. Got {got} instead.")
     return metric
 
 

@@ -64,7 +64,8 @@ class Storage:
             except KeyError as error:
                 names = [study.study_name for study in self.backend.get_all_studies()]
                 there = f"it holds {', '.join(names)}" if names else "it is empty"
-                raise StudyError(f"not found in {self.url} ({there}); start it with 'autonuq tune'", study=name) from error
+                hint = f"not found in {self.url} ({there}); start it with 'autonuq tune'"
+                raise StudyError(hint, study=name) from error
 
 
 def open_storage(url: str) -> Storage:

@@ -39,8 +39,11 @@ def top1(net, images, labels, batch=100):
     (name,), (output,) = net.inputs, net.outputs
     net.blobs[name].reshape(batch, *images.shape[1:])
     net.reshape()
-    scores = [net.forward(**{name: images[i : i + batch]})[output].reshape(batch, -1).argmax(1) for i in range(0, len(images), batch)]
-    return 100 * float((np.concatenate(scores) == labels).mean())
+    correct = 0
+    for start in range(0, len(images), batch):
+        scores = net.forward(**{name: images[start : start + batch]})[output].reshape(batch, -1)
+        correct += int((scores.argmax(1) == labels[start : start + batch]).sum())
+    return 100 * correct / len(images)
 
 
 NETWORKS = [

@@ -276,6 +276,6 @@ def test_calibration_needs_the_configured_passes(task):
 def test_orphans_of_another_process_are_queued_again(task):
     study = run_study(task, exists=False).optuna
     trial = study.ask()
-    trial.set_user_attr("autonuq:origin:worker", f"{os.uname().nodename}:999999")
+    trial.set_user_attr("autonuq:worker", f"{os.uname().nodename}:999999")
     record = run_study(replace(task, n_trials=4), exists=True).record()
     assert record.trials[trial.number].state == "complete"

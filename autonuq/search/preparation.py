@@ -1,0 +1,86 @@
+"""What happens once in a study's life: the baseline, the calibration, the curves.
+
+Each result is stored as soon as it exists, so that a killed study loses at most the one it was working on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+
+import optuna
+
+from autonuq.compress import (
+    ModelPair,
+    QuantizedModel,
+    build_curves,
+    calibrated,
+    layer_records,
+    write_calibration_model,
+)
+from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.quant.codec import CODECS
+from autonuq.quant.curve import Curve
+from autonuq.search.curves_file import load_curves, write_curves
+from autonuq.search.evaluator import is_satisfied, run_evaluator, score
+from autonuq.search.stored import LAYERS, ORIGINAL_METRIC
+from autonuq.search.task import OnProgress, Progress, Task
+
+
+def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> float:
+    """Return the original metric; it is scored once in a study's life."""
+    stored = study.user_attrs.get(ORIGINAL_METRIC)
+    if stored is not None:
+        return float(stored)
+    on_progress(Progress("baseline", "scoring the original network", 0, 1))
+    metric = score(task.evaluator, task.source)
+    if not is_satisfied(task.evaluator, metric, metric):
+        raise EvaluatorError(
+            f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
+        )
+    study.set_user_attr(ORIGINAL_METRIC, metric)
+    on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
+    return metric
+
+
+def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:
+    """Return the calibrated model; a complete record file of an earlier run is used again."""
+    with suppress(AutonuqError):
+        return calibrated(model, task.record_file)
+    on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
+    folder = task.record_file.parent.resolve()
+    pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+    write_calibration_model(model, pair, task.record_file.resolve())
+    run_evaluator(task.evaluator, pair, model.config.batch_num)
+    model = calibrated(model, task.record_file)
+    on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
+    return model
+
+
+def curves_key(fingerprint: Mapping[str, str]) -> str:
+    """Digest what the curves depend on."""
+    parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec")]
+    return hashlib.sha256("".join([*parts, version("autonuq")]).encode()).hexdigest()
+
+
+def prepare_curves(
+    task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
+) -> dict[str, Curve]:
+    """Return the curves of an earlier run, or build them."""
+    key = curves_key(fingerprint)
+    curves = load_curves(task.curves_file, key)
+    if curves is None:
+        done: list[str] = []
+
+        def on_layer(name: str) -> None:
+            done.append(name)
+            on_progress(Progress("curves", name, len(done), len(model.weights)))
+
+        curves = build_curves(model, CODECS[task.codec], on_layer)
+        write_curves(task.curves_file, key, curves)
+    if LAYERS not in study.user_attrs:
+        study.set_user_attr(LAYERS, [asdict(record) for record in layer_records(model, curves)])
+    return curves

@@ -1,0 +1,147 @@
+"""The loop of trials: propose a plan, apply it, score it, store what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+
+import optuna
+from optuna.trial import TrialState
+
+from autonuq.compress import ModelPair, QuantizedModel, write_fake_quant
+from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.quant.curve import Curve
+from autonuq.records import TrialRecord
+from autonuq.search.evaluator import is_satisfied, score
+from autonuq.search.space import Space
+from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, TRIAL, WORKER, Study, trial_record
+from autonuq.search.task import OnProgress, Progress, Task
+from autonuq.search.verdict import margin
+
+FAILURES_IN_A_ROW = 3
+
+
+class Runner:
+    """Runs trials one after the other until the study has as many as it shall have."""
+
+    def __init__(
+        self,
+        task: Task,
+        study: optuna.Study,
+        model: QuantizedModel,
+        curves: Mapping[str, Curve],
+        original_metric: float,
+        on_progress: OnProgress,
+    ) -> None:
+        self.task, self.study, self.model, self.curves = task, study, model, curves
+        self.original_metric, self.on_progress = original_metric, on_progress
+        self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
+        self.layers = Study(study).record().layers
+        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def run(self, deadline: float | None) -> None:
+        """Run what is left; raise EvaluatorError after three failures in a row."""
+        if not self.study.get_trials(deepcopy=False):
+            self._enqueue_seeds()
+        failures = 0
+        target = min(self.task.n_trials, self.space.size)
+        while self._finished() < target and (deadline is None or time.monotonic() < deadline):
+            trial = self.study.ask()
+            trial.set_user_attr(WORKER, self.worker)
+            try:
+                record = self._run_trial(trial)
+            except BaseException:
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                raise
+            failures = failures + 1 if record.state == "failed" else 0
+            self.on_progress(self._progress(record))
+            if failures == FAILURES_IN_A_ROW:
+                raise EvaluatorError(
+                    f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
+                    "then start a study of another name"
+                )
+
+    def _enqueue_seeds(self) -> None:
+        for plan in self.space.seeds():
+            self.study.enqueue_trial(self.space.parameters(plan), user_attrs={ORIGIN: "seed"})
+
+    def _finished(self) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=FINISHED))
+
+    def _progress(self, record: TrialRecord) -> Progress:
+        message = record.error or f"ratio {record.ratio:.2f}, metric {record.metric:g}"
+        best = Study(self.study).record().best
+        return Progress("trial", message, self._finished(), self.task.n_trials, record, best)
+
+    def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
+        """Propose, apply and score one plan, and finish the trial in the storage."""
+        started = time.monotonic()
+        parameters = {
+            name: trial.suggest_float(name, distribution.low, distribution.high, log=True)
+            for name, distribution in self.space.distributions.items()
+        }
+        plan = self.space.plan(parameters)
+        origin = trial.user_attrs.get(ORIGIN, "sampler")
+        record = TrialRecord(
+            trial.number,
+            "running",
+            size_bytes=self._size_bytes(plan),
+            points=plan,
+            origin=origin,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            worker=self.worker,
+        )
+        known = self._scored(plan)
+        try:
+            if known is not None:
+                record = replace(
+                    record,
+                    metric=known.metric,
+                    satisfied=known.satisfied,
+                    margin=known.margin,
+                    origin=f"copy of {known.number}",
+                )
+            else:
+                record = self._score(record)
+        except AutonuqError as error:
+            record = replace(record, state="failed", error=str(error))
+        else:
+            original_bytes = sum(layer.original_bytes for layer in self.layers)
+            record = replace(record, state="complete", ratio=original_bytes / max(1, record.size_bytes or 0))
+        return self._finish(trial, replace(record, duration_s=round(time.monotonic() - started, 3)))
+
+    def _size_bytes(self, plan: Mapping[str, int]) -> int:
+        return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
+
+    def _scored(self, plan: Mapping[str, int]) -> TrialRecord | None:
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        records = (trial_record(trial) for trial in trials)
+        return next((record for record in records if record.points == plan), None)
+
+    def _score(self, record: TrialRecord) -> TrialRecord:
+        folder = self.task.out / f"trial{record.number}"  # the same one if the trial was killed and runs again
+        folder.mkdir(exist_ok=True)
+        try:
+            pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
+            write_fake_quant(self.model, self.curves, record.points, pair)
+            metric = score(self.task.evaluator, pair)
+        finally:
+            shutil.rmtree(folder)
+        satisfied = is_satisfied(self.task.evaluator, self.original_metric, metric)
+        edge = margin(self.task.evaluator.is_satisfied, self.original_metric, metric)
+        return replace(record, metric=metric, satisfied=satisfied, margin=edge)
+
+    def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
+        stored = {key: value for key, value in asdict(record).items() if key not in ("number", "state")}
+        trial.set_user_attr(TRIAL, stored)
+        if record.state == "failed" or record.margin is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_constraint(CONSTRAINT, record.margin)
+            self.study.tell(trial, record.ratio)
+        return record

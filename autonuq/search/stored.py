@@ -1,0 +1,163 @@
+"""A study as its storage holds it: the keys, the records behind them, and a handle.
+
+Keys carry the prefix `autonuq:`; their contents are the JSON forms of `records`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autonuq.errors import StudyError
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.search.storage import open_storage
+
+# Attributes of a study.
+FINGERPRINT = "autonuq:fingerprint"
+ORIGINAL_METRIC = "autonuq:original_metric"
+LAYERS = "autonuq:layers"
+TARGET_TRIALS = "autonuq:target_trials"
+PROVENANCE = "autonuq:provenance"
+CODEC = "autonuq:codec"
+# Attributes of a trial.
+TRIAL = "autonuq:trial"
+ORIGIN = "autonuq:origin"
+WORKER = "autonuq:worker"
+CONSTRAINT = "satisfied"
+
+FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best satisfied trial.
+
+    Attributes
+    ----------
+    trial : int
+    ratio, metric : float
+    levels : mapping of str to int
+        Of every quantized layer.
+    size_bytes : int
+    """
+
+    trial: int
+    ratio: float
+    metric: float
+    levels: Mapping[str, int]
+    size_bytes: int
+
+
+class Study:
+    """A handle of a study in its storage; it holds no state of its own.
+
+    Parameters
+    ----------
+    optuna_study : optuna.Study
+    """
+
+    def __init__(self, optuna_study: optuna.Study) -> None:
+        self.optuna = optuna_study
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.optuna.study_name
+
+    def record(self) -> StudyRecord:
+        """Read the study as plain data."""
+        attributes = self.optuna.user_attrs
+        return StudyRecord(
+            name=self.name,
+            codec=attributes.get(CODEC, ""),
+            original_metric=attributes.get(ORIGINAL_METRIC),
+            layers=tuple(_layer_record(entry) for entry in attributes.get(LAYERS, [])),
+            trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
+            target_trials=attributes.get(TARGET_TRIALS, 0),
+            provenance=attributes.get(PROVENANCE, {}),
+        )
+
+    @property
+    def best(self) -> Best | None:
+        """The satisfied trial with the largest ratio, None if there is none."""
+        record = self.record()
+        found = record.best
+        if found is None or found.ratio is None or found.metric is None or found.size_bytes is None:
+            return None
+        return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
+
+
+def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
+    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    return LayerRecord(**{**entry, **lists})
+
+
+_STATES: dict[TrialState, Any] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "failed",
+}
+
+
+def trial_record(trial: FrozenTrial) -> TrialRecord:
+    """Read one trial as plain data."""
+    stored = trial.user_attrs.get(TRIAL, {})
+    origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
+    return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
+
+
+def load_study(name: str, storage: str) -> Study:
+    """Open a stored study to look at it.
+
+    Raises
+    ------
+    StudyError
+        It does not exist, or the storage cannot be read.
+    """
+    return Study(open_storage(storage).load(name))
+
+
+def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
+    """Refuse a study that was started with something else, naming what differs.
+
+    Raises
+    ------
+    StudyError
+        A digest differs from the stored one.
+    """
+    stored = study.user_attrs.get(FINGERPRINT, {})
+    different = [key for key, value in fingerprint.items() if stored.get(key) != value]
+    if different:
+        raise StudyError(
+            f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
+            study=study.study_name,
+        )
+
+
+def requeue_orphans(study: optuna.Study) -> None:
+    """Put trials that no living process runs back into the queue, with the parameters they had."""
+    host = socket.gethostname()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker_host, _, pid = trial.user_attrs.get(WORKER, f"{host}:0").rpartition(":")
+        if worker_host == host and not _is_alive(int(pid)):
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid <= 0 or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,138 @@
+"""What a study is told: its task, and how it tells of its progress."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autonuq.compress import ModelPair, QuantizedModel, default_config, quantize
+from autonuq.errors import StudyError
+from autonuq.graph.files import load_graph
+from autonuq.quant.config import QuantizationConfig
+from autonuq.records import TrialRecord
+from autonuq.search.evaluator import evaluator_fingerprint
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that defines a study.
+
+    Attributes
+    ----------
+    name : str
+    source : ModelPair
+        The float network.
+    evaluator : object
+        See `search.evaluator.Evaluator`.
+    out : Path
+        Folder of results and of what later runs need.
+    storage : str
+        URL of the storage.
+    config : QuantizationConfig or None
+        None quantizes every layer that can be, with `batch_num` and `activation_offset`.
+    batch_num : int
+        Forward passes of the calibration.
+    activation_offset : bool
+    codec : str
+        Key of `quant.codec.CODECS`.
+    sampler : str
+        Key of `search.sampler.SAMPLERS`.
+    seed : int
+    n_trials : int
+        Total of the study, resumed runs included.
+    """
+
+    name: str
+    source: ModelPair
+    evaluator: Any
+    out: Path
+    storage: str
+    config: QuantizationConfig | None = None
+    batch_num: int = 1
+    activation_offset: bool = True
+    codec: str = "entropy"
+    sampler: str = "tpe"
+    seed: int = 0
+    n_trials: int = 40
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the exported files' names."""
+        return str(self.out / self.name)
+
+    @property
+    def record_file(self) -> Path:
+        """The record file of the calibration."""
+        return self.out / "calibration" / "record.txt"
+
+    @property
+    def curves_file(self) -> Path:
+        """The curves, built once."""
+        return self.out / "calibration" / "curves.npz"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What just happened, for whoever shows it.
+
+    Attributes
+    ----------
+    stage : {"baseline", "calibration", "curves", "trial"}
+    message : str
+    done, total : int
+        Within the stage.
+    trial, best : TrialRecord or None
+    """
+
+    stage: str
+    message: str
+    done: int
+    total: int
+    trial: TrialRecord | None = None
+    best: TrialRecord | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def quantized_model(task: Task) -> QuantizedModel:
+    """Load the network and quantize its weights as the task says."""
+    graph = load_graph(task.source.model, task.source.weights)
+    config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
+    return quantize(graph, config)
+
+
+def check_folder(task: Task) -> None:
+    """Make the folders and write into them once, before hours are spent."""
+    try:
+        task.record_file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=task.out):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"the output folder {task.out} cannot be written: {error.strerror}; choose another with --out",
+            study=task.name,
+        ) from error
+
+
+def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
+    """Digest everything that changes a measurement, under the words that a user knows."""
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
+        {name: asdict(settings) for name, settings in model.config.layers.items()}
+    )
+    return {
+        "prototxt": digest(task.source.model),
+        "weights": digest(task.source.weights),
+        "quantization": hashlib.sha256(config.encode()).hexdigest(),
+        "codec": task.codec,
+        "evaluator": evaluator_fingerprint(task.evaluator),
+    }
