@@ -79,8 +79,9 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
     """Return the definition of a layer's type, or refuse it by name."""
     found = LAYER_TYPES.get(layer.type)
     if found is None:
-        near = get_close_matches(layer.type, LAYER_TYPES, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        known = {name.lower(): name for name in LAYER_TYPES}
+        near = get_close_matches(layer.type.lower(), known, 1)
+        hint = f"; did you mean '{known[near[0]]}'?" if near else ""
         raise graph.error(
             layer, f"type '{layer.type}' is not supported{hint} (supported: {', '.join(sorted(LAYER_TYPES))})"
         )

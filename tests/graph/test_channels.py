@@ -1,0 +1,84 @@
+"""Statistics, factors and offsets per channel, beyond what was recorded."""
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2, 3)], ids=str)
+def test_batch_norm_of_any_number_of_axes(run, rng, shape):
+    x, mean, variance = rng.normal(size=shape), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    layer = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.02 } }'
+    found = run(layer, {"x": x}, {"b": [mean * 4, variance * 4, [4]]})["y"]
+    across = (-1, *(1,) * (len(shape) - 2))
+    wanted = (x - mean.reshape(across)) / np.sqrt(variance.reshape(across) + 0.02)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_with_factor_zero_takes_statistics_as_zero(run, rng):
+    x = rng.normal(size=(2, 3, 2, 2))
+    layer = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.25 } }'
+    found = run(layer, {"x": x}, {"b": [np.ones(3), np.ones(3), [0]]})["y"]
+    np.testing.assert_allclose(found, x * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5)], ids=str)
+def test_batch_norm_with_statistics_of_the_batch(run, rng, shape):
+    x = rng.normal(size=shape) * 3 + 10
+    layer = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { use_global_stats: false } }'
+    found = run(layer, {"x": x}, {"b": [np.ones(3), np.ones(3), [1]]})["y"]
+    axes = (0, *range(2, len(shape)))
+    wanted = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axis", "num_axes", "blob"),
+    [(1, 1, (3,)), (0, 1, (2,)), (-1, 1, (5,)), (-2, -1, (4, 5)), (0, -1, (2, 3, 4, 5)), (1, 2, (3, 4)), (3, 0, ())],
+)
+@pytest.mark.parametrize("kind", ["Scale", "Bias"])
+def test_own_factors_lie_along_axis_and_num_axes(run, rng, kind, axis, num_axes, blob):
+    x, factor = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=blob)
+    text = f"{kind.lower()}_param {{ axis: {axis} num_axes: {num_axes} }}"
+    layer = f'layer {{ name: "s" type: "{kind}" bottom: "x" top: "y" {text} }}'
+    found = run(layer, {"x": x}, {"s": [factor]})["y"]
+    first = axis % 4 if blob else 0
+    beside = np.asarray(factor).reshape(*blob, *(1,) * (4 - first - len(blob)))
+    np.testing.assert_allclose(found, x * beside if kind == "Scale" else x + beside, rtol=1e-5, atol=1e-6)
+
+
+def test_scale_by_a_second_input_adds_its_bias_along_the_same_axes(run, rng):
+    x, factor, bias = rng.normal(size=(2, 3, 4)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    layer = (
+        'layer { name: "s" type: "Scale" bottom: "x" bottom: "f" top: "y" '
+        "scale_param { axis: -2 num_axes: 1 bias_term: true } }"
+    )
+    found = run(layer, {"x": x, "f": factor}, {"s": [bias]})["y"]
+    np.testing.assert_allclose(found, x * factor + bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("across", [True, False])
+def test_mvn_gives_four_axes(run, rng, shape, across):
+    x = rng.normal(size=shape) * 2 + 1
+    layer = (
+        'layer { name: "m" type: "MVN" bottom: "x" top: "y" '
+        f"mvn_param {{ across_channels: {str(across).lower()} eps: 0.125 }} }}"
+    )
+    wide = x.reshape(*shape, *(1,) * (4 - len(shape)))
+    axes = (1, 2, 3) if across else (2, 3)
+    wanted = (wide - wide.mean(axes, keepdims=True)) / (wide.std(axes, keepdims=True) + 0.125)
+    np.testing.assert_allclose(run(layer, {"x": x})["y"], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_prelu(run, rng, shape, shared):
+    x, slope = rng.normal(size=shape), rng.normal(size=() if shared else 3)
+    layer = (
+        'layer { name: "p" type: "PReLU" bottom: "x" top: "y" '
+        f"prelu_param {{ channel_shared: {str(shared).lower()} }} }}"
+    )
+    beside = slope if shared else slope.reshape(3, *(1,) * (len(shape) - 2))
+    np.testing.assert_allclose(
+        run(layer, {"x": x}, {"p": [slope]})["y"], np.where(x > 0, x, x * beside), rtol=1e-5, atol=1e-6
+    )
