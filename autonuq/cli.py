@@ -20,7 +20,7 @@ from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
-from autonuq.errors import AutonuqError
+from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.records import StudyRecord, TrialRecord
@@ -133,7 +133,10 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
     except KeyboardInterrupt:
         interrupted = True
         err.print("interrupted; go on with 'autonuq resume'")
-        study = load_study(task.name, task.storage)
+        try:
+            study = load_study(task.name, task.storage)
+        except StudyError as error:  # interrupted before there was one
+            raise typer.Exit(INTERRUPTED) from error
     record = study.record()
     if record.best is not None:
         written = export_trial(task, study).paths()

@@ -19,7 +19,7 @@ from autonuq.quant.curve import Curve
 from autonuq.records import TrialRecord
 from autonuq.search.evaluator import is_satisfied, score
 from autonuq.search.space import Space
-from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, TRIAL, WORKER, Study, trial_record
+from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, TRIAL, WORKER, Study, requeue, trial_record
 from autonuq.search.task import OnProgress, Progress, Task
 from autonuq.search.verdict import margin
 
@@ -46,8 +46,7 @@ class Runner:
 
     def run(self, deadline: float | None) -> None:
         """Run what is left; raise EvaluatorError after three failures in a row."""
-        if not self.study.get_trials(deepcopy=False):
-            self._enqueue_seeds()
+        self._enqueue_seeds()
         failures = 0
         target = min(self.task.n_trials, self.space.size)
         while self._finished() < target and (deadline is None or time.monotonic() < deadline):
@@ -56,7 +55,7 @@ class Runner:
             try:
                 record = self._run_trial(trial)
             except BaseException:
-                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                requeue(self.study, trial._trial_id)
                 raise
             failures = failures + 1 if record.state == "failed" else 0
             self.on_progress(self._progress(record))
@@ -67,7 +66,9 @@ class Runner:
                 )
 
     def _enqueue_seeds(self) -> None:
-        for plan in self.space.seeds():
+        """Queue the seeds that are not in the storage yet: all of them, or what a killed start left out."""
+        there = sum(trial.user_attrs.get(ORIGIN) == "seed" for trial in self.study.get_trials(deepcopy=False))
+        for plan in self.space.seeds()[there:]:
             self.study.enqueue_trial(self.space.parameters(plan), user_attrs={ORIGIN: "seed"})
 
     def _finished(self) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
@@ -148,7 +150,13 @@ def requeue_orphans(study: optuna.Study) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker_host, _, pid = trial.user_attrs.get(WORKER, f"{host}:0").rpartition(":")
         if worker_host == host and not _is_alive(int(pid)):
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            requeue(study, trial._trial_id)
+
+
+def requeue(study: optuna.Study, trial_id: int) -> None:
+    """Put an unfinished trial back into the queue; whoever asks next gets it with the parameters that it had."""
+    with suppress(UpdateFinishedTrialError):  # finished just before an interrupt
+        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
 def _is_alive(pid: int) -> bool:
