@@ -31,7 +31,7 @@ CHUNK = 1 << 20
 """Values that are worked on at a time: bounds the temporaries to some tens of MB."""
 
 # Bound on the relative rounding error of the fast error sums: a float64 cumulative sum over one chunk is off by at
-# most CHUNK * 2**-53 < 1.2e-10 of its total, and three such sums meet.
+# most CHUNK * 2**-53 < 1.2e-10 of its total; a few such sums meet.
 SHORTLIST_TOLERANCE = 1e-9
 
 
@@ -96,7 +96,7 @@ def ifmr(values: NDArray[Any], *, settings: ActivationSettings, with_offset: boo
     0, so that it wins; here it never does.
 
     **Cost**: O(n log n) for all candidates together instead of O(n K): each chunk of V is sorted once; the values
-    of one step are then neighbours, and ``sum((x - g)**2)`` comes from cumulative sums of x and x**2 at b. This
+    of one step are then neighbours, and ``sum((x - g)**2)`` comes from one cumulative sum of x at b. This
     leaves out every candidate that is worse by more than the rounding error of those sums; the rest, mostly one,
     is evaluated by the definition. Temporaries are bounded, plus one copy of V for the order statistics.
 
@@ -126,9 +126,7 @@ def fake_quantize(values: NDArray[Any], range: ActivationRange) -> NDArray[np.fl
     """
     scale = np.float32(range.scale)
     steps = round_half_away(np.asarray(values, dtype=np.float32) / scale)
-    bounded: NDArray[np.float32] = np.clip(
-        steps, np.float32(-128 - range.offset), np.float32(127 - range.offset)
-    )
+    bounded: NDArray[np.float32] = np.clip(steps, np.float32(-128 - range.offset), np.float32(127 - range.offset))
     return bounded * scale
 
 
@@ -280,9 +278,7 @@ def _symmetric_scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDA
     return np.where(high > -low, high / np.float32(127), -low / np.float32(128))
 
 
-def _percentile_bounds(
-    values: NDArray[np.float32], settings: ActivationSettings
-) -> tuple[np.float32, np.float32]:
+def _percentile_bounds(values: NDArray[np.float32], settings: ActivationSettings) -> tuple[np.float32, np.float32]:
     def rank(percentile: float) -> int:
         kept = int(np.floor(np.float32(percentile) * np.float32(values.size)))
         return max(values.size - kept, 1)
@@ -292,9 +288,7 @@ def _percentile_bounds(
     return min(ordered[at_low], np.float32(0)), max(ordered[at_high], np.float32(0))
 
 
-def _candidates(
-    low: np.float32, high: np.float32, settings: ActivationSettings, with_offset: bool
-) -> _Candidates:
+def _candidates(low: np.float32, high: np.float32, settings: ActivationSettings, with_offset: bool) -> _Candidates:
     start, end, step = map(np.float32, (settings.search_start, settings.search_end, settings.search_step))
     count = int((end - start) / step + np.float32(1)) if step > 0 else 0
     if count < 1 or start <= 0:
@@ -329,16 +323,18 @@ def _best_candidate(values: NDArray[np.float32], candidates: _Candidates) -> int
     return int(shortlist[0])
 
 
+def _sum_of_squares(values: NDArray[Any]) -> float:
+    exact = values.astype(np.float64, copy=False)
+    return float(np.dot(exact, exact))
+
+
 def _defined_losses(values: NDArray[np.float32], candidates: _Candidates) -> NDArray[np.float64]:
     """Return the summed squared error of each candidate, straight from the definition."""
     losses = np.zeros(candidates.scale.size)
     for chunk in _chunks(values):
-        for index, (low, high, scale) in enumerate(
-            zip(candidates.low, candidates.high, candidates.scale, strict=True)
-        ):
+        for index, (low, high, scale) in enumerate(zip(candidates.low, candidates.high, candidates.scale, strict=True)):
             restored = round_half_away(np.clip(chunk, low, high) / scale) * scale
-            error = np.subtract(restored, chunk, dtype=np.float64)
-            losses[index] += np.dot(error, error)
+            losses[index] += _sum_of_squares(np.subtract(restored, chunk, dtype=np.float64))
     return losses
 
 
@@ -350,10 +346,10 @@ def _fast_losses(
     losses, magnitudes = np.zeros(candidates.scale.size), np.zeros(candidates.scale.size)
     for chunk in _chunks(values):
         ordered = np.sort(chunk)
-        sums, squares = (np.concatenate(([0.0], np.cumsum(ordered**p, dtype=np.float64))) for p in (1, 2))
+        sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
         inner = np.searchsorted(ordered, boundaries.ravel()).reshape(boundaries.shape)
         stops = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, ordered.size)))
-        energy = squares[-1] + np.sum(grid * grid * np.diff(stops), axis=1)
+        energy = _sum_of_squares(chunk) + np.sum(grid * grid * np.diff(stops), axis=1)
         losses += energy - 2 * np.sum(grid * np.diff(sums[stops]), axis=1)
         magnitudes += energy
     return losses, SHORTLIST_TOLERANCE * magnitudes

@@ -1,68 +1,84 @@
-"""Rate-distortion curves: what a layer costs in bytes, and what it loses, at every useful codebook."""
+"""Rate-distortion curves: for one layer, the codebooks worth having, from all its codes to few.
+
+The unit of distortion is the expected squared error of the layer's output, summed over its weights as if their errors
+were independent: sum of importance * (code - level)**2 with importance = scale**2 * second moment of the input.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq.errors import QuantizationError
 from autonuq.quant.codebook import (
+    BINS,
     Codebook,
+    CodebookFamily,
     build_codebook,
     build_codebooks,
-    build_entropy_codebook,
+    build_entropy_codebooks,
     code_histogram,
     code_importance,
 )
 from autonuq.quant.codec import Codec
 
-# Grid steps, in codes, from below one code to a fifth of the range, whose error and rate an entropy-coded uniform
-# quantizer would have; they become the Lagrangians at which codebooks are designed.
-_GRID_STEPS = np.geomspace(0.5, 100, 64)
+MAX_POINTS = 64
+"""Points of a curve at most."""
 
-# A codebook that loses more of the weights' energy than this is no use to any layer.
-_MAX_LOSS = 0.5
+LAGRANGIANS = 128
+"""Entropy-constrained codebooks that are tried per layer."""
+
+MAX_LOSS = 0.5
+"""Largest distortion of a point, as a share of the layer's output energy; nothing behind it is of use to a network."""
+
+_CODES = np.arange(-128.0, 128.0)
+_ZERO = 128
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The useful operating points of one layer.
+    """The useful operating points of one layer, from large and exact to small and coarse.
 
     Attributes
     ----------
     layer : str
-    rates_bytes : ndarray, shape (n,)
-        Falling; exact sizes.
+        Name of the layer.
+    rates_bytes : ndarray of int64 or float64, shape (n,)
+        Exact size of the layer in its codec, strictly falling.
     distortions : ndarray of float64, shape (n,)
-        Rising; expected squared output error, up to a factor common to the layer.
-    codebooks : tuple of Codebook, n of them or none
-        Point 0 keeps every code.
+        Expected squared output error, never falling; 0 at point 0.
+    codebooks : tuple of Codebook, length n, or empty
+        What each point keeps. Point 0 keeps every code that occurs.
 
     Raises
     ------
     ValueError
-        The arrays differ in length, are empty, or are not sorted so.
+        The arrays are empty, of different lengths, not finite, or not in order.
     """
 
     layer: str
-    rates_bytes: NDArray[np.generic]
+    rates_bytes: NDArray[Any]
     distortions: NDArray[np.float64]
     codebooks: tuple[Codebook, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check what the class promises."""
-        rates, distortions = np.asarray(self.rates_bytes, float), np.asarray(self.distortions, float)
-        if rates.ndim != 1 or rates.shape != distortions.shape or not rates.size:
-            raise ValueError(f"curve of '{self.layer}': rates and distortions must be equally long and not empty")
-        if (np.diff(rates) >= 0).any() or (np.diff(distortions) < 0).any():
-            raise ValueError(f"curve of '{self.layer}': rates must fall and distortions must not")
+        """Check the order, so that a curve from a file is as good as one that was built."""
+        rates, distortions = np.asarray(self.rates_bytes), np.asarray(self.distortions)
+        if rates.ndim != 1 or rates.size == 0 or distortions.shape != rates.shape:
+            raise ValueError(f"The curve of layer '{self.layer}' must have as many rates as distortions, at least one.")
         if self.codebooks and len(self.codebooks) != rates.size:
-            raise ValueError(f"curve of '{self.layer}': {len(self.codebooks)} codebooks for {rates.size} points")
+            raise ValueError(f"The curve of layer '{self.layer}' must have a codebook per point, or none.")
+        if not (np.all(np.isfinite(rates)) and np.all(np.isfinite(distortions))):
+            raise ValueError(f"The curve of layer '{self.layer}' must be finite.")
+        if np.any(np.diff(rates) >= 0) or np.any(np.diff(distortions) < 0):
+            raise ValueError(f"The curve of layer '{self.layer}' must have falling rates and rising distortions.")
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Number of levels of each point."""
+        """Number of levels of each point; empty without codebooks."""
         return tuple(len(codebook.levels) for codebook in self.codebooks)
 
 
@@ -71,8 +87,8 @@ def build_curve(
     codes: NDArray[np.int8],
     codec: Codec,
     *,
-    scale_like: NDArray[np.float32],
-    second_moments: NDArray[np.floating] | None = None,
+    scale_like: NDArray[Any],
+    second_moments: NDArray[Any] | None = None,
     nuq: bool = True,
 ) -> Curve:
     """Build the rate-distortion curve of one layer.
@@ -80,91 +96,130 @@ def build_curve(
     Parameters
     ----------
     layer : str
-    codes : ndarray of int8
-        Uniform weights.
+        Name of the layer.
+    codes : ndarray of int8, any shape but empty
+        Its uniform int8 weights.
     codec : Codec
-    scale_like : ndarray of float32
-        Scale of each weight; broadcasts over the codes.
+        What its bytes are counted with.
+    scale_like : ndarray of float
+        Scale of each weight; broadcasts to the shape of `codes`.
     second_moments : ndarray of float, optional
-        Mean square of the input that each weight meets; broadcasts over the codes. 1 by default.
+        Mean square of the input value that each weight multiplies; broadcasts to the shape of `codes`. 1 if omitted.
     nuq : bool
-        False: the layer keeps all its steps, and the curve has that one point.
+        False: the layer keeps its uniform steps, and the curve is one point.
 
     Returns
     -------
     Curve
-        The lower convex hull of the optimal codebooks of every size and, for a codec whose bytes depend on the
-        frequencies, of the entropy-constrained ones.
+        At most 64 points, on the lower-left convex hull of what was tried.
+
+    Raises
+    ------
+    QuantizationError
+        There are no codes, or scales or second moments are not finite.
 
     Notes
     -----
-    **Shapes**: codes (50, 20, 5, 5) go with scales (50, 1, 1, 1) and second moments (1, 20, 1, 1).
-    **Cost**: two dynamic programs over 256 bins; only points on the estimated hull are coded for their exact size.
+    Candidates are the exact optimal codebooks of every number of levels from 2 on and, where the codec is an entropy
+    coder, the exact entropy-constrained ones of a geometric grid of lagrangians. Those that lose over half of the
+    layer's output energy are left out. The hull is found on estimated sizes; its points are then encoded, and the hull
+    of the real sizes is the curve.
+
+    **Shapes**: codes (50, 20, 5, 5) go with scales (50, 1, 1, 1) and second moments (1, 20, 5, 5) or (1, 20, 1, 1).
+    **Cost**: some 40 ms for the codebooks, whatever the size of the layer, and encoding it at most 64 times.
+    **Source**: Shoham & Gersho, IEEE Trans. ASSP 36(9), 1988, for allocation over convex hulls.
     """
+    if codes.size == 0:
+        raise QuantizationError("there are no weights", layer=layer)
     histogram = code_histogram(codes)
-    everything = build_codebook(histogram, 256)
+    uniform_bytes = codec.size_bytes(codes)
     if not nuq:
-        return Curve(layer, np.array([codec.size_bytes(codes)]), np.zeros(1), (everything,))
-    moments = 1.0 if second_moments is None else second_moments
-    importance = code_importance(codes, np.asarray(scale_like, np.float64) ** 2 * moments)
-    codebooks = [everything, *_candidates(histogram, importance, codec)]
-    distortions = np.array([_distortion(codebook, importance) for codebook in codebooks])
-    energy = float((importance * np.arange(-128.0, 128) ** 2).sum())
-    useful = np.flatnonzero(distortions <= _MAX_LOSS * energy)
-    codebooks, distortions = [codebooks[index] for index in useful], distortions[useful]
-    estimates = np.array([codec.estimate_bytes(_kept(codebook, histogram)) for codebook in codebooks])
-    hull = _lower_hull(estimates, distortions)
-    rates = np.array([codec.size_bytes(codebooks[index].apply(codes)) for index in hull])
-    exact = [int(hull[index]) for index in _lower_hull(rates.astype(float), distortions[hull])]
-    size = dict(zip(hull.tolist(), rates.tolist(), strict=True))
-    return Curve(
-        layer,
-        np.array([size[index] for index in exact]),
-        distortions[exact],
-        tuple(codebooks[index] for index in exact),
-    )
+        return Curve(layer, np.array([uniform_bytes]), np.zeros(1), (build_codebook(histogram, BINS),))
+    importance = _importance(layer, codes, scale_like, second_moments)
+    uniform, *others = _candidates(histogram, importance, codec)
+    distortions = np.array([_distortion(codebook, importance) for codebook in (uniform, *others)])
+    estimates = [codec.estimate_bytes(_coarse(codebook, histogram)) for codebook in others]
+    rates = np.array([float(uniform_bytes), *estimates])
+    useful = np.flatnonzero(distortions <= MAX_LOSS * np.dot(importance, _CODES**2))
+    chosen = useful[_thinned(_lower_hull(rates[useful], distortions[useful]))]
+    for point in chosen[1:]:
+        rates[point] = codec.size_bytes(others[point - 1].apply(codes))
+    chosen = chosen[_lower_hull(rates[chosen], distortions[chosen])]
+    codebooks = (uniform, *(others[point - 1] for point in chosen[1:]))
+    return Curve(layer, rates[chosen].astype(np.int64), distortions[chosen], codebooks)
+
+
+def _importance(
+    layer: str, codes: NDArray[np.int8], scale_like: NDArray[Any], second_moments: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    moments = np.ones(1) if second_moments is None else np.asarray(second_moments, dtype=np.float64)
+    try:
+        return code_importance(codes, np.asarray(scale_like, dtype=np.float64) ** 2 * moments)
+    except QuantizationError as error:
+        raise QuantizationError(str(error), layer=layer) from error
 
 
 def _candidates(histogram: NDArray[np.int64], importance: NDArray[np.float64], codec: Codec) -> list[Codebook]:
+    """Return the codebook of all codes that occur, then others with at least two levels."""
     family = build_codebooks(histogram, importance=importance)
-    found = [family.codebook(levels) for levels in range(2, family.max_levels + 1)]
-    if codec.name == "fixed":
-        return found
-    # An entropy-coded uniform quantizer of step d loses d**2/12 a weight; its slope is 2 ln 2 d**2/12 a bit.
-    mean = importance.sum() / histogram.sum()
-    lagrangians = mean * _GRID_STEPS**2 * np.log(2) / 6
-    return found + [build_entropy_codebook(histogram, slope, importance=importance) for slope in lagrangians]
+    found = [family.codebook(levels) for levels in (BINS, *range(2, family.max_levels))]
+    if codec.entropy_coded and family.max_levels > 2:
+        grid = _lagrangians(family, int(histogram.sum()))
+        constrained = build_entropy_codebooks(histogram, grid, importance=importance)
+        found += [codebook for codebook in constrained if 2 <= len(codebook.levels) < family.max_levels]
+    return found
+
+
+def _lagrangians(family: CodebookFamily, count: int) -> NDArray[np.float64]:
+    """Return slopes that span the curve, in distortion per bit.
+
+    At high rate the distortion of a weight falls by a factor of four per bit, so the slope of the whole layer's is
+    2 ln 2 times distortion over `count` weights; the grid goes from well below the finest codebook's to the coarsest's.
+    """
+    positive = family.distortions[:-1][family.distortions[:-1] > 0]
+    if positive.size == 0:
+        return np.empty(0)
+    slopes = 2 * np.log(2) / count * positive
+    return np.geomspace(slopes[-1] / 4, slopes[0], LAGRANGIANS)
 
 
 def _distortion(codebook: Codebook, importance: NDArray[np.float64]) -> float:
-    error = np.arange(-128, 128) - codebook.table.astype(float)
-    return float((importance * error**2).sum())
+    return float(np.dot(importance, (_CODES - codebook.table) ** 2))
 
 
-def _kept(codebook: Codebook, histogram: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the histogram of the codes after the codebook."""
-    kept = np.bincount(codebook.table.astype(int) + 128, weights=histogram, minlength=256)
-    return kept.astype(np.int64)
+def _coarse(codebook: Codebook, histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the histogram of the layer once its codes are levels."""
+    coarse = np.zeros(BINS, dtype=np.int64)
+    np.add.at(coarse, codebook.table.astype(np.int64) + _ZERO, histogram)
+    return coarse
 
 
-def _lower_hull(rates: NDArray[np.float64], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the indices of the lower-left convex hull, by falling rate, from point 0 on.
+def _thinned(points: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return at most MAX_POINTS of the points, evenly, with both ends."""
+    if points.size <= MAX_POINTS:
+        return points
+    return points[np.linspace(0, points.size - 1, MAX_POINTS).round().astype(np.int64)]
 
-    Point 0 has distortion 0 and so is always the first.
+
+def _lower_hull(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of the lower-left convex hull that starts at point 0, rates strictly falling.
+
+    Point 0 has distortion 0; points that are no smaller than it are of no use. Of points in a line the inner ones are
+    left out.
     """
-    hull: list[int] = [0]
-    for index in np.lexsort((rates, distortions)):
-        if index == 0 or rates[index] >= rates[hull[-1]]:
+    hull = [0]
+    order = np.lexsort((rates, distortions))
+    for point in order[rates[order] < rates[0]].tolist():
+        if rates[point] >= rates[hull[-1]]:
             continue
-        while len(hull) > 1 and _is_above(hull[-2], hull[-1], int(index), rates, distortions):
+        while len(hull) > 1 and _is_above(hull[-1], hull[-2], point, rates, distortions):
             hull.pop()
-        hull.append(int(index))
+        hull.append(point)
     return np.array(hull)
 
 
-def _is_above(
-    first: int, middle: int, last: int, rates: NDArray[np.float64], distortions: NDArray[np.float64]
-) -> bool:
-    """Say whether `middle` lies on or above the chord from `first` to `last`."""
-    share = (rates[first] - rates[middle]) / (rates[first] - rates[last])
-    return bool(distortions[middle] >= distortions[first] + share * (distortions[last] - distortions[first]))
+def _is_above(middle: int, left: int, right: int, rates: NDArray[Any], distortions: NDArray[np.float64]) -> bool:
+    """Tell whether a point is on or above the line between its neighbours; rates fall from left to right."""
+    risen = (distortions[middle] - distortions[left]) * (rates[left] - rates[right])
+    line = (distortions[right] - distortions[left]) * (rates[left] - rates[middle])
+    return bool(risen >= line)

@@ -130,16 +130,12 @@ def quantize_weights(weights: NDArray[Any], *, channel_axis: int | None) -> Unif
     if not (np.all(np.isfinite(largest)) and np.all(np.isfinite(smallest))):
         raise QuantizationError("weights must be finite; they hold NaN or infinity")
     positive = largest > -smallest
-    scale = checked_scale(
-        np.atleast_1d(np.where(positive, largest / np.float32(127), -smallest / np.float32(128)))
-    )
+    scale = checked_scale(np.atleast_1d(np.where(positive, largest / np.float32(127), -smallest / np.float32(128))))
     steps = round_half_away(weights / _scale_over(scale, weights.ndim, channel_axis))
     return UniformWeights(np.clip(steps, -128, 127).astype(np.int8), scale, channel_axis)
 
 
-def dequantize(
-    codes: NDArray[np.int8], scale: NDArray[np.float32], channel_axis: int | None
-) -> NDArray[np.float32]:
+def dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], channel_axis: int | None) -> NDArray[np.float32]:
     """Return ``codes * scale`` in float32.
 
     Parameters
