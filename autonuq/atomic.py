@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,16 +24,17 @@ def replace_file(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Path
         The folder is missing or not writable, or the disk is full; the old file is untouched.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    # Unlike tempfile's, this file gets the permissions that the process's umask leaves.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 
@@ -41,10 +42,3 @@ def replace_file(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Path
 def replace_text(path: str | Path, text: str) -> Path:
     """Write `text` to `path` as UTF-8, atomically."""
     return replace_file(path, [text.encode()])
-
-
-def _umask() -> int:
-    """Return the process's umask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
