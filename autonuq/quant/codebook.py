@@ -147,8 +147,8 @@ class Codebook:
 
         Notes
         -----
-        **Cost**: O(n), one copy and one pass of the standard library's byte table, two to three times as fast as
-        `numpy.take`.
+        **Cost**: O(n), one copy and one pass of the standard library's byte table: about twice as fast as
+        `numpy.take` on layers of up to some million weights, level with it beyond.
         """
         return look_up(codes, self.table.astype(np.int8)).view(np.int8)
 
