@@ -79,3 +79,13 @@ def test_two_recurrent_layers_do_not_mix_their_names(run, rng):
     np.testing.assert_allclose(found["a"], first, rtol=1e-4, atol=1e-5)
     last = lstm(first, feeds["cont"], second, None, np.zeros((2, 1)), np.zeros((2, 1)))[0]
     np.testing.assert_allclose(found["b"], last, rtol=1e-4, atol=1e-5)
+
+
+def test_lstm_unit_is_one_step(run, rng):
+    c, gates, cont = rng.normal(size=(1, 3, 2)), rng.normal(size=(1, 3, 8)), np.array([[1, 0, 1]])
+    layer = 'layer { name: "u" type: "LSTMUnit" bottom: "c" bottom: "g" bottom: "cont" top: "c1" top: "h1" }'
+    found = run(layer, {"c": c, "g": gates, "cont": cont})
+    i, f, o, g = np.split(gates, 4, axis=2)
+    wanted = cont[..., None] * sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    np.testing.assert_allclose(found["c1"], wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["h1"], sigmoid(o) * np.tanh(wanted), rtol=1e-5, atol=1e-6)

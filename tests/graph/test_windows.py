@@ -121,6 +121,19 @@ def test_bottoms_of_one_layer_share_its_weights(run, rng):
         np.testing.assert_allclose(found[top], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_im2col_of_three_axes_dilated(run, rng):
+    x = rng.normal(size=(1, 2, 4, 5, 6))
+    layer = (
+        'layer { name: "i" type: "Im2col" bottom: "x" top: "y" convolution_param { kernel_size: 2 pad: 0 pad: 1 pad: 2 '
+        "stride: 1 stride: 2 stride: 1 dilation: 1 dilation: 1 dilation: 3 } }"
+    )
+    one_hot = np.zeros((16, 2, 2, 2, 2))
+    for output, (channel, *place) in enumerate(positions((2, 2, 2, 2))):
+        one_hot[(output, channel, *place)] = 1
+    wanted = convolve(x, one_hot, np.zeros(16), (1, 2, 1), (0, 1, 2), (1, 1, 3), 1)
+    np.testing.assert_array_equal(run(layer, {"x": x})["y"], np.float32(wanted))
+
+
 def test_im2col_puts_kernel_positions_behind_their_channel(run, rng):
     x = rng.normal(size=(2, 3, 6, 5))
     layer = (
@@ -202,6 +215,14 @@ def test_pooling_is_caffes_for_any_window(run, case):
     np.testing.assert_allclose(found["y"], top, rtol=1e-5, atol=1e-5)
     if case["method"] == "MAX":
         np.testing.assert_array_equal(found["m"], mask)
+
+
+def test_global_max_pooling_gives_a_mask_too(run, rng):
+    x = rng.normal(size=(2, 3, 4, 5))
+    layer = 'layer { name: "p" type: "Pooling" bottom: "x" top: "y" top: "m" pooling_param { global_pooling: true } }'
+    found = run(layer, {"x": x})
+    np.testing.assert_array_equal(found["m"].reshape(2, 3), x.reshape(2, 3, -1).argmax(axis=2))
+    np.testing.assert_array_equal(found["y"].reshape(2, 3), np.float32(x).max(axis=(2, 3)))
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE"])

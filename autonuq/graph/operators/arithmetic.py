@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from onnx import TensorProto
 
 from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Layer, Shape
@@ -16,12 +17,22 @@ from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.arithmetic import reduction_axis
 from autonuq.graph.shapes.registry import LayerError, canonical_axis
 
-_PLAIN = {"AbsVal": "Abs", "BNLL": "Softplus", "Sigmoid": "Sigmoid", "TanH": "Tanh"}
+_PLAIN = {"AbsVal": "Abs", "Sigmoid": "Sigmoid", "TanH": "Tanh"}
 
 
 @lowers(*_PLAIN)
 def _plain(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     return [builder.add(_PLAIN[layer.type], tensors[0], label=layer.name)]
+
+
+@lowers("BNLL")
+def _bnll(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """max(x, 0) + log(1 + e^-|x|), the logarithm in float64 as in Caffe; Softplus loses the digits of small results."""
+    decay = builder.add("Exp", builder.add("Neg", builder.add("Abs", tensors[0])))
+    wide = builder.add("Cast", decay, to=TensorProto.DOUBLE)
+    one = builder.add("Cast", builder.constant("one", 1.0), to=TensorProto.DOUBLE)
+    log = builder.floats(builder.add("Log", builder.add("Add", wide, one)))
+    return [builder.add("Add", builder.add("Relu", tensors[0]), log, label=layer.name)]
 
 
 @lowers("Dropout")

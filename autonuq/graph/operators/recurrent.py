@@ -27,6 +27,18 @@ from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.recurrent import Recurrence, recurrence
 
 
+@lowers("LSTMUnit")
+def _lstm_unit(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """One step from c_{t-1}, gates and marks: c_t, then h_t."""
+    old, gates, mark = tensors
+    mark = builder.reshape(mark, [*shapes[2], 1])
+    i, f, o, g = builder.add_many("Split", gates, count=4, axis=2)
+    kept = builder.add("Mul", builder.add("Mul", builder.add("Sigmoid", f), mark), old)
+    added = builder.add("Mul", builder.add("Sigmoid", i), builder.add("Tanh", g))
+    cell = builder.add("Add", kept, added, label=layer.name)
+    return [cell, builder.add("Mul", builder.add("Sigmoid", o), builder.add("Tanh", cell), label=layer.name)]
+
+
 @lowers("RNN", "LSTM")
 def _recurrent(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     found = recurrence(layer, shapes)
@@ -69,17 +81,17 @@ def _lstm_step(
 ) -> list[str]:
     name = layer.name
     nodes = [
-        helper.make_node("Mul", [f"{name}.h", f"{name}.mark"], [f"{name}.kept"]),
-        helper.make_node("Gemm", [f"{name}.kept", weights[0], f"{name}.driven"], [f"{name}.gates"], transB=1),
-        helper.make_node("Split", [f"{name}.gates"], [f"{name}.{gate}'" for gate in "ifog"], axis=1),
-        *(helper.make_node("Sigmoid", [f"{name}.{gate}'"], [f"{name}.{gate}"]) for gate in "ifo"),
-        helper.make_node("Tanh", [f"{name}.g'"], [f"{name}.g"]),
-        helper.make_node("Mul", [f"{name}.f", f"{name}.mark"], [f"{name}.forget"]),
-        helper.make_node("Mul", [f"{name}.forget", f"{name}.c"], [f"{name}.old"]),
-        helper.make_node("Mul", [f"{name}.i", f"{name}.g"], [f"{name}.new"]),
-        helper.make_node("Add", [f"{name}.old", f"{name}.new"], [f"{name}.c_next"]),
-        helper.make_node("Tanh", [f"{name}.c_next"], [f"{name}.squashed"]),
-        helper.make_node("Mul", [f"{name}.o", f"{name}.squashed"], [f"{name}.h_next"]),
+        helper.make_node("Mul", [f"{name}:h", f"{name}:mark"], [f"{name}:kept"]),
+        helper.make_node("Gemm", [f"{name}:kept", weights[0], f"{name}:driven"], [f"{name}:gates"], transB=1),
+        helper.make_node("Split", [f"{name}:gates"], [f"{name}:{gate}'" for gate in "ifog"], axis=1),
+        *(helper.make_node("Sigmoid", [f"{name}:{gate}'"], [f"{name}:{gate}"]) for gate in "ifo"),
+        helper.make_node("Tanh", [f"{name}:g'"], [f"{name}:g"]),
+        helper.make_node("Mul", [f"{name}:f", f"{name}:mark"], [f"{name}:forget"]),
+        helper.make_node("Mul", [f"{name}:forget", f"{name}:c"], [f"{name}:old"]),
+        helper.make_node("Mul", [f"{name}:i", f"{name}:g"], [f"{name}:new"]),
+        helper.make_node("Add", [f"{name}:old", f"{name}:new"], [f"{name}:c_next"]),
+        helper.make_node("Tanh", [f"{name}:c_next"], [f"{name}:squashed"]),
+        helper.make_node("Mul", [f"{name}:o", f"{name}:squashed"], [f"{name}:h_next"]),
     ]
     return _scan(builder, name, nodes, dict(zip("hc", first, strict=True)), driven, marks, found)
 
@@ -95,9 +107,9 @@ def _rnn_step(
 ) -> list[str]:
     name = layer.name
     nodes = [
-        helper.make_node("Mul", [f"{name}.h", f"{name}.mark"], [f"{name}.kept"]),
-        helper.make_node("Gemm", [f"{name}.kept", weights[0], f"{name}.driven"], [f"{name}.sum"], transB=1),
-        helper.make_node("Tanh", [f"{name}.sum"], [f"{name}.h_next"]),
+        helper.make_node("Mul", [f"{name}:h", f"{name}:mark"], [f"{name}:kept"]),
+        helper.make_node("Gemm", [f"{name}:kept", weights[0], f"{name}:driven"], [f"{name}:sum"], transB=1),
+        helper.make_node("Tanh", [f"{name}:sum"], [f"{name}:h_next"]),
     ]
     return _scan(builder, name, nodes, {"h": first[0]}, driven, marks, found)
 
@@ -115,16 +127,16 @@ def _scan(
     state_shape = [found.streams, found.outputs]
     value = helper.make_tensor_value_info
     body = helper.make_graph(
-        [*nodes, helper.make_node("Identity", [f"{name}.h_next"], [f"{name}.out"])],
-        f"{name}.step",
+        [*nodes, helper.make_node("Identity", [f"{name}:h_next"], [f"{name}:out"])],
+        f"{name}:step",
         [
-            *(value(f"{name}.{state}", TensorProto.FLOAT, state_shape) for state in states),
-            value(f"{name}.driven", TensorProto.FLOAT, [found.streams, found.gates * found.outputs]),
-            value(f"{name}.mark", TensorProto.FLOAT, [found.streams, 1]),
+            *(value(f"{name}:{state}", TensorProto.FLOAT, state_shape) for state in states),
+            value(f"{name}:driven", TensorProto.FLOAT, [found.streams, found.gates * found.outputs]),
+            value(f"{name}:mark", TensorProto.FLOAT, [found.streams, 1]),
         ],
         [
-            *(value(f"{name}.{state}_next", TensorProto.FLOAT, state_shape) for state in states),
-            value(f"{name}.out", TensorProto.FLOAT, state_shape),
+            *(value(f"{name}:{state}_next", TensorProto.FLOAT, state_shape) for state in states),
+            value(f"{name}:out", TensorProto.FLOAT, state_shape),
         ],
     )
     return builder.add_many(

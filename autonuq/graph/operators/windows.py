@@ -55,20 +55,25 @@ def _convolution(builder: Builder, layer: Layer, tensors: list[str], shapes: lis
 
 @lowers("Im2col")
 def _im2col(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    """Every kernel position becomes a channel: a grouped convolution with one-hot kernels, exact but no faster."""
+    """Gather every kernel position's pixels: channels (c, position), one index a position and output pixel."""
     axis, found = im2col(layer, shapes[0])
-    channels, positions = shapes[0][axis], math.prod(found.kernel)
-    one_hot = np.tile(np.eye(positions, dtype=np.float32), (channels, 1)).reshape(-1, 1, *found.kernel)
-    columns = builder.add(
-        "Conv",
-        builder.reshape(tensors[0], (math.prod(shapes[0][:axis]), *shapes[0][axis:])),
-        builder.constant(f"{layer.name}:positions", one_hot),
-        kernel_shape=found.kernel,
-        strides=found.stride,
-        pads=found.pad * 2,
-        dilations=found.dilation,
-        group=channels,
-    )
+    batch, channels = math.prod(shapes[0][:axis]), shapes[0][axis]
+    padded = [size + 2 * pad for size, pad in zip(shapes[0][axis + 1 :], found.pad, strict=True)]
+    places = [
+        dilation * np.arange(kernel)[:, None] + stride * np.arange(output)
+        for kernel, dilation, stride, output in zip(
+            found.kernel, found.dilation, found.stride, builder.shapes_of_tops[0][axis + 1 :], strict=True
+        )
+    ]
+    index = np.zeros((1, 1), np.int64)
+    for size, place in zip(padded, places, strict=True):  # (positions, pixels), the last axis fastest in both
+        index = (index[:, None, :, None] * size + place[None, :, None, :]).reshape(len(index) * len(place), -1)
+    image = builder.reshape(tensors[0], (batch, channels, *shapes[0][axis + 1 :]))
+    if any(found.pad):
+        pads = builder.constant("pads", np.array([0, 0, *found.pad] * 2, np.int64))
+        image = builder.add("Pad", image, pads)
+    flat = builder.reshape(image, [batch, channels, math.prod(padded)])
+    columns = builder.add("Gather", flat, builder.constant(f"{layer.name}:index", index), axis=2)
     return [builder.reshape(columns, builder.shapes_of_tops[0], label=layer.name)]
 
 

@@ -80,4 +80,12 @@ def _recurrent_blobs(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     return shapes
 
 
+def _lstm_unit_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
+    cell, gates, mark = bottoms
+    if len(cell) != 3 or cell[0] != 1 or gates != (*cell[:2], 4 * cell[2]) or mark != cell[:2]:
+        raise LayerError(f"needs shapes (1, N, D), (1, N, 4 D) and (1, N), got {', '.join(map(str, bottoms))}")
+    return [cell, cell]
+
+
+define(["LSTMUnit"], _lstm_unit_tops, bottoms=range(3, 4))
 define(["RNN", "LSTM"], _recurrent_tops, _recurrent_blobs, range(2, 6))
