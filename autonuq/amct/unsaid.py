@@ -34,19 +34,14 @@ class Choice:
     because: str
 
 
-# Suffix of the file that lists the layers with codebooks; ATC reads it as --compress_weight_conf.
-NUQ_LAYER_RECORD_SUFFIX = "_nuq_layer_record.txt"
-# Between the names in that file (ATC and AOE option pages).
-NUQ_LAYER_SEPARATOR = ";"
-
 CHOICES: Mapping[str, Choice] = MappingProxyType(
     {
         "meaning of num_of_iteration": Choice(
-            "inferred",
-            "0 chooses the codebook once, for the scales that ARQ found; every further round may only "
-            "lower the error. The codebook of a round is optimal, so more rounds never hurt and seldom "
-            "help.",
-            "The official sample uses 0, the default is 1, and the pages promise accuracy for time.",
+            "free",
+            "auto_nuq reads and checks num_steps and num_of_iteration but is not bound by them: the "
+            "search chooses every layer's number of levels, and each codebook is optimal without "
+            "iterating.",
+            "The search algorithm is not published, and its aim is the smallest network that satisfies.",
         ),
         "search for the codebook": Choice(
             "free",
@@ -57,20 +52,14 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "inferred",
             "As ARQ has it: one scale per output channel for Convolution, one for InnerProduct; one "
             "codebook per layer, in int8 steps.",
-            "NUQ starts from the uniform int8 weights, and the deploy model must keep its "
-            "dequantization layers.",
+            "NUQ starts from the uniform int8 weights, and the deploy model must keep its dequantization layers.",
         ),
         "cluster in the record": Choice(
             "free",
-            "Field 20 of SingleLayerRecord, kept int8 steps in ascending order; left out of records "
-            "meant for others, because a strict reader of the public record refuses an unknown field.",
-            "The public record has no such field; sister code reads 16 or 32 int8 values, in no stated "
-            "order.",
-        ),
-        "fewer distinct steps than num_steps": Choice(
-            "inferred",
-            "The table is filled up with unused steps.",
-            "Sister code accepts tables of exactly 16 or 32 entries.",
+            "A field of our own number, 20, for the kept int8 steps in ascending order; records that are "
+            "exported do not have it, because a strict reader of the public record refuses an unknown "
+            "field.",
+            "The public record has no such field; sister code reads 16 or 32 int8 values, in no stated order.",
         ),
         "zero": Choice(
             "inferred",
@@ -84,37 +73,33 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
         "search space of auto_nuq": Choice(
             "free",
-            "One number of levels for each layer whose wts_algo is nuq_quantize in config.json; all "
-            "other layers keep what config.json says.",
-            "Only the aim is published: more compression while is_satisfied holds.",
+            "One number of levels for each layer whose wts_algo is nuq_quantize in config.json; where no "
+            "layer asks for it, for every layer that can carry a codebook, with a warning.",
+            "Only the aim is published: more compression while is_satisfied holds; a call that changes "
+            "nothing would help nobody.",
         ),
         "order and end of auto_nuq's trials": Choice(
             "free",
-            "The original is scored first, then trials run as the Optuna study proposes them, to a "
-            "fixed number.",
+            "The original is scored first, then uniform level counts from loose to tight, then plans as "
+            "the Optuna study proposes them; 40 plans in all, or n_trials. An interrupted call goes on "
+            "where it stopped.",
             "Neither order nor stopping rule is published.",
         ),
         "calibration in auto_nuq": Choice(
             "inferred",
             "eval_model also feeds the calibration, with config.json's batch_num; its number is then "
             "discarded. Scoring uses the evaluator's evaluate_batch_num.",
-            "auto_nuq gets no other callable that could feed data, and eval_model takes batch_num as an "
-            "argument.",
+            "auto_nuq gets no other callable that could feed data, and eval_model takes batch_num as an argument.",
         ),
         "unreachable target of auto_nuq": Choice(
             "free",
-            "If no trial satisfies, nothing is exported as a result and the run says so.",
+            "If no plan satisfies, nothing is written and StudyError is raised.",
             "A model that breaks the user's bound must not look like a success.",
         ),
         "empty NUQ layer list": Choice(
             "inferred",
-            "The list file is written empty, with a warning.",
+            "The list file is written empty.",
             "A script that hands the file on to ATC finds one.",
-        ),
-        "NUQ layer list of static NUQ": Choice(
-            "free",
-            "save_model writes it too when a layer carries a codebook.",
-            "ATC needs it on either route.",
         ),
         "NUQ for a layer that cannot have it": Choice(
             "free",
@@ -168,8 +153,8 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
         "weights of AVE Pooling": Choice(
             "free",
-            "The window's constant 1/(kh*kw) counts as one weight per layer with one scale; no bytes, "
-            "no codebook.",
+            "The window's constant 1/(kh*kw) is quantized by ARQ like a weight, which gives the layer one"
+            " scale_w; no bytes, no codebook.",
             "Pooling carries weight_quant_params in config.json but stores no weights.",
         ),
         "skipped layers in config.json": Choice(
@@ -183,8 +168,8 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "It is documented for ARQ only, and says nothing that NUQ contradicts.",
         ),
         "joint_quant": Choice(
-            "inferred",
-            "Layers whose outputs meet in one Eltwise share one activation scale.",
+            "free",
+            "Refused: the static scales of an Eltwise's inputs are not tied yet.",
             "One line of the pages and a calibration layer with several inputs are all that is public.",
         ),
         "quantize_preprocess": Choice(
@@ -199,8 +184,3 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
     }
 )
-
-
-def join_nuq_layers(layers: tuple[str, ...]) -> str:
-    """Build the text of the NUQ layer list: names in network order; empty for none (see `CHOICES`)."""
-    return NUQ_LAYER_SEPARATOR.join(layers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autonuq.amct.mapping import load_marks, marked_layers
-from autonuq.amct.unsaid import CHOICES, join_nuq_layers
+from autonuq.amct.unsaid import CHOICES
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 
@@ -142,14 +142,6 @@ def test_public_resnet50_sample_marks_the_convolutions_of_stage_5():
         "res5c_branch2c",
     )
 
-
-@pytest.mark.parametrize(
-    ("layers", "text"),
-    [((), ""), (("conv1",), "conv1"), (("conv1", "conv2_2/x1"), "conv1;conv2_2/x1")],
-    ids=repr,
-)
-def test_layer_list_for_atc(layers, text):
-    assert join_nuq_layers(layers) == text
 
 
 def test_every_choice_says_what_and_why():
