@@ -15,7 +15,7 @@ import numpy as np
 
 from autonuq.atomic import replace_file
 from autonuq.errors import ModelError
-from autonuq.graph.model import Array, Shape
+from autonuq.graph.model import MAX_AXES, Array, Shape
 from autonuq.graph.wire import (
     DELIMITED,
     FIXED32,
@@ -45,7 +45,6 @@ _BLOB_KINDS = (_BLOB_DATA, _BLOB_DOUBLE, _BLOB_INT8, _BLOB_INT32, _BLOB_UINT64)
 _UNPACKED = {(_BLOB_DATA, FIXED32): "<f4", (_BLOB_DOUBLE, FIXED64): "<f8"}
 _RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # NVCaffe's Type of raw_data: DOUBLE, FLOAT, FLOAT16
 _INTEGER_FIELDS = {"int32": _BLOB_INT32, "uint64": _BLOB_UINT64}
-_MAX_AXES = 32  # Caffe's kMaxBlobAxes
 _NO_CHANGES: Mapping[str, Sequence[Array]] = MappingProxyType({})
 
 
@@ -155,26 +154,27 @@ class Caffemodel(Mapping[str, tuple[StoredBlob, ...]]):
 
     def _add_layer(self, field: Field) -> None:
         name, inner, parts = "", [], []
-        for part in read_fields(self._data, field.start, field.end):
-            if part.wire_type != DELIMITED:
-                continue
-            if part.number == _LAYER_NAME[field.number]:
-                name = _text(self._data, part)
-            elif part.number == _LAYER_BLOBS[field.number]:
-                parts.append(part)
-            elif part.number == _V1_LAYER_V0 and field.number == _NET_LAYERS_V1:
-                inner.append(part)
-        for body in inner:
-            for part in read_fields(self._data, body.start, body.end):
+        try:
+            for part in read_fields(self._data, field.start, field.end):
+                if part.wire_type != DELIMITED:
+                    continue
+                if part.number == _LAYER_NAME[field.number]:
+                    name = _text(self._data, part)
+                elif part.number == _LAYER_BLOBS[field.number]:
+                    parts.append(part)
+                elif part.number == _V1_LAYER_V0 and field.number == _NET_LAYERS_V1:
+                    inner.append(part)
+            for part in (part for body in inner for part in read_fields(self._data, body.start, body.end)):
                 if part.number == _V0_NAME and part.wire_type == DELIMITED:
                     name = name or _text(self._data, part)
                 elif part.number == _V0_BLOBS and part.wire_type == DELIMITED:
                     parts.append(part)
-        try:
             blobs = tuple(_read_blob(self._data, part) for part in parts)
         except WireError as error:
+            if not name:
+                raise
             raise ModelError(f"is damaged: {error}", path=self.path, layer=name) from error
-        self._layers.pop(name, None)  # the order of the names is that in which the blobs that count are read
+        self._layers.pop(name, None)  # the names stand in the order in which the blobs that count are read
         self._layers[name] = _StoredLayer(field, tuple(inner), blobs)
 
     def _changed_layer(self, name: str, arrays: Sequence[Array]) -> Change | None:
@@ -294,8 +294,8 @@ def _read_blob(data: memoryview, blob: Field) -> StoredBlob:
             else:
                 continue
             spans.append((field.key, position))
-    if len(dims) > _MAX_AXES:
-        raise WireError(f"a blob at byte {blob.start} has a shape of more than {_MAX_AXES} axes")
+    if len(dims) > MAX_AXES:
+        raise WireError(f"a blob at byte {blob.start} has a shape of more than {MAX_AXES} axes")
     values = _blob_values({number: _joined(chunks) for number, chunks in parts.items()}, raw_type)
     values.flags.writeable = False
     return StoredBlob(tuple(legacy if has_legacy else dims), has_legacy, values, blob, tuple(spans))
@@ -308,10 +308,10 @@ def _read_dims(data: memoryview, shape: Field) -> Iterable[int]:
         if field.number == _SHAPE_DIM and field.wire_type == VARINT:
             dims.append(signed(field.value))
         elif field.number == _SHAPE_DIM and field.wire_type == DELIMITED:
-            if field.end - field.start > 10 * _MAX_AXES:
-                raise WireError(f"a shape at byte {field.start} has more than {_MAX_AXES} axes")
+            if field.end - field.start > 10 * MAX_AXES:
+                raise WireError(f"a shape at byte {field.start} has more than {MAX_AXES} axes")
             dims += decode_varints(data[field.start : field.end]).astype(np.int64).tolist()
-        if len(dims) > _MAX_AXES:
+        if len(dims) > MAX_AXES:
             break
     return dims
 

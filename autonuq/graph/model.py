@@ -18,6 +18,7 @@ Array = NDArray[Any]
 Value = tuple[int, int]
 
 TRAIN, TEST = 0, 1
+MAX_AXES = 32  # Caffe's kMaxBlobAxes
 DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "AnnotatedData"})
 
 
@@ -181,7 +182,7 @@ class Graph:
                 _check_input(self, layer)
             for bottom in layer.bottoms:
                 if bottom not in made:
-                    raise self.error(layer, f"reads blob '{bottom}', which no layer before it makes")
+                    raise self._missing(layer, bottom)
             for index, top in enumerate(layer.tops):
                 in_place = index < len(layer.bottoms) and layer.bottoms[index] == top
                 if top in made and not in_place:
@@ -190,6 +191,15 @@ class Graph:
         if not self.inputs and not any(layer.type == "DummyData" for layer in self.layers):
             raise self.error(None, "has no input: neither an Input layer nor 'input' with 'input_shape'")
         return self
+
+    def _missing(self, reader: Layer, bottom: str) -> ModelError:
+        """Say why a blob is not there when a layer reads it."""
+        message = f"reads blob '{bottom}', which no layer before it makes"
+        makers = [layer.name for layer in self.layers if bottom in layer.tops]
+        if makers:
+            what = "it makes it itself" if reader.name in makers else f"layer '{makers[0]}' makes it later"
+            message += f" ({what}: a cycle or the wrong order)"
+        return self.error(reader, message)
 
 
 def _input_shapes(layer: Layer) -> list[caffe_pb2.BlobShape]:
@@ -203,5 +213,9 @@ def _check_input(graph: Graph, layer: Layer) -> None:
     if len(shapes) != len(layer.tops):
         raise graph.error(layer, f"has {len(layer.tops)} tops but {len(shapes)} shapes")
     for top, shape in zip(layer.tops, shapes, strict=True):
-        if not shape.dim or any(not 0 < dim < 2**31 for dim in shape.dim):
-            raise graph.error(layer, f"input '{top}' has shape {list(shape.dim)}; every dimension must be positive")
+        if not 1 <= len(shape.dim) <= MAX_AXES:
+            raise graph.error(layer, f"input '{top}' has {len(shape.dim)} dimensions; it needs 1 to {MAX_AXES}")
+        if any(not 0 < dim < 2**31 for dim in shape.dim):
+            raise graph.error(
+                layer, f"input '{top}' has shape {list(shape.dim)}; every dimension must be positive and below 2**31"
+            )
