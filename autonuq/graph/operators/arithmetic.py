@@ -78,6 +78,9 @@ def _linear(builder: Builder, tensor: str, scale: float, shift: float) -> str:
     return scaled if shift == 0 else builder.scalar("Add", scaled, shift)
 
 
+_POWERS = {0.5: "Sqrt", -1.0: "Reciprocal"}  # ten times as fast as Pow
+
+
 @lowers("Power")
 def _power(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     """(shift + scale x)^power; where power * scale is 0 the input does not matter, not even if it is not finite."""
@@ -88,6 +91,8 @@ def _power(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shap
         size = builder.constant(f"{layer.name}:shape", np.array(shapes[0], np.int64))
         return [builder.add("Expand", builder.constant(f"{layer.name}:value", float(value)), size, label=layer.name)]
     linear = _linear(builder, tensors[0], message.scale, message.shift)
+    if message.power in _POWERS:
+        return [builder.add(_POWERS[message.power], linear, label=layer.name)]
     return [linear if message.power == 1 else builder.scalar("Pow", linear, message.power, label=layer.name)]
 
 
@@ -159,7 +164,17 @@ def _eltwise(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Sh
 
 @lowers("Softmax")
 def _softmax(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    return [builder.add("Softmax", tensors[0], label=layer.name, axis=layer.message.softmax_param.axis)]
+    axis = canonical_axis(layer.message.softmax_param.axis, len(shapes[0]))
+    return [softmax(builder, tensors[0], shapes[0], axis, layer.name)]
+
+
+def softmax(builder: Builder, tensor: str, shape: Shape, axis: int, label: str) -> str:
+    """Divide exponentials by their sum; onnxruntime's own operator is slow unless the axis is the last that counts."""
+    if math.prod(shape[axis + 1 :]) == 1:
+        return builder.add("Softmax", tensor, label=label, axis=axis)
+    powers = builder.add("Exp", builder.add("Sub", tensor, builder.add("ReduceMax", tensor, axes=[axis])))
+    total = builder.add("ReduceSum", powers, builder.constant("axis", np.array([axis])))
+    return builder.add("Div", powers, total, label=label)
 
 
 _REDUCTIONS = {

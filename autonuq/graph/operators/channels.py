@@ -89,5 +89,8 @@ def _scale(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shap
 
 @lowers("PReLU")
 def _prelu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """max(x, 0) + slope min(x, 0): onnxruntime's PRelu takes several times as long as these four operators."""
     slope = layer.blobs[0].reshape(math.prod(layer.blobs[0].shape), *(1,) * (len(shapes[0]) - 2))
-    return [builder.add("PRelu", tensors[0], builder.constant(f"{layer.name}:slope", slope), label=layer.name)]
+    below = builder.scalar("Min", tensors[0], 0.0)
+    leak = builder.add("Mul", below, builder.constant(f"{layer.name}:slope", slope))
+    return [builder.add("Add", builder.add("Relu", tensors[0]), leak, label=layer.name)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Layer, Shape
+from autonuq.graph.operators.arithmetic import softmax
 from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.losses import label_axis
 
@@ -106,7 +107,7 @@ def _accuracy(builder: Builder, layer: Layer, tensors: list[str], shapes: list[S
 @lowers("SoftmaxWithLoss", "InfogainLoss")
 def _softmax_loss(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     message = layer.message.loss_param
-    probabilities = builder.add("Softmax", tensors[0], axis=label_axis(layer, shapes[0]))
+    probabilities = softmax(builder, tensors[0], shapes[0], label_axis(layer, shapes[0]), layer.name)
     rows, outer, classes, inner = _rows(builder, layer, probabilities, shapes[0])
     ignored = message.ignore_label if message.HasField("ignore_label") else None
     labels = _Labels(builder, tensors[1], [outer, 1, inner], ignored)
