@@ -51,7 +51,7 @@ def _concat(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Sha
 
 @lowers("Slice")
 def _slice(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    if len(layer.tops) == 1:
+    if len(layer.tops) < 2:
         return tensors
     axis = slice_axis(layer, shapes[0])
     sizes = builder.constant(f"{layer.name}:sizes", np.array([shape[axis] for shape in builder.shapes_of_tops]))

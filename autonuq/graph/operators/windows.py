@@ -89,36 +89,44 @@ def _pool(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, la
     if found.is_global:
         operator = "GlobalMaxPool" if found.method == "MAX" else "GlobalAveragePool"
         return builder.add(operator, tensor, label=label)
-    tensor, attributes = _placed(builder, tensor, found, bottom, _LOWEST if found.method == "MAX" else 0.0)
+    attributes = _attributes(found, bottom)
     if found.method == "MAX":
-        return builder.add("MaxPool", tensor, label=label, **attributes)
+        pooled = builder.add("MaxPool", tensor, label=label, **attributes)
+        return _with_windows_outside(builder, pooled, found, bottom, _LOWEST)
     pooled = builder.add("AveragePool", tensor, label=label, count_include_pad=1, **attributes)
+    pooled = _with_windows_outside(builder, pooled, found, bottom, 0.0)
     correction = _overhang_correction(found, bottom)
     if correction is not None:
         pooled = builder.add("Mul", pooled, builder.constant(f"{label}:area", correction), label=label)
     return pooled
 
 
-def _overhang(found: PoolingWindow, bottom: Shape) -> list[int]:
-    """Return how far the last window reaches beyond the image and its front padding, along both axes."""
+def _inside(found: PoolingWindow, bottom: Shape) -> list[int]:
+    """Count the windows that start inside the image; a stride beyond the kernel can put one more behind it."""
     return [
-        max(0, (count - 1) * stride + kernel - size - pad)
-        for count, stride, kernel, size, pad in zip(
-            found.output, found.stride, found.kernel, bottom[2:], found.pad, strict=True
-        )
+        min(count, -(-(size + pad) // stride))
+        for count, size, pad, stride in zip(found.output, bottom[2:], found.pad, found.stride, strict=True)
     ]
 
 
-def _placed(
-    builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, fill: float
-) -> tuple[str, dict[str, object]]:
-    """Return the tensor to pool and the operator's attributes; onnxruntime wants padding smaller than the kernel."""
-    end = _overhang(found, bottom)
-    attributes: dict[str, object] = {"kernel_shape": found.kernel, "strides": found.stride}
-    if all(overhang < kernel for overhang, kernel in zip(end, found.kernel, strict=True)):
-        return tensor, {**attributes, "pads": [*found.pad, *end]}
-    pads = builder.constant("pads", np.array([0, 0, *found.pad, 0, 0, *end], np.int64))
-    return builder.add("Pad", tensor, pads, builder.constant("fill", fill)), attributes
+def _attributes(found: PoolingWindow, bottom: Shape) -> dict[str, object]:
+    """Return the operator's attributes for the windows inside, the last of which may hang over."""
+    end = [
+        max(0, (count - 1) * stride + kernel - size - pad)
+        for count, stride, kernel, size, pad in zip(
+            _inside(found, bottom), found.stride, found.kernel, bottom[2:], found.pad, strict=True
+        )
+    ]
+    return {"kernel_shape": found.kernel, "strides": found.stride, "pads": [*found.pad, *end]}
+
+
+def _with_windows_outside(builder: Builder, pooled: str, found: PoolingWindow, bottom: Shape, value: float) -> str:
+    """Append what Caffe leaves where a window lies outside the image."""
+    more = [count - inside for count, inside in zip(found.output, _inside(found, bottom), strict=True)]
+    if not any(more):
+        return pooled
+    pads = builder.constant("pads", np.array([0, 0, 0, 0, 0, 0, *more], np.int64))
+    return builder.add("Pad", pooled, pads, builder.constant("outside", value))
 
 
 def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array | None:
@@ -139,29 +147,12 @@ def _max_pool_with_mask(
     builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str
 ) -> list[str]:
     """MAX pooling and the place of each maximum in its plane, h * W + w; -1 where a window lies outside."""
-    end = _overhang(found, bottom)
-    tensor, attributes = _placed(builder, tensor, found, bottom, _LOWEST)
-    padded = "pads" not in attributes
-    front = found.pad if padded else (0, 0)
-    height, width = (n + f + (e if padded else 0) for n, f, e in zip(bottom[2:], front, end, strict=True))
-    pooled, places = builder.add_many("MaxPool", tensor, count=2, label=label, **attributes)
-    planes = np.arange(math.prod(bottom[:2]), dtype=np.int64).reshape(*bottom[:2], 1, 1) * height * width
-    places = builder.add("Sub", places, builder.constant("planes", planes))
-    if padded:
-        wide = builder.constant("width", width)
-        row = builder.add("Sub", builder.add("Div", places, wide), builder.constant("top", front[0]))
-        column = builder.add("Sub", builder.add("Mod", places, wide), builder.constant("left", front[1]))
-        places = builder.add(
-            "Add", builder.add("Mul", row, builder.constant("image_width", bottom[3])), column
-        )
-        inside = [
-            np.arange(count) * stride - pad < size
-            for count, stride, pad, size in zip(found.output, found.stride, found.pad, bottom[2:], strict=True)
-        ]
-        keep = np.multiply.outer(*inside).astype(np.int64)  # places * keep + keep - 1: -1 outside
-        places = builder.add("Mul", places, builder.constant("keep", keep))
-        places = builder.add("Add", places, builder.constant("outside", keep - 1))
-    return [pooled, builder.floats(places, label=label)]
+    pooled, places = builder.add_many("MaxPool", tensor, count=2, label=label, **_attributes(found, bottom))
+    planes = np.arange(math.prod(bottom[:2]), dtype=np.int64).reshape(*bottom[:2], 1, 1) * math.prod(bottom[2:])
+    mask = builder.floats(builder.add("Sub", places, builder.constant("planes", planes)), label=label)
+    return [
+        _with_windows_outside(builder, top, found, bottom, value) for top, value in ((pooled, _LOWEST), (mask, -1.0))
+    ]
 
 
 @lowers("SPP")

@@ -84,6 +84,8 @@ def _arg_max_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     available = math.prod(bottom[1:]) if axis is None else bottom[axis]
     if not 1 <= message.top_k <= available:
         raise LayerError(f"top_k must be in 1..{available}, got {message.top_k}")
+    if not bottom:
+        raise LayerError("needs an input with axes, got a scalar")
     if axis is not None:
         return [(*bottom[:axis], message.top_k, *bottom[axis + 1 :])]
     return [(bottom[0], 2 if message.out_max_val else 1, message.top_k, *(1,) * (len(bottom) - 3))]

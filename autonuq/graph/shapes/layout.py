@@ -62,7 +62,7 @@ def concat_axis(layer: Layer, bottom: Shape) -> int:
 
 def _concat_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     axis = concat_axis(layer, bottoms[0])
-    if len({(*shape[:axis], 0, *shape[axis + 1 :]) for shape in bottoms}) > 1:
+    if len({(*shape[:axis], 0, *shape[axis + 1 :]) if axis < len(shape) else shape for shape in bottoms}) > 1:
         raise LayerError(f"inputs to join along axis {axis} differ elsewhere: {', '.join(map(str, bottoms))}")
     return [(*bottoms[0][:axis], sum(shape[axis] for shape in bottoms), *bottoms[0][axis + 1 :])]
 

@@ -47,8 +47,8 @@ def _softmax_loss_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 
 
 def _per_item_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
-    if math.prod(bottoms[1]) != bottoms[0][0]:
-        raise LayerError(f"needs {bottoms[0][0]} labels, got {bottoms[1]}")
+    if not bottoms[0] or math.prod(bottoms[1]) != bottoms[0][0]:
+        raise LayerError(f"needs a label for every item of {bottoms[0]}, got {bottoms[1]}")
     return [()]
 
 
@@ -56,6 +56,12 @@ def _paired_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     if math.prod(bottoms[0]) != math.prod(bottoms[1]) or bottoms[0][:1] != bottoms[1][:1]:
         raise LayerError(f"inputs differ in shape: {bottoms[0]} and {bottoms[1]}")
     return [()]
+
+
+def _sigmoid_loss_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
+    if not bottoms[0]:
+        raise LayerError("needs an input with axes, got a scalar")
+    return _paired_tops(layer, bottoms)
 
 
 def _contrastive_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
@@ -69,5 +75,6 @@ define(["Accuracy"], _accuracy_tops, bottoms=TWO)
 define(["SoftmaxWithLoss"], _softmax_loss_tops, bottoms=TWO)
 define(["InfogainLoss"], _softmax_loss_tops, bottoms=range(2, 4))
 define(["HingeLoss", "MultinomialLogisticLoss"], _per_item_tops, bottoms=TWO)
-define(["EuclideanLoss", "SigmoidCrossEntropyLoss"], _paired_tops, bottoms=TWO)
+define(["EuclideanLoss"], _paired_tops, bottoms=TWO)
+define(["SigmoidCrossEntropyLoss"], _sigmoid_loss_tops, bottoms=TWO)
 define(["ContrastiveLoss"], _contrastive_tops, bottoms=range(3, 4))
