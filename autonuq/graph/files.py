@@ -56,8 +56,10 @@ def load_graph(
     net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
     layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, model_path))
     graph = Graph(net.name, tuple(layers), model_path).validate()
-    infer_shapes(graph)
-    return graph if weights_file is None else attach_weights(graph, weights_file)
+    if weights_file is not None:
+        return attach_weights(graph, weights_file)
+    _expected_blobs(graph)
+    return graph
 
 
 def _syntax_message(error: text_format.ParseError) -> str:
@@ -77,8 +79,7 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     """
     stored = weights if isinstance(weights, Caffemodel) else load_caffemodel(weights)
     order = {name: position for position, name in enumerate(stored)}
-    shapes = infer_shapes(graph)
-    expected = {layer.name: blob_shapes(graph, layer, shapes) for layer in graph.layers}
+    expected = _expected_blobs(graph)
     own = {
         layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[layer.name], stored.path))
         for layer in graph.layers
@@ -93,6 +94,12 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
         else layer
         for layer in graph.layers
     )
+
+
+def _expected_blobs(graph: Graph) -> dict[str, list[Shape]]:
+    """Return the shapes of every layer's own blobs; this finds every layer that does not fit its bottoms."""
+    shapes = infer_shapes(graph)
+    return {layer.name: blob_shapes(graph, layer, shapes) for layer in graph.layers}
 
 
 def _shared_names(layer: Layer) -> dict[int, str]:

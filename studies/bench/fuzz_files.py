@@ -27,8 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from autonuq.errors import ModelError
+from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import LAYER_TYPES
@@ -56,7 +60,18 @@ def pairs() -> list[tuple[str, bytes, bytes]]:
     """Return (name, prototxt, caffemodel) of the networks that are mutated."""
     files = [ROOT / "examples/fashion_lenet/lenet.prototxt", *sorted((ROOT / "tests/golden/caffe").glob("*.prototxt"))]
     found = [(path.stem, path.read_bytes(), path.with_suffix(".caffemodel").read_bytes()) for path in files]
-    return [*found, ("v1-spellings", *v1_pair())]
+    return [*found, ("v1-spellings", *v1_pair()), ("shapes", odd_shapes(), b"")]
+
+
+def odd_shapes() -> bytes:
+    """Make a network of blobs with zero to five axes, for layers to be added to."""
+    shapes = [(4,), (2, 4), (2, 4, 3), (2, 4, 6, 6), (2, 4, 3, 3, 2), (1,)]
+    tops = " ".join(f'top: "i{index}"' for index in range(len(shapes)))
+    dims = " ".join(f"shape {{ {' '.join(f'dim: {dim}' for dim in shape)} }}" for shape in shapes)
+    return f"""
+layer {{ name: "data" type: "Input" {tops} input_param {{ {dims} }} }}
+layer {{ name: "s" type: "Reduction" bottom: "i0" top: "s" reduction_param {{ axis: 0 }} }}
+""".encode()
 
 
 def v1_pair() -> tuple[bytes, bytes]:
@@ -192,7 +207,65 @@ def nest(rng: Random, data: bytes, other: bytes) -> bytes:
     return data[:here] + opening * rng.choice([2, 100, 5000]) + data[here:]
 
 
-TEXT = [*BYTES, *[change_tokens, change_numbers, change_lines] * 4, nest]
+def add_layer(rng: Random, data: bytes, other: bytes) -> bytes:
+    """Append a layer of any type with random parameters."""
+    kind = rng.choice(sorted(LAYER_TYPES))
+    tops = [name.decode() for name in re.findall(rb'top: *"(\w+)"', data)] or ["data"]
+    layer = caffe_pb2.LayerParameter(name="added", type=kind)
+    layer.bottom.extend(rng.choice(tops) for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 2, 3, 4])))
+    layer.top.extend(f"added{index}" for index in range(rng.choice([0, 1, 1, 1, 1, 2, 3])))
+    own = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower() + "_param"
+    known = {name: field for name, field in layer.DESCRIPTOR.fields_by_name.items() if name.endswith("_param")}
+    field = known.get(own) or rng.choice(list(known.values()))
+    fill(rng, getattr(layer, field.name))
+    if rng.random() < 0.5 and kind in ("Deconvolution", "Im2col"):
+        fill(rng, layer.convolution_param)
+    return data + b"\nlayer { " + text_format.MessageToString(layer, as_one_line=True).encode() + b" }\n"
+
+
+def fill(rng: Random, message: Message) -> None:
+    """Set some fields of a message at random."""
+    message.SetInParent()
+    for field in message.DESCRIPTOR.fields:
+        if rng.random() < 0.5:
+            continue
+        values = [
+            random_value(rng, message, field) for _ in range(rng.choice([0, 1, 1, 2, 4]) if is_list(field) else 1)
+        ]
+        if field.type == field.TYPE_MESSAGE:
+            for _ in values:
+                fill(rng, getattr(message, field.name).add() if is_list(field) else getattr(message, field.name))
+        elif is_list(field):
+            getattr(message, field.name).extend(values)
+        else:
+            setattr(message, field.name, values[0])
+
+
+def is_list(field: FieldDescriptor) -> bool:
+    return isinstance(field.default_value, list)
+
+
+def random_value(rng: Random, message: Message, field: FieldDescriptor) -> object:
+    if field.cpp_type == field.CPPTYPE_ENUM:
+        return rng.choice(field.enum_type.values).number
+    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        return rng.choice([0.0, 1.0, 0.5, -1.0, 2.0, 1e-30, 1e38, float("nan"), float("inf")])
+    if field.cpp_type in INTEGERS:
+        low, high = INTEGERS[field.cpp_type]
+        value = rng.choice([*range(-2, 8), *range(1, 5), 16, 64, 1000, 2**16, 2**24, 2**31 - 1, 2**32 - 1, 2**63 - 1])
+        return min(max(value, low), high)
+    if field.type == field.TYPE_BYTES:
+        return rng.choice([b"", b"\x80", b"abc"])
+    return rng.random() < 0.5 if field.cpp_type == field.CPPTYPE_BOOL else rng.choice(["", "constant", "x"])
+
+
+INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+TEXT = [*BYTES, *[add_layer] * 12, *[change_tokens, change_numbers, change_lines] * 4, nest]
 
 # Mutations of a caffemodel that keep the lengths around them right
 
@@ -273,13 +346,15 @@ def exercise(folder: Path) -> str:
     """Load the pair in the folder and use it; return what became of it."""
     paths = folder / "net.prototxt", folder / "net.caffemodel"
     try:
-        graph = load_graph(*paths)
+        graph = load_graph(*paths) if paths[1].stat().st_size else load_graph(paths[0])
     except ModelError as error:
         if error.path not in paths:
             raise
         return f"refused: {error.path.suffix[1:]}" + (", layer named" if error.layer is not None else "")
     try:
         capabilities(graph)
+        if not paths[1].stat().st_size:
+            return "loaded without weights"
         fold_batch_norm(graph)
     except ModelError as error:
         if error.path not in paths:
