@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from autonuq.errors import ModelError
 from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
+from autonuq.graph.detached import declared_tensor
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
 from autonuq.graph.model import Array, Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder
@@ -35,7 +37,6 @@ __all__ = [
 
 OPSET = 17
 IR_VERSION = 8
-_EXTERNAL_BYTES = 1024  # smaller constants stay inside the ONNX bytes: operators want their shapes early
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Lowered:
     Attributes
     ----------
     model : bytes
-        Serialized ONNX model whose large initializers are declared but absent.
-    initializers : mapping of str to ndarray
+        Serialized ONNX model whose weights (float32 initializers with at least one axis) are declared but absent:
+        the bytes of two networks that differ in weights only are the same.
+    initializers : mapping of str to ndarray of float32
         The absent ones.
     inputs : mapping of str to tuple of int
         Caffe blobs that must be fed, with their shapes; the ONNX input has the blob's name.
@@ -139,9 +141,10 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
     for index, (blob, (tensor, _)) in enumerate(made.items()):
         outputs[blob] = f"output:{index}"
         builder.nodes.append(helper.make_node("Identity", [tensor], [outputs[blob]]))
-    external = {key: array for key, array in builder.initializers.items() if array.nbytes >= _EXTERNAL_BYTES}
+    nodes, constants = builder.needed(outputs.values())
+    weights = {key: array for key, array in constants.items() if array.dtype == np.float32 and array.ndim}
     graph = helper.make_graph(
-        builder.nodes,
+        nodes,
         name or "caffe",
         [helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape) for blob, shape in builder.inputs.items()],
         [
@@ -149,21 +152,9 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
             for blob, output in outputs.items()
         ],
         [
-            _external_tensor(key, array) if key in external else onnx.numpy_helper.from_array(array, key)
-            for key, array in builder.initializers.items()
+            declared_tensor(key, array) if key in weights else onnx.numpy_helper.from_array(array, key)
+            for key, array in constants.items()
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return Lowered(model.SerializeToString(), external, builder.inputs, outputs)
-
-
-def _external_tensor(name: str, array: Array) -> onnx.TensorProto:
-    tensor = onnx.TensorProto(
-        name=name,
-        dims=array.shape,
-        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-        data_location=onnx.TensorProto.EXTERNAL,
-    )
-    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(array.nbytes))):
-        tensor.external_data.add(key=key, value=value)
-    return tensor
+    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs)

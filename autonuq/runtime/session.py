@@ -1,15 +1,40 @@
-"""The engine behind one small interface: feed blobs, get blobs."""
+"""The engine behind one small interface: feed blobs, get blobs.
+
+Every trial of a study runs the same network with other weights, so what does not depend on weights is done once.
+onnxruntime optimizes a network when it is loaded (it fuses operators, and it stores the weights of convolutions in
+blocks of the processor's vector width), which costs more than a forward pass of eight images. Here it optimizes
+each structure once, with weights whose values are their own addresses: where these end up tells where every weight
+goes. What it made is kept without weights (`_Prepared`), and every session, the first one included, is made from
+that and from weights moved to those places. So results never depend on what was cached.
+
+onnxruntime's optimizers that calculate with weights are switched off for that; the lowering has done the only ones
+of use (BatchNorm and Scale into Convolution). Should weights still not be found again one for one, nothing is kept
+and every session is optimized on its own.
+"""
 
 from __future__ import annotations
 
+import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from autonuq.errors import RuntimeFailure
+from autonuq.graph.detached import split_weights
 from autonuq.graph.lowering import Lowered
-from autonuq.graph.model import Array
+from autonuq.graph.model import Array, Shape
+
+# Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
+# constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
+_MAX_PLACES = 2**28
+_MAX_PREPARED = 16  # structures kept; some 50 kB each, and 4 bytes for every weight of layers that are padded
+# These calculate with weights; what is left only moves them, but for BatchNormalization behind a Conv (`_prepare`).
+_ARITHMETIC_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
 
 
 class Session:
@@ -25,24 +50,25 @@ class Session:
     ------
     RuntimeFailure
         onnxruntime refuses the model.
+
+    Notes
+    -----
+    **Cost**: the first session of a structure (same layers, same input shapes) costs one optimization; the next ones
+    cost one pass over the weights. Sessions share nothing that changes.
     """
 
     def __init__(self, lowered: Lowered, *, threads: int = 0) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        names = list(lowered.initializers)
-        # Views into a file may be unaligned; the engine must not be given such memory.
-        self._arrays = [np.require(lowered.initializers[name], requirements=["C", "A"]) for name in names]
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
-        if names:
-            options.add_external_initializers(names, values)
-        try:
-            self._session = onnxruntime.InferenceSession(lowered.model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise RuntimeFailure(f"onnxruntime cannot load the network: {_first_line(error)}") from error
         self.inputs = dict(lowered.inputs)
         self.outputs = dict(lowered.outputs)
+        prepared = _prepared(lowered)
+        options = _options(threads)
+        if prepared is None:
+            self._session = _load(lowered.model, lowered.initializers, options)
+            return
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        weights = {name: move.apply(lowered.initializers[move.source]) for name, move in prepared.moves.items()}
+        self._session = _load(prepared.model, weights, options)
+        self._arrays = weights
 
     def run(self, feeds: Mapping[str, Array], blobs: Sequence[str] | None = None) -> dict[str, Array]:
         """Execute the graph.
@@ -69,6 +95,166 @@ class Session:
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise RuntimeFailure(f"onnxruntime failed: {_first_line(error)}") from error
         return dict(zip(wanted, values, strict=True))
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Where the values of one weight array of the optimized network come from.
+
+    Attributes
+    ----------
+    source : str
+        Name of the array in the lowered network.
+    shape : tuple of int
+        Of the optimized network's array.
+    view : tuple of two tuples, or None
+        Shape and strides (in values) of a view of the source that holds the values in their order.
+    places : ndarray of int32, shape (count,), or None
+        Where there is no such view because zeros fill up a block: 1 + the place of each value, 0 for a zero.
+    """
+
+    source: str
+    shape: Shape
+    view: tuple[Shape, Shape] | None
+    places: Array | None
+
+    def apply(self, weights: Array) -> Array:
+        """Return the weights in their new places, aligned; weights that keep their places are not copied."""
+        flat = np.require(weights, requirements=["C", "A"]).reshape(-1)
+        if self.view is not None:
+            return np.ascontiguousarray(_strided(flat, *self.view)).reshape(self.shape)
+        padded = np.empty(flat.size + 1, flat.dtype)
+        padded[0], padded[1:] = 0, flat
+        return padded[self.places].reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An optimized network without its weights, and how these get into it."""
+
+    model: bytes
+    moves: Mapping[str, _Move]
+
+
+_cache: OrderedDict[bytes, _Prepared | None] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _prepared(lowered: Lowered) -> _Prepared | None:
+    """Return what is kept of a structure; make it the first time.
+
+    The lowered bytes are the key: they hold everything but the weights. Two threads may make the same thing twice.
+    """
+    with _lock:
+        if lowered.model in _cache:
+            _cache.move_to_end(lowered.model)
+            return _cache[lowered.model]
+    found = _prepare(lowered)
+    with _lock:
+        _cache[lowered.model] = found
+        while len(_cache) > _MAX_PREPARED:
+            _cache.popitem(last=False)
+    return found
+
+
+def _prepare(lowered: Lowered) -> _Prepared | None:
+    sizes = {name: array.size for name, array in lowered.initializers.items()}
+    if sum(sizes.values()) >= _MAX_PLACES:
+        return None
+    numbered: dict[str, Array] = {}
+    first: dict[str, int] = {}
+    place = 1
+    for name, array in lowered.initializers.items():
+        first[name] = place
+        bits = np.arange(place, place + array.size, dtype=np.int32)
+        numbered[name] = bits.view(np.float32).reshape(array.shape)
+        place += array.size
+    model, found = split_weights(_optimize(lowered.model, numbered))
+    moves: dict[str, _Move] = {}
+    for name, values in found.items():
+        move = _find_move(values, first, sizes)
+        if move is None:  # something was calculated
+            return None
+        moves[name] = move
+    return _Prepared(model, moves) if {move.source for move in moves.values()} == set(first) else None
+
+
+def _optimize(model: bytes, weights: Mapping[str, Array]) -> bytes:
+    """Let onnxruntime optimize a network for this processor; it hands the result out as a file only."""
+    options = _options(threads=1)
+    with tempfile.TemporaryDirectory(prefix="autonuq-") as folder:
+        path = Path(folder, "optimized.onnx")
+        options.optimized_model_filepath = str(path)
+        _load(model, weights, options, disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
+        return path.read_bytes()
+
+
+def _find_move(values: Array, first: dict[str, int], sizes: dict[str, int]) -> _Move | None:
+    """Return where numbered values come from: all of one array, each at least once, or None."""
+    bits = values.reshape(-1).view(np.int32)
+    highest = int(bits.max(initial=0))
+    if not 0 < highest < sum(sizes.values()) + 1:
+        return None
+    source = next(name for name in reversed(first) if first[name] <= highest)
+    places = bits - np.int32(first[source] - 1)  # a copy
+    size = sizes[source]
+    view = _find_view(places, size)
+    if view is not None:
+        return _Move(source, values.shape, view, None)
+    places[bits == 0] = 0
+    if places.min() < 0 or not np.bincount(places, minlength=size + 1)[1:].all():
+        return None
+    return _Move(source, values.shape, None, places)
+
+
+def _find_view(places: Array, size: int) -> tuple[Shape, Shape] | None:
+    """Find shape and strides of a view of `arange(1, size + 1)` that equals `places`, a permutation."""
+    if places.size != size or places[0] != 1:
+        return None
+    shape: list[int] = []
+    strides: list[int] = []
+    rest = places
+    while rest.size > 1:  # innermost axis first: how far do equal steps go?
+        step = int(rest[1]) - int(rest[0])
+        equal = np.diff(rest[: min(rest.size, 1 << 16)]) == step
+        length = int(equal.argmin()) + 1 if not equal.all() else rest.size
+        if length < 2 or rest.size % length or step < 1:
+            return None
+        shape.insert(0, length)
+        strides.insert(0, step)
+        rest = rest[::length]
+    if sum((length - 1) * step for length, step in zip(shape, strides, strict=True)) != size - 1:
+        return None
+    view = (tuple(shape), tuple(strides))
+    same = np.array_equal(_strided(np.arange(1, size + 1, dtype=np.int32), *view).reshape(-1), places)
+    return view if same else None
+
+
+def _strided(flat: Array, shape: Shape, strides: Shape) -> Array:
+    steps = tuple(step * flat.itemsize for step in strides)
+    return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _load(
+    model: bytes, weights: Mapping[str, Array], options: onnxruntime.SessionOptions, **settings: Sequence[str]
+) -> onnxruntime.InferenceSession:
+    # Views into a file may be unaligned; the engine must not be given such memory. It keeps no reference to arrays:
+    # an OrtValue does.
+    arrays = [np.require(array, requirements=["C", "A"]) for array in weights.values()]
+    try:
+        if arrays:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+            options.add_external_initializers(list(weights), values)
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], **settings)
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise RuntimeFailure(f"onnxruntime cannot load the network: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

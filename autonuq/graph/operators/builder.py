@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Builder:
         self.observed: dict[str, tuple[str, Shape]] = {}  # as `observed_blob` -> tensor and shape
         self.shapes_of_tops: list[Shape] = []  # of the layer that is being lowered
         self._count = 0
+        self._makers: dict[str, onnx.NodeProto] = {}  # tensor -> its node
+        self._rescaled: dict[str, tuple[Array, Array]] = {}  # weights -> (what they are made of, factor per output)
 
     def read(self, blob: str) -> str:
         """Return the tensor of a blob; a blob that nothing made so far becomes an input."""
@@ -54,7 +56,41 @@ class Builder:
         """Add one operator with several outputs and return those tensors."""
         outputs = [self._unique(label) for _ in range(count)]
         self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))
+        self._makers.update(dict.fromkeys(outputs, self.nodes[-1]))
         return outputs
+
+    def rescale(self, tensor: str, factor: Array, shift: Array, *, label: str) -> str | None:
+        """Return `tensor * factor + shift` per channel if a Conv made `tensor`: the same Conv with other weights.
+
+        The first one drops out in `needed` unless somebody else reads it. The products are made there, once for
+        a BatchNorm and the Scale behind it.
+        """
+        maker = self._makers.get(tensor)
+        if maker is None or maker.op_type != "Conv":
+            return None
+        data, weights, *bias = maker.input
+        array, before = self._rescaled.get(weights, (self.initializers[weights], np.ones(len(factor))))
+        product, moved = self._unique(f"{label}:weights"), shift + (self.initializers[bias[0]] * factor if bias else 0)
+        self.initializers[product] = array
+        self._rescaled[product] = array, before * factor
+        result = self.add("Conv", data, product, self.constant(f"{label}:bias", moved), label=label)
+        self.nodes[-1].attribute.extend(maker.attribute)
+        return result
+
+    def needed(self, outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+        """Return the nodes that some outputs need, in order, and the constants that these read."""
+        wanted, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.output):
+                wanted.update(_reads(node))
+                nodes.append(node)
+        return nodes[::-1], {name: self._values(name) for name in self.initializers if name in wanted}
+
+    def _values(self, name: str) -> Array:
+        if name not in self._rescaled:
+            return self.initializers[name]
+        array, factor = self._rescaled[name]
+        return array * factor.astype(np.float32).reshape(-1, *(1,) * (array.ndim - 1))
 
     def reshape(self, tensor: str, shape: Sequence[int], *, label: str = "t") -> str:
         """Add a Reshape to a shape that is known now."""
@@ -75,6 +111,12 @@ class Builder:
     def _unique(self, label: str) -> str:
         self._count += 1
         return f"{label}:{self._count}"
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Return the tensors that a node reads, those included that a graph inside it takes from outside."""
+    inside = [inner for attribute in node.attribute for inner in attribute.g.node]
+    return set(node.input).union(*(_reads(inner) for inner in inside))
 
 
 Lowering = Callable[[Builder, Layer, list[str], list[Shape]], list[str]]

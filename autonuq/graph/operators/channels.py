@@ -31,6 +31,10 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     if message.HasField("use_global_stats") and not message.use_global_stats:
         return [_batch_statistics(builder, layer, tensors[0], shapes[0])]
     mean, variance = batch_norm_statistics(layer)
+    factor = 1 / np.sqrt(variance.astype(np.float64) + message.eps)
+    folded = builder.rescale(tensors[0], factor, -mean * factor, label=layer.name)
+    if folded is not None:
+        return [folded]
     ones = np.ones_like(mean)
     operands = [
         builder.constant(f"{layer.name}:{label}", values)
@@ -79,12 +83,20 @@ def _scale(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shap
     else:
         along = scale_shape(layer, shapes[0])
         axis = scale_axis(layer, shapes[0], along)
+        if axis == 1 and len(along) == 1 and (folded := _folded_scale(builder, layer, tensors[0])) is not None:
+            return [folded]
         factor = builder.constant(f"{layer.name}:scale", _beside(blobs.pop(0).reshape(along), axis, axes))
     result = builder.add("Mul" if layer.type == "Scale" else "Add", tensors[0], factor, label=layer.name)
     if blobs:
         bias = builder.constant(f"{layer.name}:bias", _beside(blobs[0].reshape(along), axis, axes))
         result = builder.add("Add", result, bias, label=layer.name)
     return [result]
+
+
+def _folded_scale(builder: Builder, layer: Layer, tensor: str) -> str | None:
+    values = [blob.reshape(-1).astype(np.float64) for blob in layer.blobs]
+    factor = values.pop(0) if layer.type == "Scale" else np.ones_like(values[0])
+    return builder.rescale(tensor, factor, values[0] if values else np.zeros_like(factor), label=layer.name)
 
 
 @lowers("PReLU")

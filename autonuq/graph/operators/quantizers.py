@@ -26,12 +26,15 @@ def _rounded(builder: Builder, tensor: str, *, signed: bool = True) -> str:
     """C's round(), half away from zero, for values below 2**23.
 
     Adding the largest float32 below 0.5 and truncating is exact there: halves tie to the even sum, which is the
-    next integer, and anything smaller stays below it. Adding 0.5 itself would round 0.49999997 up.
+    next integer, and anything smaller stays below it. Adding 0.5 itself would round 0.49999997 up. Of a signed
+    value, at most as much as the value itself is added: what is below one half at first stays below one.
     """
-    below_half = builder.constant("below_half", float(np.nextafter(np.float32(0.5), np.float32(0))))
+    below = float(np.nextafter(np.float32(0.5), np.float32(0)))
+    below_half = builder.constant("below_half", below)
     if not signed:
         return builder.add("Floor", builder.add("Add", tensor, below_half))
-    away = builder.add("Add", tensor, builder.add("Mul", builder.add("Sign", tensor), below_half))
+    above_minus_half = builder.constant("above_minus_half", -below)
+    away = builder.add("Add", tensor, builder.add("Clip", tensor, above_minus_half, below_half))
     return builder.add("Cast", builder.add("Cast", away, to=TensorProto.INT32), to=TensorProto.FLOAT)
 
 

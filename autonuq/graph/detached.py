@@ -1,0 +1,45 @@
+"""ONNX bytes whose weights are kept outside of them, as named arrays."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from autonuq.graph.model import Array
+
+
+def declared_tensor(name: str, array: Array) -> onnx.TensorProto:
+    """Declare an initializer whose values are given to the engine separately."""
+    tensor = onnx.TensorProto(
+        name=name,
+        dims=array.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def split_weights(model: bytes) -> tuple[bytes, dict[str, Array]]:
+    """Take weights out of ONNX bytes.
+
+    Parameters
+    ----------
+    model : bytes
+        With all initializers inside.
+
+    Returns
+    -------
+    bytes
+        The model, the weights only declared.
+    dict of str to ndarray of float32
+        The weights: the initializers with at least one axis.
+    """
+    parsed = onnx.ModelProto.FromString(model)
+    weights: dict[str, Array] = {}
+    for index, tensor in enumerate(parsed.graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims:
+            weights[tensor.name] = numpy_helper.to_array(tensor)
+            parsed.graph.initializer[index].CopyFrom(declared_tensor(tensor.name, weights[tensor.name]))
+    return parsed.SerializeToString(), weights
