@@ -235,7 +235,11 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb
         if layer.include and layer.exclude:
             raise ModelError("has include and exclude rules; Caffe accepts one kind", path=path, layer=layer.name)
     kept = [_upgrade_batch_norm(layer) for layer in layers if _is_included(layer, net.state)]
-    return [*_legacy_inputs(net, path), *kept]
+    names, inputs = {layer.name for layer in kept}, _legacy_inputs(net, path)
+    for layer in inputs:
+        while layer.name in names:
+            layer.name += "_"
+    return [*inputs, *kept]
 
 
 def _legacy_inputs(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb2.LayerParameter]:

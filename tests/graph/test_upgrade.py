@@ -153,6 +153,14 @@ def test_three_parameter_specs_of_batch_norm_do_not_learn(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_layer_may_be_called_input_beside_old_inputs(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        'input: "x" input_shape { dim: 1 } layer { name: "input" type: "ReLU" bottom: "x" top: "input" }'
+    )
+    assert list(load_graph(path).by_name) == ["input_", "input"]
+
+
 def test_both_kinds_of_rules_are_refused(tmp_path):
     path = tmp_path / "net.prototxt"
     path.write_text(
