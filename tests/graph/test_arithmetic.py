@@ -38,6 +38,12 @@ def test_bnll_keeps_the_digits_of_small_results(run):
     np.testing.assert_allclose(run(layer, {"x": x})["y"], np.logaddexp(0, x), rtol=1e-5)
 
 
+def test_sigmoid_keeps_the_digits_of_small_results(run):
+    layer = 'layer { name: "a" type: "Sigmoid" bottom: "x" top: "y" }'
+    x = np.array([-100.0, -30, -17, -9, 0, 9, 100])
+    np.testing.assert_allclose(run(layer, {"x": x})["y"], 1 / (1 + np.exp(-x)), rtol=1e-5, atol=1e-38)
+
+
 def test_a_power_that_ignores_its_input_ignores_nan_too(run):
     layer = 'layer { name: "a" type: "Power" bottom: "x" top: "y" power_param { scale: 0 shift: 2 } }'
     np.testing.assert_array_equal(run(layer, {"x": np.array([np.nan, np.inf, 1])})["y"], [2, 2, 2])
