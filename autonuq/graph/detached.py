@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from autonuq.graph.model import Array
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Values of an initializer, as an array times a factor that is not multiplied yet.
+
+    Attributes
+    ----------
+    array : ndarray of float32
+    factor : ndarray of float32, shape (array.shape[0],), or None
+        One for each row.
+    """
+
+    array: Array
+    factor: Array | None = None
+
+    @property
+    def values(self) -> Array:
+        """The product."""
+        if self.factor is None:
+            return self.array
+        return self.array * self.factor.reshape(-1, *(1,) * (self.array.ndim - 1))
 
 
 def declared_tensor(name: str, array: Array) -> onnx.TensorProto:

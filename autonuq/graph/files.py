@@ -45,19 +45,23 @@ def load_graph(
     ModelError
         A file cannot be read or parsed, the structure is wrong, or the weights do not fit the prototxt.
     """
-    model_path = Path(model_file)
+    path = Path(model_file)
+    graph = parse_graph(read_bytes(path), path, phase=phase, level=level, stages=stages)
+    return graph if weights_file is None else attach_weights(graph, weights_file)
+
+
+def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, stages: Sequence[str] = ()) -> Graph:
+    """Make a graph without weights from the text of a prototxt; `path` is for messages. See `load_graph`."""
     net = caffe_pb2.NetParameter()
     try:
-        text_format.Parse(read_bytes(model_path).decode(), net)
+        text_format.Parse(text.decode(), net)
     except text_format.ParseError as error:
-        raise ModelError(_syntax_message(error), path=model_path) from error
+        raise ModelError(_syntax_message(error), path=path) from error
     except UnicodeDecodeError as error:
-        raise ModelError(f"is not text, so no prototxt: {error}", path=model_path) from error
+        raise ModelError(f"is not text, so no prototxt: {error}", path=path) from error
     net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
-    layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, model_path))
-    graph = Graph(net.name, tuple(layers), model_path).validate()
-    if weights_file is not None:
-        return attach_weights(graph, weights_file)
+    layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, path))
+    graph = Graph(net.name, tuple(layers), path).validate()
     _expected_blobs(graph)
     return graph
 

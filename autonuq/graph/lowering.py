@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from autonuq.errors import ModelError
 from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
-from autonuq.graph.detached import declared_tensor
+from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
-from autonuq.graph.model import Array, Graph, Layer, Shape
+from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder
 from autonuq.graph.operators.channels import batch_norm_statistics
 from autonuq.graph.operators.quantizers import observed_blob, quant_factors
@@ -48,7 +48,7 @@ class Lowered:
     model : bytes
         Serialized ONNX model whose weights (float32 initializers with at least one axis) are declared but absent:
         the bytes of two networks that differ in weights only are the same.
-    initializers : mapping of str to ndarray of float32
+    initializers : mapping of str to Weights
         The absent ones.
     inputs : mapping of str to tuple of int
         Caffe blobs that must be fed, with their shapes; the ONNX input has the blob's name.
@@ -58,7 +58,7 @@ class Lowered:
     """
 
     model: bytes
-    initializers: Mapping[str, Array]
+    initializers: Mapping[str, Weights]
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, str]
 
@@ -142,7 +142,7 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
         outputs[blob] = f"output:{index}"
         builder.nodes.append(helper.make_node("Identity", [tensor], [outputs[blob]]))
     nodes, constants = builder.needed(outputs.values())
-    weights = {key: array for key, array in constants.items() if array.dtype == np.float32 and array.ndim}
+    weights = {key: found for key, found in constants.items() if found.array.dtype == np.float32 and found.array.ndim}
     graph = helper.make_graph(
         nodes,
         name or "caffe",
@@ -152,8 +152,8 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
             for blob, output in outputs.items()
         ],
         [
-            declared_tensor(key, array) if key in weights else onnx.numpy_helper.from_array(array, key)
-            for key, array in constants.items()
+            declared_tensor(key, found.array) if key in weights else onnx.numpy_helper.from_array(found.array, key)
+            for key, found in constants.items()
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

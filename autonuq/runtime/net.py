@@ -11,18 +11,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
-from autonuq.graph.files import attach_weights, load_graph, write_caffemodel
+from autonuq.graph.caffemodel import read_bytes
+from autonuq.graph.files import attach_weights, parse_graph, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.session import Session
+
+
+@lru_cache(maxsize=16)
+def _structure(text: bytes, path: Path, phase: int, level: int, stages: tuple[str, ...]) -> Graph:
+    """Parse a prototxt once: every trial of a study brings the same one. A graph is never changed."""
+    return parse_graph(text, path, phase=phase, level=level, stages=stages)
 
 
 class Blob:
@@ -138,7 +146,8 @@ class Net:
         phase, weights = given["phase"], given["weights"]
         if phase != TEST:
             raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
-        graph = load_graph(network_file, phase=phase, level=given["level"], stages=given["stages"] or ())
+        path = Path(network_file)
+        graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
         self._graph = graph if weights is None else attach_weights(graph, Path(weights))
         self._sessions: dict[tuple[object, ...], Session] = {}
         self._watched: set[str] = set()

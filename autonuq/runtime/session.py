@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime
 
 from autonuq.errors import RuntimeFailure
-from autonuq.graph.detached import split_weights
+from autonuq.graph.detached import Weights, split_weights
 from autonuq.graph.lowering import Lowered
 from autonuq.graph.model import Array, Shape
 
@@ -63,7 +63,8 @@ class Session:
         prepared = _prepared(lowered)
         options = _options(threads)
         if prepared is None:
-            self._session = _load(lowered.model, lowered.initializers, options)
+            whole = {name: weights.values for name, weights in lowered.initializers.items()}
+            self._session = _load(lowered.model, whole, options)
             return
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         weights = {name: move.apply(lowered.initializers[move.source]) for name, move in prepared.moves.items()}
@@ -118,14 +119,23 @@ class _Move:
     view: tuple[Shape, Shape] | None
     places: Array | None
 
-    def apply(self, weights: Array) -> Array:
-        """Return the weights in their new places, aligned; weights that keep their places are not copied."""
-        flat = np.require(weights, requirements=["C", "A"]).reshape(-1)
-        if self.view is not None:
-            return np.ascontiguousarray(_strided(flat, *self.view)).reshape(self.shape)
-        padded = np.empty(flat.size + 1, flat.dtype)
-        padded[0], padded[1:] = 0, flat
-        return padded[self.places].reshape(self.shape)
+    def apply(self, weights: Weights) -> Array:
+        """Return the weights in their new places, aligned and contiguous: one pass, none if they stay as they are."""
+        if self.view is None:
+            values = weights.values.reshape(-1)
+            padded = np.empty(values.size + 1, values.dtype)
+            padded[0], padded[1:] = 0, values
+            return padded[self.places].reshape(self.shape)
+        flat = np.require(weights.array, requirements=["C", "A"]).reshape(-1)
+        shape, strides = self.view
+        values = _strided(flat, shape, strides)
+        if weights.factor is None:
+            return np.ascontiguousarray(values).reshape(self.shape)
+        row = flat.size // weights.factor.size
+        if any(stride > row and stride % row for stride in strides):  # an axis that runs through rows aslant
+            return np.ascontiguousarray(_strided(weights.values.reshape(-1), shape, strides)).reshape(self.shape)
+        factor = _strided(weights.factor, shape, tuple(stride // row for stride in strides))
+        return np.multiply(values, factor, order="C").reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -158,17 +168,17 @@ def _prepared(lowered: Lowered) -> _Prepared | None:
 
 
 def _prepare(lowered: Lowered) -> _Prepared | None:
-    sizes = {name: array.size for name, array in lowered.initializers.items()}
+    sizes = {name: weights.array.size for name, weights in lowered.initializers.items()}
     if sum(sizes.values()) >= _MAX_PLACES:
         return None
     numbered: dict[str, Array] = {}
     first: dict[str, int] = {}
     place = 1
-    for name, array in lowered.initializers.items():
+    for name, weights in lowered.initializers.items():
         first[name] = place
-        bits = np.arange(place, place + array.size, dtype=np.int32)
-        numbered[name] = bits.view(np.float32).reshape(array.shape)
-        place += array.size
+        bits = np.arange(place, place + sizes[name], dtype=np.int32)
+        numbered[name] = bits.view(np.float32).reshape(weights.array.shape)
+        place += sizes[name]
     model, found = split_weights(_optimize(lowered.model, numbered))
     moves: dict[str, _Move] = {}
     for name, values in found.items():
@@ -239,6 +249,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Waiting threads sleep: several nets and several worker processes share the processors.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 

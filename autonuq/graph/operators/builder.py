@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from autonuq.graph.detached import Weights
 from autonuq.graph.model import Array, Layer, Shape
 
 
@@ -62,8 +63,8 @@ class Builder:
     def rescale(self, tensor: str, factor: Array, shift: Array, *, label: str) -> str | None:
         """Return `tensor * factor + shift` per channel if a Conv made `tensor`: the same Conv with other weights.
 
-        The first one drops out in `needed` unless somebody else reads it. The products are made there, once for
-        a BatchNorm and the Scale behind it.
+        The first one drops out in `needed` unless somebody else reads it. The products are made later,
+        once for a BatchNorm and the Scale behind it.
         """
         maker = self._makers.get(tensor)
         if maker is None or maker.op_type != "Conv":
@@ -77,7 +78,7 @@ class Builder:
         self.nodes[-1].attribute.extend(maker.attribute)
         return result
 
-    def needed(self, outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    def needed(self, outputs: Iterable[str]) -> tuple[list[onnx.NodeProto], dict[str, Weights]]:
         """Return the nodes that some outputs need, in order, and the constants that these read."""
         wanted, nodes = set(outputs), []
         for node in reversed(self.nodes):
@@ -86,11 +87,11 @@ class Builder:
                 nodes.append(node)
         return nodes[::-1], {name: self._values(name) for name in self.initializers if name in wanted}
 
-    def _values(self, name: str) -> Array:
+    def _values(self, name: str) -> Weights:
         if name not in self._rescaled:
-            return self.initializers[name]
+            return Weights(self.initializers[name])
         array, factor = self._rescaled[name]
-        return array * factor.astype(np.float32).reshape(-1, *(1,) * (array.ndim - 1))
+        return Weights(array, factor.astype(np.float32))
 
     def reshape(self, tensor: str, shape: Sequence[int], *, label: str = "t") -> str:
         """Add a Reshape to a shape that is known now."""
