@@ -8,6 +8,7 @@ Source: pycaffe (`_caffe.cpp`, `pycaffe.py`): argument orders, names, and what a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,11 +35,17 @@ def _structure(text: bytes, path: Path, phase: int, level: int, stages: tuple[st
 
 
 class Blob:
-    """One blob: `data` is a float32 array that keeps its identity until the shape changes."""
+    """One blob: `data` is a float32 array that keeps its identity until the shape changes; made when looked at."""
 
     def __init__(self, net: Net, name: str, shape: Shape) -> None:
-        self._net, self._name = net, name
-        self._data = np.zeros(shape, np.float32)
+        self._net, self._name, self._shape = net, name, tuple(shape)
+        self._array: Array | None = None
+
+    @property
+    def _data(self) -> Array:
+        if self._array is None:
+            self._array = np.zeros(self._shape, np.float32)
+        return self._array
 
     @property
     def data(self) -> Array:
@@ -49,12 +56,12 @@ class Blob:
     @property
     def shape(self) -> Shape:
         """Dimensions."""
-        return self._data.shape
+        return self._shape
 
     @property
     def count(self) -> int:
         """Number of values."""
-        return self._data.size
+        return math.prod(self._shape)
 
     num = property(lambda self: self._legacy_shape(0))
     channels = property(lambda self: self._legacy_shape(1))
@@ -62,12 +69,12 @@ class Blob:
     width = property(lambda self: self._legacy_shape(3))
 
     def _legacy_shape(self, axis: int) -> int:
-        return (*self.shape, 1, 1, 1, 1)[axis] if self._data.ndim <= 4 else self.shape[axis]
+        return (*self.shape, 1, 1, 1, 1)[axis] if len(self._shape) <= 4 else self.shape[axis]
 
     def reshape(self, *dims: int) -> None:
         """Change the dimensions; `Net.reshape` or the next forward pass carries it on to the other blobs."""
-        if tuple(dims) != self._data.shape:
-            self._data = np.zeros(dims, np.float32)
+        if tuple(dims) != self._shape:
+            self._shape, self._array = tuple(dims), None
 
 
 class Parameter:

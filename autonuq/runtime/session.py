@@ -126,7 +126,7 @@ class _Move:
             padded = np.empty(values.size + 1, values.dtype)
             padded[0], padded[1:] = 0, values
             return padded[self.places].reshape(self.shape)
-        flat = np.require(weights.array, requirements=["C", "A"]).reshape(-1)
+        flat = np.ascontiguousarray(weights.array).reshape(-1)
         shape, strides = self.view
         values = _strided(flat, shape, strides)
         if weights.factor is None:
