@@ -46,6 +46,7 @@ _UNPACKED = {(_BLOB_DATA, FIXED32): "<f4", (_BLOB_DOUBLE, FIXED64): "<f8"}
 _RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # NVCaffe's Type of raw_data: DOUBLE, FLOAT, FLOAT16
 _INTEGER_FIELDS = {"int32": _BLOB_INT32, "uint64": _BLOB_UINT64}
 _MAX_PIECES = 1000  # writers put a blob's numbers side by side: one piece, packed or not
+_MAX_BLOBS = 1000
 _NO_CHANGES: Mapping[str, Sequence[Array]] = MappingProxyType({})
 
 
@@ -170,6 +171,8 @@ class Caffemodel(Mapping[str, tuple[StoredBlob, ...]]):
                     name = name or _text(self._data, part)
                 elif part.number == _V0_BLOBS and part.wire_type == DELIMITED:
                     parts.append(part)
+            if len(parts) > _MAX_BLOBS:
+                raise WireError(f"{len(parts)} blobs; no layer type has more than {_MAX_BLOBS}")
             blobs = tuple(_read_blob(self._data, part) for part in parts)
         except WireError as error:
             if not name:

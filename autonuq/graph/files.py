@@ -17,6 +17,8 @@ from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
 from autonuq.graph.upgrade import upgrade_net
 
+_SHOWN = 200  # characters of a syntax error: it may quote the whole file
+
 
 def load_graph(
     model_file: str | Path,
@@ -69,7 +71,8 @@ def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, s
 def _syntax_message(error: text_format.ParseError) -> str:
     """Say where a text does not parse, without protobuf's repetition of the whole line."""
     reason = str(error).rpartition("': ")[2].rpartition(" : ")[2].strip()
-    return f"syntax error in line {error.GetLine()}, column {error.GetColumn()}: {reason}"
+    shown = reason if len(reason) <= _SHOWN else f"{reason[:_SHOWN]}..."
+    return f"syntax error in line {error.GetLine()}, column {error.GetColumn()}: {shown}"
 
 
 def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:

@@ -36,6 +36,7 @@ PROTOTXTS = {
     "nested layers": ("layer { " * 5000, None, "syntax error in line 1, column 9"),
     "nested braces": (INPUT + "layer { name: " + "{ " * 5000, None, "syntax error in line 2"),
     "nested extensions": ("[a.b/c.d] { " * 5000, None, "syntax error"),
+    "string without end": ('layer { name: "' + "a" * 10**6, None, "String missing ending quote"),
     "unknown field": (INPUT.replace("type", "tipe"), None, 'line 1, column 22.*no field named "tipe"'),
     "field given twice": (INPUT.replace("name:", 'name: "a" name:'), None, 'multiple "name" fields'),
     "number out of range": (shaped(2**64), None, "out of range"),
@@ -79,6 +80,7 @@ def test_bad_prototxts(tmp_path, text, layer, words):
         load_graph(path)
     assert (caught.value.path, caught.value.layer) == (path, layer)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
 
 
 def field(number, *chunks):
@@ -123,6 +125,7 @@ CAFFEMODELS = {
     "name is no UTF-8": (fc(WEIGHT, BIAS, name=b"f\xc3\x28"), None, "layer name at byte .* is no UTF-8"),
     "one blob": (fc(WEIGHT), "fc", r"has 1 blobs, but the prototxt asks for 2 \(\(3, 50\), \(3,\)\)"),
     "three blobs": (fc(WEIGHT, BIAS, BIAS), "fc", "has 3 blobs"),
+    "too many blobs": (fc(blob() * 10_000), "fc", "10000 blobs; no layer type has more"),
     "other shape": (fc(blob(dims(3, 49), field(5, bytes(588))), BIAS), "fc", r"\(3, 49\).*asks for \(3, 50\)"),
     "negative shape": (fc(blob(dims(-3, 50), field(5, bytes(600))), BIAS), "fc", r"\(-3, 50\)"),
     "huge shape": (fc(blob(dims(HUGE, HUGE), field(5, bytes(600))), BIAS), "fc", str(HUGE)),
