@@ -160,7 +160,8 @@ class Net:
         self._watched: set[str] = set()
         self._pass: _Pass | None = None
         self._observers = {
-            layer.name: Observer(layer) for layer in self._graph.layers if layer.type in OBSERVER_TYPES
+            layer.name: Observer(layer, self._graph.by_name)
+            for layer in self._graph.layers if layer.type in OBSERVER_TYPES
         }
         self.blobs = OrderedDict(
             (name, Blob(self, name, shape)) for name, shape in infer_shapes(self._graph).items()
