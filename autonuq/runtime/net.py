@@ -37,8 +37,8 @@ def _structure(text: bytes, path: Path, phase: int, level: int, stages: tuple[st
 class Blob:
     """One blob: `data` is a float32 array that keeps its identity until the shape changes; made when looked at."""
 
-    def __init__(self, net: Net, name: str, shape: Shape) -> None:
-        self._net, self._name, self._shape = net, name, tuple(shape)
+    def __init__(self, runner: _Runner, name: str, shape: Shape) -> None:
+        self._runner, self._name, self._shape = runner, name, tuple(shape)
         self._array: Array | None = None
 
     @property
@@ -50,7 +50,9 @@ class Blob:
     @property
     def data(self) -> Array:
         """The values; computed now if the last forward pass left them out."""
-        self._net._fill(self._name)
+        values = self._runner.left_out(self._name)
+        if values is not None:
+            np.copyto(self._data, values)
         return self._data
 
     @property
@@ -112,6 +114,45 @@ class _Pass:
     pending: set[str]
 
 
+class _Runner:
+    """The sessions of a net and its last pass. Blobs refer to this and not to the net, so that both die at once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.shapes = tuple(graph.inputs.items())
+        self.watched: set[str] = set()  # blobs that somebody looks at
+        self.done: _Pass | None = None
+        self._sessions: dict[tuple[object, ...], Session] = {}
+
+    def adopt(self, graph: Graph) -> None:
+        """Go on with other weights."""
+        self.graph, self.done = graph, None
+        self._sessions.clear()
+
+    def reshape(self, shapes: tuple[tuple[str, Shape], ...]) -> None:
+        """Go on with other input shapes."""
+        if shapes != self.shapes:
+            self.shapes, self.done = shapes, None
+
+    def session(self, first: int, last: int, outputs: tuple[str, ...], observe: bool) -> Session:
+        """Return the session of a range of layers; make it the first time."""
+        key = (self.shapes, first, last, outputs, observe)
+        if key not in self._sessions:
+            lowered = lower(self.graph, dict(self.shapes), outputs=outputs, first=first, last=last, observe=observe)
+            self._sessions[key] = Session(lowered)
+        return self._sessions[key]
+
+    def left_out(self, name: str) -> Array | None:
+        """Compute a blob that the last pass left out, and watch it from now on."""
+        if self.done is None or name not in self.done.pending:
+            return None
+        self.watched.add(name)
+        session = self.session(self.done.first, self.done.last, (name,), False)
+        values = session.run({blob: self.done.feeds[blob] for blob in session.inputs})
+        self.done.pending.discard(name)
+        return values[name]
+
+
 class Net:
     """A network that can be run, with pycaffe's interface.
 
@@ -155,21 +196,21 @@ class Net:
             raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
-        self._graph = graph if weights is None else attach_weights(graph, Path(weights))
-        self._sessions: dict[tuple[object, ...], Session] = {}
-        self._watched: set[str] = set()
-        self._pass: _Pass | None = None
+        self._runner = _Runner(graph if weights is None else attach_weights(graph, Path(weights)))
         self._observers = {
             layer.name: Observer(layer, self._graph.by_name)
             for layer in self._graph.layers if layer.type in OBSERVER_TYPES
         }
         self.blobs = OrderedDict(
-            (name, Blob(self, name, shape)) for name, shape in infer_shapes(self._graph).items()
+            (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
         self.params = OrderedDict(
             (layer.name, [Parameter(blob) for blob in layer.blobs]) for layer in self._graph.layers if layer.blobs
         )
-        self._shape_key = self._input_shapes()
+
+    @property
+    def _graph(self) -> Graph:
+        return self._runner.graph
 
     @property
     def inputs(self) -> list[str]:
@@ -197,13 +238,13 @@ class Net:
 
     def reshape(self) -> None:
         """Give every blob the shape that follows from the present input shapes."""
-        self._shape_key = self._input_shapes()
-        for name, shape in infer_shapes(self._graph, dict(self._shape_key)).items():
+        self._runner.reshape(self._input_shapes())
+        for name, shape in infer_shapes(self._graph, dict(self._runner.shapes)).items():
             self.blobs[name].reshape(*shape)
 
     def copy_from(self, weights: str | Path) -> None:
         """Load other weights."""
-        self._adopt(attach_weights(self._graph, Path(weights)))
+        self._runner.adopt(attach_weights(self._graph, Path(weights)))
         for layer in self._graph.layers:
             if layer.blobs:
                 self.params[layer.name] = [Parameter(blob) for blob in layer.blobs]
@@ -241,7 +282,7 @@ class Net:
         names = self._layer_names
         first = names.index(start) if start is not None else 0
         last = names.index(end) if end is not None else len(names) - 1
-        if self._input_shapes() != self._shape_key:
+        if self._input_shapes() != self._runner.shapes:
             self.reshape()
         self._take_parameters()
         results = self.top_names[end] if end is not None else self.outputs
@@ -284,45 +325,22 @@ class Net:
 
     def _run(self, first: int, last: int, wanted: Sequence[str]) -> None:
         made = self._made(first, last)
-        fetched = [name for name in dict.fromkeys([*wanted, *sorted(self._watched)]) if name in made]
+        fetched = [name for name in dict.fromkeys([*wanted, *sorted(self._runner.watched)]) if name in made]
         observers = [
             self._observers[layer.name]
             for layer in self._graph.layers[first : last + 1]
             if layer.name in self._observers and not self._observers[layer.name].finished
         ]
-        session = self._session(first, last, tuple(fetched), bool(observers))
+        session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
         values = session.run(feeds)
-        self._pass = _Pass(feeds, first, last, made - set(fetched))
-        self._store(values, fetched)
+        self._runner.done = _Pass(feeds, first, last, made - set(fetched))
+        for name in fetched:
+            np.copyto(self.blobs[name]._data, values[name])
         self._calibrate(observers, values)
 
     def _made(self, first: int, last: int) -> set[str]:
         return {top for layer in self._graph.layers[first : last + 1] if layer.type != "Input" for top in layer.tops}
-
-    def _store(self, values: dict[str, Array], names: Sequence[str]) -> None:
-        for name in names:
-            np.copyto(self.blobs[name]._data, values[name])
-
-    def _fill(self, name: str) -> None:
-        """Compute an intermediate blob of the last pass, and watch it from now on."""
-        done = self._pass
-        if done is None or name not in done.pending:
-            return
-        self._watched.add(name)
-        session = self._session(done.first, done.last, (name,), False)
-        values = session.run({blob: done.feeds[blob] for blob in session.inputs})
-        done.pending.discard(name)
-        self._store(values, [name])
-
-    def _session(self, first: int, last: int, outputs: tuple[str, ...], observe: bool) -> Session:
-        key = (self._shape_key, first, last, outputs, observe)
-        if key not in self._sessions:
-            lowered = lower(
-                self._graph, dict(self._shape_key), outputs=outputs, first=first, last=last, observe=observe
-            )
-            self._sessions[key] = Session(lowered)
-        return self._sessions[key]
 
     def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
         for observer in observers:
@@ -342,9 +360,4 @@ class Net:
             )
             layers.append(layer.with_(blobs=[p.data.copy() for p in parameters]) if changed else layer)
         if any(new is not old for new, old in zip(layers, self._graph.layers, strict=True)):
-            self._adopt(self._graph.with_layers(layers))
-
-    def _adopt(self, graph: Graph) -> None:
-        self._graph = graph
-        self._sessions.clear()
-        self._pass = None
+            self._runner.adopt(self._graph.with_layers(layers))

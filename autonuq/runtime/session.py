@@ -14,11 +14,15 @@ and every session is optimized on its own.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +36,9 @@ from autonuq.graph.model import Array, Shape
 # Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
 # constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
 _MAX_PLACES = 2**28
-_MAX_PREPARED = 16  # structures kept; some 50 kB each, and 4 bytes for every weight of layers that are padded
+# Structures kept: some 50 kB each, 4 bytes for every weight of layers that are padded, and one spare set of weights.
+_MAX_PREPARED = 8
+_LINE = 16  # float32 values of a cache line
 # These calculate with weights; what is left only moves them, but for BatchNormalization behind a Conv (`_prepare`).
 _ARITHMETIC_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
 
@@ -54,7 +60,8 @@ class Session:
     Notes
     -----
     **Cost**: the first session of a structure (same layers, same input shapes) costs one optimization; the next ones
-    cost one pass over the weights. Sessions share nothing that changes.
+    cost one pass over the weights. Sessions share nothing that changes; the memory of one that is gone serves the
+    next, for fresh memory costs several times as much as the pass.
     """
 
     def __init__(self, lowered: Lowered, *, threads: int = 0) -> None:
@@ -63,13 +70,18 @@ class Session:
         prepared = _prepared(lowered)
         options = _options(threads)
         if prepared is None:
-            whole = {name: weights.values for name, weights in lowered.initializers.items()}
-            self._session = _load(lowered.model, whole, options)
+            # Views into a file may be unaligned; the engine must not be given such memory.
+            self._weights = {
+                name: np.require(weights.values, requirements=["C", "A"])
+                for name, weights in lowered.initializers.items()
+            }
+            self._session = _load(lowered.model, self._weights, options)
             return
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        weights = {name: move.apply(lowered.initializers[move.source]) for name, move in prepared.moves.items()}
-        self._session = _load(prepared.model, weights, options)
-        self._arrays = weights
+        memory = prepared.take_memory()
+        self._weights = prepared.moved(lowered.initializers, memory)
+        self._session = _load(prepared.model, self._weights, options)
+        weakref.finalize(self, prepared.spare.append, memory)
 
     def run(self, feeds: Mapping[str, Array], blobs: Sequence[str] | None = None) -> dict[str, Array]:
         """Execute the graph.
@@ -108,42 +120,74 @@ class _Move:
         Name of the array in the lowered network.
     shape : tuple of int
         Of the optimized network's array.
-    view : tuple of two tuples, or None
+    view : tuple of two tuples
         Shape and strides (in values) of a view of the source that holds the values in their order.
     places : ndarray of int32, shape (count,), or None
-        Where there is no such view because zeros fill up a block: 1 + the place of each value, 0 for a zero.
+        Instead of a view if there is none because zeros fill up a block: 1 + the place of each value, 0 for a zero.
     """
 
     source: str
     shape: Shape
-    view: tuple[Shape, Shape] | None
-    places: Array | None
+    view: tuple[Shape, Shape] = ((), ())
+    places: Array | None = None
 
-    def apply(self, weights: Weights) -> Array:
-        """Return the weights in their new places, aligned and contiguous: one pass, none if they stay as they are."""
-        if self.view is None:
-            values = weights.values.reshape(-1)
-            padded = np.empty(values.size + 1, values.dtype)
-            padded[0], padded[1:] = 0, values
-            return padded[self.places].reshape(self.shape)
-        flat = np.ascontiguousarray(weights.array).reshape(-1)
+    def apply(self, weights: Weights, out: Array) -> None:
+        """Put the weights into their new places: one pass."""
+        if self.places is not None:
+            padded = np.empty(weights.array.size + 1, np.float32)
+            padded[0], padded[1:] = 0, weights.values.reshape(-1)
+            np.take(padded, self.places, out=out.reshape(-1), mode="clip")  # "raise" would buffer the result
+            return
         shape, strides = self.view
-        values = _strided(flat, shape, strides)
+        target, flat = out.reshape(shape), np.ascontiguousarray(weights.array).reshape(-1)
         if weights.factor is None:
-            return np.ascontiguousarray(values).reshape(self.shape)
+            np.copyto(target, _strided(flat, shape, strides))
+            return
         row = flat.size // weights.factor.size
-        if any(stride > row and stride % row for stride in strides):  # an axis that runs through rows aslant
-            return np.ascontiguousarray(_strided(weights.values.reshape(-1), shape, strides)).reshape(self.shape)
+        within = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True) if stride < row)
+        if within >= row or any(stride > row and stride % row for stride in strides):  # an axis runs through rows
+            np.copyto(target, _strided(weights.values.reshape(-1), shape, strides))
+            return
         factor = _strided(weights.factor, shape, tuple(stride // row for stride in strides))
-        return np.multiply(values, factor, order="C").reshape(self.shape)
+        np.multiply(_strided(flat, shape, strides), factor, out=target)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An optimized network without its weights, and how these get into it."""
+    """An optimized network without its weights, and how these get into it.
+
+    Attributes
+    ----------
+    model : bytes
+    moves : mapping of str to _Move
+    spare : deque of ndarray
+        Memory for a whole set of weights that a session gave back: one at most.
+    """
 
     model: bytes
     moves: Mapping[str, _Move]
+    spare: deque[Array] = field(default_factory=lambda: deque(maxlen=1))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each array begins in such memory, in values; the last one is its end. Cache lines are kept apart."""
+        sizes = [-(-math.prod(move.shape) // _LINE) * _LINE for move in self.moves.values()]
+        return [0, *accumulate(sizes)]
+
+    def take_memory(self) -> Array:
+        """Return memory for a whole set of weights."""
+        try:
+            return self.spare.pop()
+        except IndexError:
+            return np.empty(self._starts[-1], np.float32)
+
+    def moved(self, weights: Mapping[str, Weights], memory: Array) -> dict[str, Array]:
+        """Return the optimized network's weights, all of them in `memory`."""
+        result = {}
+        for start, (name, move) in zip(self._starts, self.moves.items(), strict=False):
+            result[name] = memory[start : start + math.prod(move.shape)].reshape(move.shape)
+            move.apply(weights[move.source], result[name])
+        return result
 
 
 _cache: OrderedDict[bytes, _Prepared | None] = OrderedDict()
@@ -210,11 +254,11 @@ def _find_move(values: Array, first: dict[str, int], sizes: dict[str, int]) -> _
     size = sizes[source]
     view = _find_view(places, size)
     if view is not None:
-        return _Move(source, values.shape, view, None)
+        return _Move(source, values.shape, view)
     places[bits == 0] = 0
     if places.min() < 0 or not np.bincount(places, minlength=size + 1)[1:].all():
         return None
-    return _Move(source, values.shape, None, places)
+    return _Move(source, values.shape, places=places)
 
 
 def _find_view(places: Array, size: int) -> tuple[Shape, Shape] | None:
@@ -257,12 +301,10 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 def _load(
     model: bytes, weights: Mapping[str, Array], options: onnxruntime.SessionOptions, **settings: Sequence[str]
 ) -> onnxruntime.InferenceSession:
-    # Views into a file may be unaligned; the engine must not be given such memory. It keeps no reference to arrays:
-    # an OrtValue does.
-    arrays = [np.require(array, requirements=["C", "A"]) for array in weights.values()]
+    """Load a network; the engine uses the arrays' memory, which the caller keeps alive."""
     try:
-        if arrays:
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        if weights:
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], **settings)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
