@@ -359,7 +359,12 @@ class Exported:
 
 
 def export(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str, *, record_file: Path | None = None
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    plan: Plan,
+    prefix: str,
+    *,
+    record_file: Path | None = None,
 ) -> Exported:
     """Write everything that AMCT's auto_nuq writes for one plan.
 

@@ -1,7 +1,7 @@
 """Error feedback: rounding a layer's weights to levels so that the errors cancel in its output.
 
 Notation: a row of weights in code units, w (K,), meets inputs x with second moments H = E[x x'] (K, K). Its output
-error for levels q is (w - q) H (w - q)'. With the Cholesky factor H = L L', L lower triangular, that is a sum of squares
+error for levels q is (w - q) H (w - q)'. With the Cholesky factor H = L L', L lower triangular, that is the sum
 
     sum over j of  L[j, j]**2 (t[j] - q[j])**2,   t[j] = w[j] + sum over i > j of (w[i] - q[i]) L[i, j] / L[j, j]
 
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
 
-DAMPING = 0.01
-"""Share of the mean second moment that is added to each: what few samples say nothing about is not trusted to cancel."""
+# Shares of the mean second moment that are added to each of them, always and per input a sample: what few samples say
+# about how inputs go together is not to be trusted. Measured on LeNet (800 inputs, 200 samples) and ResNet-20.
+_DAMPING, _SCARCITY = 0.03, 0.07
 
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
 
@@ -54,31 +55,36 @@ class Feedback:
         return found
 
 
-def build_feedback(moments: NDArray[np.floating]) -> Feedback:
+def build_feedback(moments: NDArray[Any], samples: int) -> Feedback:
     """Factor the second moments of a layer's inputs.
 
     Parameters
     ----------
     moments : ndarray of float, shape (K, K)
-        Mean of x x' over the calibration, symmetric, without damping.
+        Mean, or sum, of x x' over the calibration, symmetric.
+    samples : int
+        How many x it was.
 
     Raises
     ------
     QuantizationError
-        The moments are not finite, or all zero.
+        The moments are not finite, or no second moments at all.
 
     Notes
     -----
     **Cost**: one Cholesky factorization, K**3 / 3 multiplications.
     """
     diagonal = np.diag(moments).astype(np.float64)
-    if not np.isfinite(diagonal).all() or not diagonal.any():
-        raise QuantizationError("the second moments of its inputs are zero or not finite")
+    if not np.isfinite(diagonal).all():
+        raise QuantizationError("the second moments of its inputs are not finite")
+    if not diagonal.any():
+        return Feedback(np.arange(len(diagonal)), np.eye(len(diagonal)))  # inputs always 0: weights do not matter
     order = np.argsort(diagonal, kind="stable")
     damped = moments[np.ix_(order, order)].astype(np.float64)
-    damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean()
+    share = _DAMPING + _SCARCITY * len(order) / max(1, samples)
+    damped[np.diag_indices_from(damped)] += share * diagonal.mean()
     try:
-        return Feedback(order, np.linalg.cholesky(damped))
+        return Feedback(order, np.asarray(np.linalg.cholesky(damped), np.float64))
     except np.linalg.LinAlgError as error:
         raise QuantizationError("the second moments of its inputs are no covariance") from error
 

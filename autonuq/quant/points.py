@@ -34,6 +34,22 @@ _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 
 
 @dataclass(frozen=True)
+class InputMoments:
+    """What the calibration saw of a layer's inputs.
+
+    Attributes
+    ----------
+    sums : ndarray of float64, shape (K, K)
+        Sum of x x'.
+    samples : int
+        Number of x.
+    """
+
+    sums: NDArray[np.float64]
+    samples: int
+
+
+@dataclass(frozen=True)
 class OperatingPoints:
     """What a layer can become.
 
@@ -55,7 +71,7 @@ def build_points(
     uniform: UniformWeights,
     codec: Codec,
     *,
-    moments: NDArray[np.floating] | None = None,
+    moments: InputMoments | None = None,
     nuq: bool = True,
 ) -> OperatingPoints:
     """Build the operating points of one layer.
@@ -67,8 +83,8 @@ def build_points(
     uniform : UniformWeights
         The same weights on their int8 grid; one scale, or one per output (axis 0).
     codec : Codec
-    moments : ndarray of float, shape (K, K), optional
-        Second moments of the K inputs that a row of weights meets.
+    moments : InputMoments, optional
+        Of the K inputs that a row of weights meets.
     nuq : bool
         False: the layer keeps its uniform steps.
 
@@ -83,7 +99,7 @@ def build_points(
     """
     if moments is not None and nuq:
         try:
-            return _feedback_points(layer, weights, uniform, codec, build_feedback(moments))
+            return _feedback_points(layer, weights, uniform, codec, moments)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
     curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq)
@@ -93,8 +109,9 @@ def build_points(
 
 
 def _feedback_points(
-    layer: str, weights: NDArray[np.float32], uniform: UniformWeights, codec: Codec, feedback: Feedback
+    layer: str, weights: NDArray[np.float32], uniform: UniformWeights, codec: Codec, moments: InputMoments
 ) -> OperatingPoints:
+    feedback = build_feedback(moments.sums, moments.samples)
     rows = len(weights)
     scale = np.broadcast_to(uniform.scale, (rows,))
     steps = weights.reshape(rows, -1) / scale[:, None].astype(np.float64)
@@ -115,9 +132,7 @@ def _feedback_points(
     return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
 
 
-def _level_sets(
-    uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float
-) -> list[NDArray[np.int8]]:
+def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float) -> list[NDArray[np.int8]]:
     """Return the sets of levels that are worth an assignment, each once."""
     histogram = code_histogram(uniform.codes)
     columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])

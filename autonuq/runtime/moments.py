@@ -14,6 +14,7 @@ import numpy as np
 
 from autonuq.graph.layers import convolution
 from autonuq.graph.model import Array, Layer
+from autonuq.quant.points import InputMoments
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
 
@@ -24,14 +25,17 @@ def moments_folder(record_file: Path) -> Path:
 
 
 def moments_file(record_file: Path, layer: str) -> Path:
-    """Return the file of one layer's moments: float64, shape (K, K), a sum over samples."""
+    """Return the file of one layer's moments: float64, shape (K + 1, K), sums of x x', then the number of samples."""
     return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
 
 
-def load_moments(record_file: Path, layer: str) -> Array | None:
+def load_moments(record_file: Path, layer: str) -> InputMoments | None:
     """Map a layer's moments, or return None if there are none."""
     path = moments_file(record_file, layer)
-    return np.load(path, mmap_mode="r") if path.exists() else None
+    if not path.exists():
+        return None
+    stored = np.load(path, mmap_mode="r")
+    return InputMoments(stored[:-1], int(stored[-1, 0]))
 
 
 class MomentObserver:
@@ -48,7 +52,7 @@ class MomentObserver:
     def __init__(self, layer: Layer, path: Path) -> None:
         self._layer = layer
         columns = layer.blobs[0][0].size
-        self._sum = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(columns, columns))
+        self._sums = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(columns + 1, columns))
 
     def observe(self, bottom: Array) -> None:
         """Take in one pass of the layer's input.
@@ -58,7 +62,8 @@ class MomentObserver:
         **Cost**: rows * K**2 multiplications in float32, summed in float64; O(K**2) memory beside the chunk.
         """
         for patches in self._patches(bottom):
-            self._sum += patches.T @ patches
+            self._sums[:-1] += patches.T @ patches
+            self._sums[-1] += len(patches)
 
     def _patches(self, bottom: Array) -> Iterator[Array]:
         """Yield the inputs that rows of weights meet, shape (some, K), columns in the weights' own order."""
@@ -69,7 +74,7 @@ class MomentObserver:
         padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))
         views = np.lib.stride_tricks.sliding_window_view(padded, window.kernel, axis=(2, 3))
         views = views[:, :, :: window.stride[0], :: window.stride[1]].transpose(0, 2, 3, 1, 4, 5)
-        columns = len(self._sum)
+        columns = self._sums.shape[1]
         images = max(1, _CHUNK_VALUES // max(1, views[0].size))
         for begin in range(0, len(views), images):
             yield np.ascontiguousarray(views[begin : begin + images]).reshape(-1, columns)

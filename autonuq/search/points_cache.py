@@ -34,9 +34,10 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
     (folder / _INDEX).unlink(missing_ok=True)
     curves: dict[str, Curve] = {}
     for number, (name, points) in enumerate(built):
-        buffer = io.BytesIO()
-        np.lib.format.write_array_header_1_0(buffer, np.lib.format.header_data_from_array_1_0(points.codes))
-        replace_file(_codes_file(folder, number), [buffer.getvalue(), np.ascontiguousarray(points.codes).data.cast("B")])
+        codes = np.ascontiguousarray(points.codes)
+        head = io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(codes))
+        replace_file(_codes_file(folder, number), [head.getvalue(), codes.reshape(-1).view(np.uint8).data])
         curves[name] = points.curve
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **_index_arrays(key, curves))
