@@ -14,14 +14,15 @@ and every session is optimized on its own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -36,8 +37,7 @@ from autonuq.graph.model import Array, Shape
 # Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
 # constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
 _MAX_PLACES = 2**28
-# Structures kept: some 50 kB each, 4 bytes for every weight of layers that are padded, and one spare set of weights.
-_MAX_PREPARED = 8
+_MAX_PREPARED = 16  # structures kept; some 50 kB each, and 4 bytes for every weight of layers that are padded
 _LINE = 16  # float32 values of a cache line
 # These calculate with weights; what is left only moves them, but for BatchNormalization behind a Conv (`_prepare`).
 _ARITHMETIC_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]
@@ -81,7 +81,7 @@ class Session:
         memory = prepared.take_memory()
         self._weights = prepared.moved(lowered.initializers, memory)
         self._session = _load(prepared.model, self._weights, options)
-        weakref.finalize(self, prepared.spare.append, memory)
+        weakref.finalize(self, _spare.append, memory)
 
     def run(self, feeds: Mapping[str, Array], blobs: Sequence[str] | None = None) -> dict[str, Array]:
         """Execute the graph.
@@ -154,19 +154,10 @@ class _Move:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An optimized network without its weights, and how these get into it.
-
-    Attributes
-    ----------
-    model : bytes
-    moves : mapping of str to _Move
-    spare : deque of ndarray
-        Memory for a whole set of weights that a session gave back: one at most.
-    """
+    """An optimized network without its weights, and how these get into it."""
 
     model: bytes
     moves: Mapping[str, _Move]
-    spare: deque[Array] = field(default_factory=lambda: deque(maxlen=1))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -175,11 +166,12 @@ class _Prepared:
         return [0, *accumulate(sizes)]
 
     def take_memory(self) -> Array:
-        """Return memory for a whole set of weights."""
-        try:
-            return self.spare.pop()
-        except IndexError:
-            return np.empty(self._starts[-1], np.float32)
+        """Return memory for a whole set of weights: the spare one if it has the right size."""
+        with contextlib.suppress(IndexError):
+            spare = _spare.pop()
+            if spare.size == self._starts[-1]:
+                return spare
+        return np.empty(self._starts[-1], np.float32)
 
     def moved(self, weights: Mapping[str, Weights], memory: Array) -> dict[str, Array]:
         """Return the optimized network's weights, all of them in `memory`."""
@@ -190,6 +182,7 @@ class _Prepared:
         return result
 
 
+_spare: deque[Array] = deque(maxlen=1)  # the memory of weights that a session gave back
 _cache: OrderedDict[bytes, _Prepared | None] = OrderedDict()
 _lock = threading.Lock()
 
@@ -289,10 +282,25 @@ def _strided(flat: Array, shape: Shape, strides: Shape) -> Array:
     return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
 
+@cache
+def _share_arena() -> None:
+    """Let all sessions of the process take the memory for blobs from one arena; each would fill its own otherwise.
+
+    It grows by what is asked for and holds as much as the largest net needed.
+    """
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    grow_as_requested = onnxruntime.OrtArenaCfg(0, 1, -1, -1)
+    onnxruntime.create_and_register_allocator(place, grow_as_requested)
+
+
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # Waiting threads sleep: several nets and several worker processes share the processors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
