@@ -107,7 +107,7 @@ def test_points_are_exact_and_convex(codec, layer):
 
 
 def test_feedback_pays(layer):
-    """At equal bytes the output loses at most 0.6 of what it loses without feedback."""
+    """At equal bytes the output loses at most 0.7 of what it loses without feedback."""
     weights, uniform, moments = layer
     codec = CODECS["entropy"]
     with_feedback = build_points("conv", weights, uniform, codec, moments=moments).curve
@@ -118,7 +118,7 @@ def test_feedback_pays(layer):
     for rate, codes in list(zip(plain.curve.rates_bytes, plain.codes, strict=True))[5:-1]:
         lost = damped_error(moments.sums, feedback, rows - codes.reshape(40, -1) * scale[:, None], np.ones(40)) / energy
         on_curve = np.interp(rate, with_feedback.rates_bytes[::-1], with_feedback.distortions[::-1])
-        assert on_curve < 0.6 * lost
+        assert on_curve < 0.7 * lost
 
 
 def test_moments_of_another_layer_are_refused(layer):
