@@ -21,12 +21,12 @@ from autonuq.compress import (
     layer_records,
     write_calibration_model,
 )
-from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.codec import CODECS
 from autonuq.quant.points import OperatingPoints
 from autonuq.search.evaluator import is_satisfied, run_evaluator, score
 from autonuq.search.points_cache import load_points, store_points
-from autonuq.search.stored import LAYERS, ORIGINAL_METRIC
+from autonuq.search.stored import LAYERS, ORIGINAL_METRIC, stored_rates
 from autonuq.search.task import OnProgress, Progress, Task
 
 
@@ -69,7 +69,13 @@ def points_key(fingerprint: Mapping[str, str]) -> str:
 def prepare_points(
     task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
 ) -> dict[str, OperatingPoints]:
-    """Return the operating points of an earlier run, or build them."""
+    """Return the operating points of an earlier run, or build them.
+
+    Raises
+    ------
+    StudyError
+        They were lost, and what was built again differs from what the study's trials were made of.
+    """
     key = points_key(fingerprint)
     points = load_points(task.points_folder, key)
     if points is None:
@@ -81,6 +87,13 @@ def prepare_points(
 
         built = build_points(model, CODECS[task.codec], task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
+    layers = layer_records(model, points)
     if LAYERS not in study.user_attrs:
-        study.set_user_attr(LAYERS, [asdict(record) for record in layer_records(model, points)])
+        study.set_user_attr(LAYERS, [asdict(record) for record in layers])
+    elif tuple(layer.rates_bytes for layer in layers) != stored_rates(study):
+        raise StudyError(
+            f"its operating points in {task.points_folder} were lost and cannot be built again as they were; start a "
+            "study of another name",
+            study=task.name,
+        )
     return points

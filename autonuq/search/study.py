@@ -12,12 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import Exported, ModelPair, build_points, calibrated, export
+from autonuq.compress import Exported, ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codec import CODECS
 from autonuq.search.evaluator import check_evaluator
-from autonuq.search.points_cache import load_points, store_points
-from autonuq.search.preparation import calibrate, points_key, prepare_points, score_original
+from autonuq.search.preparation import calibrate, prepare_points, score_original
 from autonuq.search.runner import Runner
 from autonuq.search.sampler import make_sampler
 from autonuq.search.storage import open_storage
@@ -198,10 +197,7 @@ def export_trial(
     fingerprint = fingerprint_of(task, model)
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
-    points = load_points(task.points_folder, points_key(fingerprint))
-    if points is None:
-        built = build_points(model, CODECS[task.codec], task.record_file)
-        points = store_points(task.points_folder, points_key(fingerprint), built)
+    points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
     return export(model, points, found.points, prefix or task.prefix, record_file=record_file)
 
 
