@@ -6,8 +6,8 @@ In the order of a study::
     write_calibration_model(model, files)              # somebody runs it for config.batch_num passes ...
     model = calibrated(model, files.record)            # ... and the record file holds the input ranges
     curves = build_curves(model, codec)                # once; no trial sees the raw weights again
-    write_fake_quant(model, curves, plan, pair)        # once a trial
-    export(model, curves, plan, prefix, codec)         # the winner
+    write_fake_quant(model, points, plan, pair)        # once a trial
+    export(model, points, plan, prefix, codec)         # the winner
 
 Names of written files: AMCT's save_model and auto_nuq pages.
 """
@@ -15,7 +15,7 @@ Names of written files: AMCT's save_model and auto_nuq pages.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,9 +40,11 @@ from autonuq.graph.passes import (
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.codec import Codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
-from autonuq.quant.curve import Curve, build_curve
+from autonuq.quant.points import OperatingPoints
+from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
 from autonuq.records import LayerRecord
+from autonuq.runtime.moments import load_moments, moments_folder
 
 Plan = Mapping[str, int]
 """Layer name -> index of a point on the layer's curve; layers that are missing stay uniform (point 0)."""
@@ -183,9 +185,11 @@ def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file:
     """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
 
     The record file is written with the weights' factors; running the model for `config.batch_num` forward passes
-    adds the inputs' factors to it.
+    adds the inputs' factors to it, and, in our runtime, the second moments of the inputs beside it.
     """
     write_record(record_file, model.factors)
+    if model.nuq_layers:
+        moments_folder(record_file).mkdir(exist_ok=True)
     config = model.config
     observed = insert_observers(
         model.graph.with_layers(
@@ -226,39 +230,55 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
     return replace(model, factors=factors)
 
 
-def build_curves(
-    model: QuantizedModel, codec: Codec, on_layer: Callable[[str], None] = lambda name: None
-) -> dict[str, Curve]:
-    """Build the rate-distortion curve of every layer with int8 weights; layers without a codebook have one point.
+def build_points(
+    model: QuantizedModel, codec: Codec, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
+) -> Iterator[tuple[str, OperatingPoints]]:
+    """Build the operating points of every layer with int8 weights, one layer after the other.
 
     Parameters
     ----------
+    record_file : Path
+        Beside it the calibration left the second moments of the layers' inputs; layers without do without.
     on_layer : callable
-        Told each layer's name when its curve is done.
+        Told each layer's name when its points are done.
+
+    Yields
+    ------
+    (name, OperatingPoints)
+        Layers without a codebook have one point.
     """
     searched = set(model.nuq_layers)
-    curves = {}
     for name, uniform in model.weights.items():
-        curves[name] = build_curve(name, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=name in searched)
+        yield (
+            name,
+            build_layer_points(
+                name,
+                model.graph.by_name[name].blobs[0],
+                uniform,
+                codec,
+                moments=load_moments(record_file, name),
+                nuq=name in searched,
+            ),
+        )
         on_layer(name)
-    return curves
 
 
-def layer_records(model: QuantizedModel, curves: Mapping[str, Curve]) -> tuple[LayerRecord, ...]:
+def layer_records(model: QuantizedModel, points: Mapping[str, OperatingPoints]) -> tuple[LayerRecord, ...]:
     """Describe every layer with weights, for reports."""
     searched = set(model.nuq_layers)
     records = []
     for capability in model.capabilities:
         if not capability.weights:
             continue
-        name, curve = capability.name, curves.get(capability.name)
-        if curve is None:
+        name, found = capability.name, points.get(capability.name)
+        if found is None:
             reason = capability.reason or "is left out by the configuration"
             size = 4 * capability.weights
             records.append(
                 LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))
             )
             continue
+        curve = found.curve
         treatment: Literal["nuq", "uniform"] = "nuq" if name in searched else "uniform"
         reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
         records.append(
@@ -276,26 +296,28 @@ def layer_records(model: QuantizedModel, curves: Mapping[str, Curve]) -> tuple[L
     return tuple(records)
 
 
-def planned_codes(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, name: str) -> NDArray[np.int8]:
+def planned_codes(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, name: str
+) -> NDArray[np.int8]:
     """Return a layer's int8 codes under a plan."""
-    point, codes = plan.get(name, 0), model.weights[name].codes
-    return curves[name].codebooks[point].apply(codes) if point else codes
+    point = plan.get(name, 0)
+    return points[name].codes[point] if point else model.weights[name].codes
 
 
-def write_fake_quant(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, pair: ModelPair) -> None:
+def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
     """Write the network with a plan's weights and fake-quantized inputs, as it is scored."""
     quantized = {}
     for name, factors in model.factors.items():
         blobs = model.graph.by_name[name].blobs
         if name in model.weights:
             uniform = model.weights[name]
-            codes = planned_codes(model, curves, plan, name)
+            codes = planned_codes(model, points, plan, name)
             blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
         quantized[name] = QuantizedBlobs(blobs, factors)
     write_model(insert_quantizers(model.graph, quantized), pair.model, pair.weights)
 
 
-def write_deploy(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, pair: ModelPair) -> None:
+def write_deploy(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
     """Write the network for ATC: int8 weights, int32 biases, packed dequantization parameters.
 
     Raises
@@ -308,7 +330,7 @@ def write_deploy(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan,
         blobs: tuple[NDArray[Any], ...] = ()
         if name in model.weights:
             biases = (_device_bias(name, bias, factors) for bias in model.graph.by_name[name].blobs[1:])
-            blobs = (planned_codes(model, curves, plan, name), *biases)
+            blobs = (planned_codes(model, points, plan, name), *biases)
         quantized[name] = QuantizedBlobs(blobs, factors)
     write_model(insert_quantizers(model.graph, quantized, deploy=True), pair.model, pair.weights)
 
@@ -337,7 +359,12 @@ class Exported:
 
 
 def export(
-    model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan, prefix: str, *, record_file: Path | None = None
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    plan: Plan,
+    prefix: str,
+    *,
+    record_file: Path | None = None,
 ) -> Exported:
     """Write everything that AMCT's auto_nuq writes for one plan.
 
@@ -363,16 +390,16 @@ def export(
         Path(f"{prefix}_nuq_layer_record.txt"),
         Path(f"{prefix}_quant.json"),
     )
-    write_fake_quant(model, curves, plan, written.fake_quant)
-    write_deploy(model, curves, plan, written.deploy)
+    write_fake_quant(model, points, plan, written.fake_quant)
+    write_deploy(model, points, plan, written.deploy)
     write_record(written.record, model.factors)
     chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
     replace_text(written.nuq_layers, ";".join(chosen))
-    replace_text(written.quant_info, json.dumps(_quant_info(model, curves, plan), indent=4))
+    replace_text(written.quant_info, json.dumps(_quant_info(model, points, plan), indent=4))
     return written
 
 
-def _quant_info(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan) -> dict[str, object]:
+def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
     """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
     folded: dict[str, list[str]] = {}
     for capability in model.capabilities:
@@ -381,7 +408,7 @@ def _quant_info(model: QuantizedModel, curves: Mapping[str, Curve], plan: Plan) 
             folded.setdefault(host, []).append(capability.name)
     layers = {}
     for name, factors in model.factors.items():
-        codes = planned_codes(model, curves, plan, name) if name in model.weights else np.zeros(0, np.int8)
+        codes = planned_codes(model, points, plan, name) if name in model.weights else np.zeros(0, np.int8)
         levels = np.unique(codes).tolist() if plan.get(name, 0) else []
         layers[name] = {
             "type": model.graph.by_name[name].type,

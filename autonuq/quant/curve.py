@@ -141,10 +141,10 @@ def build_curve(
     estimates = [codec.estimate_bytes(_coarse(codebook, histogram)) for codebook in others]
     rates = np.array([float(uniform_bytes), *estimates])
     useful = np.flatnonzero(distortions <= MAX_LOSS * np.dot(importance, _CODES**2))
-    chosen = useful[_thinned(_lower_hull(rates[useful], distortions[useful]))]
+    chosen = useful[_thinned(lower_hull(rates[useful], distortions[useful]))]
     for point in chosen[1:]:
         rates[point] = codec.size_bytes(others[point - 1].apply(codes))
-    chosen = chosen[_lower_hull(rates[chosen], distortions[chosen])]
+    chosen = chosen[lower_hull(rates[chosen], distortions[chosen])]
     codebooks = (uniform, *(others[point - 1] for point in chosen[1:]))
     return Curve(layer, rates[chosen].astype(np.int64), distortions[chosen], codebooks)
 
@@ -201,7 +201,7 @@ def _thinned(points: NDArray[np.int64]) -> NDArray[np.int64]:
     return points[np.linspace(0, points.size - 1, MAX_POINTS).round().astype(np.int64)]
 
 
-def _lower_hull(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
+def lower_hull(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the indices of the lower-left convex hull that starts at point 0, rates strictly falling.
 
     Point 0 has distortion 0; points that are no smaller than it are of no use. Of points in a line the inner ones are

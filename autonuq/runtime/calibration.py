@@ -16,6 +16,7 @@ from autonuq.graph.model import Array, Layer
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
 from autonuq.quant.config import ActivationSettings
+from autonuq.runtime.moments import MomentObserver, is_observable, moments_file, moments_folder
 
 OBSERVER_TYPES = frozenset({"IFMR", "HFMG"})
 
@@ -27,15 +28,24 @@ class Observer:
     ----------
     layer : Layer
         Of type IFMR or HFMG. IFMR keeps every value of its passes, HFMG a histogram.
+    layers : mapping of str to Layer
+        The network's, by name: where the record file has a folder for them, the second moments of the object layers'
+        inputs are collected too.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, layers: Mapping[str, Layer]) -> None:
         self.layer = layer
         self._parameters = layer.message.ifmr_param if layer.type == "IFMR" else layer.message.hfmg_param
         self._values: list[Array] = []
         self._histogram = HfmgHistogram(layer.message.hfmg_param.num_of_bins) if layer.type == "HFMG" else None
         self._shapes: list[tuple[int, ...]] = []
         self._passes = 0
+        self._moments: list[MomentObserver | None] = [None] * len(layer.bottoms)
+        if moments_folder(self.record_file).is_dir():
+            for index, name in enumerate(self._parameters.object_layer):
+                if name in layers and is_observable(layers[name]):
+                    path = moments_file(self.record_file, name)
+                    self._moments[index] = MomentObserver(layers[name], path)
 
     @property
     def finished(self) -> bool:
@@ -57,7 +67,9 @@ class Observer:
         """
         self._passes += 1
         self._shapes = [bottom.shape for bottom in bottoms]
-        for bottom in bottoms:
+        for bottom, moments in zip(bottoms, self._moments, strict=True):
+            if moments is not None:
+                moments.observe(bottom)
             if self._histogram is not None:
                 self._histogram.update(bottom)
             else:

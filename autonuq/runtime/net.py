@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
-from autonuq.graph.caffemodel import read_bytes
+from autonuq.graph.caffemodel import load_caffemodel, read_bytes
 from autonuq.graph.files import attach_weights, parse_graph, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
@@ -212,9 +212,11 @@ class Net:
             raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
-        self._runner = _Runner(graph if weights is None else attach_weights(graph, Path(weights)))
+        self._stored = None if weights is None else load_caffemodel(weights)
+        self._runner = _Runner(graph if self._stored is None else attach_weights(graph, self._stored))
         self._observers = {
-            layer.name: Observer(layer) for layer in self._graph.layers if layer.type in OBSERVER_TYPES
+            layer.name: Observer(layer, self._graph.by_name)
+            for layer in self._graph.layers if layer.type in OBSERVER_TYPES
         }
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
@@ -234,8 +236,8 @@ class Net:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the blobs that no layer reads."""
-        return list(self._graph.outputs)
+        """Names of the blobs that no layer reads, in alphabetical order, as Caffe keeps them."""
+        return sorted(self._graph.outputs)
 
     @property
     def _layer_names(self) -> list[str]:
@@ -259,15 +261,20 @@ class Net:
 
     def copy_from(self, weights: str | Path) -> None:
         """Load other weights."""
-        self._runner.adopt(attach_weights(self._graph, Path(weights)))
+        self._stored = load_caffemodel(weights)
+        self._runner.adopt(attach_weights(self._graph, self._stored))
         for layer in self._graph.layers:
             if layer.blobs:
                 self.params[layer.name] = [Parameter(blob) for blob in layer.blobs]
 
     def save(self, path: str | Path) -> None:
-        """Write the present weights as a caffemodel."""
+        """Write the present weights as a caffemodel; what was not changed stays as the loaded file has it."""
         self._take_parameters()
-        write_caffemodel(self._graph, path)
+        if self._stored is None:
+            write_caffemodel(self._graph, path)
+        else:
+            blobs = {layer.name: layer.blobs for layer in self._graph.layers if layer.blobs}
+            self._stored.write(path, {name: arrays for name, arrays in blobs.items() if name in self._stored})
 
     def forward(
         self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: Array

@@ -16,17 +16,17 @@ import optuna
 from autonuq.compress import (
     ModelPair,
     QuantizedModel,
-    build_curves,
+    build_points,
     calibrated,
     layer_records,
     write_calibration_model,
 )
-from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.codec import CODECS
-from autonuq.quant.curve import Curve
-from autonuq.search.curves_file import load_curves, write_curves
+from autonuq.quant.points import OperatingPoints
 from autonuq.search.evaluator import is_satisfied, run_evaluator, score
-from autonuq.search.stored import LAYERS, ORIGINAL_METRIC
+from autonuq.search.points_cache import load_points, store_points
+from autonuq.search.stored import LAYERS, ORIGINAL_METRIC, stored_rates
 from autonuq.search.task import OnProgress, Progress, Task
 
 
@@ -60,27 +60,40 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     return model
 
 
-def curves_key(fingerprint: Mapping[str, str]) -> str:
-    """Digest what the curves depend on."""
-    parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec")]
+def points_key(fingerprint: Mapping[str, str]) -> str:
+    """Digest what the operating points depend on."""
+    parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec", "evaluator")]
     return hashlib.sha256("".join([*parts, version("autonuq")]).encode()).hexdigest()
 
 
-def prepare_curves(
+def prepare_points(
     task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
-) -> dict[str, Curve]:
-    """Return the curves of an earlier run, or build them."""
-    key = curves_key(fingerprint)
-    curves = load_curves(task.curves_file, key)
-    if curves is None:
+) -> dict[str, OperatingPoints]:
+    """Return the operating points of an earlier run, or build them.
+
+    Raises
+    ------
+    StudyError
+        They were lost, and what was built again differs from what the study's trials were made of.
+    """
+    key = points_key(fingerprint)
+    points = load_points(task.points_folder, key)
+    if points is None:
         done: list[str] = []
 
         def on_layer(name: str) -> None:
             done.append(name)
             on_progress(Progress("curves", name, len(done), len(model.weights)))
 
-        curves = build_curves(model, CODECS[task.codec], on_layer)
-        write_curves(task.curves_file, key, curves)
+        built = build_points(model, CODECS[task.codec], task.record_file, on_layer)
+        points = store_points(task.points_folder, key, built)
+    layers = layer_records(model, points)
     if LAYERS not in study.user_attrs:
-        study.set_user_attr(LAYERS, [asdict(record) for record in layer_records(model, curves)])
-    return curves
+        study.set_user_attr(LAYERS, [asdict(record) for record in layers])
+    elif tuple(layer.rates_bytes for layer in layers) != stored_rates(study):
+        raise StudyError(
+            f"its operating points in {task.points_folder} were lost and cannot be built again as they were; start a "
+            "study of another name",
+            study=task.name,
+        )
+    return points

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from autonuq.compress import ModelPair, QuantizedModel, write_fake_quant
 from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.quant.curve import Curve
+from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
 from autonuq.search.evaluator import is_satisfied, score
 from autonuq.search.space import Space
@@ -34,12 +34,13 @@ class Runner:
         task: Task,
         study: optuna.Study,
         model: QuantizedModel,
-        curves: Mapping[str, Curve],
+        points: Mapping[str, OperatingPoints],
         original_metric: float,
         on_progress: OnProgress,
     ) -> None:
-        self.task, self.study, self.model, self.curves = task, study, model, curves
+        self.task, self.study, self.model, self.points = task, study, model, points
         self.original_metric, self.on_progress = original_metric, on_progress
+        curves = {name: found.curve for name, found in points.items()}
         self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
         self.layers = Study(study).record().layers
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -129,7 +130,7 @@ class Runner:
         folder.mkdir(exist_ok=True)
         try:
             pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-            write_fake_quant(self.model, self.curves, record.points, pair)
+            write_fake_quant(self.model, self.points, record.points, pair)
             metric = score(self.task.evaluator, pair)
         finally:
             shutil.rmtree(folder)

@@ -127,6 +127,11 @@ def load_study(name: str, storage: str) -> Study:
     return Study(open_storage(storage).load(name))
 
 
+def stored_rates(study: optuna.Study) -> tuple[tuple[int, ...], ...]:
+    """Return the sizes of every layer's points, as the study's plans mean them."""
+    return tuple(tuple(entry["rates_bytes"]) for entry in study.user_attrs.get(LAYERS, []))
+
+
 def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
     """Refuse a study that was started with something else, naming what differs.
 

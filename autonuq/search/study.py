@@ -12,12 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import Exported, ModelPair, build_curves, calibrated, export
+from autonuq.compress import Exported, ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codec import CODECS
-from autonuq.search.curves_file import load_curves
 from autonuq.search.evaluator import check_evaluator
-from autonuq.search.preparation import calibrate, curves_key, prepare_curves, score_original
+from autonuq.search.preparation import calibrate, prepare_points, score_original
 from autonuq.search.runner import Runner
 from autonuq.search.sampler import make_sampler
 from autonuq.search.storage import open_storage
@@ -146,9 +145,9 @@ def run_study(
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
     original_metric = score_original(task, study, on_progress)
     model = calibrate(task, model, on_progress)
-    curves = prepare_curves(task, study, model, fingerprint, on_progress)
+    points = prepare_points(task, study, model, fingerprint, on_progress)
     study.sampler = make_sampler(task.sampler, task.seed + len(study.get_trials(deepcopy=False)))
-    Runner(task, study, model, curves, original_metric, on_progress).run(deadline)
+    Runner(task, study, model, points, original_metric, on_progress).run(deadline)
     return Study(study)
 
 
@@ -198,10 +197,8 @@ def export_trial(
     fingerprint = fingerprint_of(task, model)
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
-    curves = load_curves(task.curves_file, curves_key(fingerprint))
-    if curves is None:
-        curves = build_curves(model, CODECS[task.codec])
-    return export(model, curves, found.points, prefix or task.prefix, record_file=record_file)
+    points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
+    return export(model, points, found.points, prefix or task.prefix, record_file=record_file)
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -71,9 +71,9 @@ class Task:
         return self.out / "calibration" / "record.txt"
 
     @property
-    def curves_file(self) -> Path:
-        """The curves, built once."""
-        return self.out / "calibration" / "curves.npz"
+    def points_folder(self) -> Path:
+        """The operating points of every layer, built once."""
+        return self.out / "calibration" / "points"
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,18 @@ def test_resume_refuses_what_differs(task, tiny, change, word):
         run_study(change(task, tiny), exists=True)
 
 
+def test_lost_points_are_built_again_only_as_they_were(task):
+    study = run_study(task, exists=False)
+    for path in (task.out / "calibration/points").iterdir():
+        path.unlink()
+    assert run_study(replace(task, n_trials=4), exists=True).record().layers == study.record().layers
+    for folder in ("points", "record.txt.moments"):
+        for path in (task.out / "calibration" / folder).iterdir():
+            path.unlink()
+    with pytest.raises(StudyError, match="were lost and cannot be built again"):
+        run_study(replace(task, n_trials=5), exists=True)
+
+
 class Broken:
     """Fails on the plans whose number of calls is listed."""
 
