@@ -25,6 +25,7 @@ from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
+from autonuq.runtime.program import HostLayers, Program, has_host_layers
 from autonuq.runtime.session import Session
 
 
@@ -52,8 +53,13 @@ class Blob:
         """The values; computed now if the last forward pass left them out."""
         values = self._runner.left_out(self._name)
         if values is not None:
-            np.copyto(self._data, values)
+            self.take(values)
         return self._data
+
+    def take(self, values: Array) -> None:
+        """Hold values that a pass made; their number may depend on the data."""
+        self.reshape(*values.shape)
+        np.copyto(self._data, values)
 
     @property
     def shape(self) -> Shape:
@@ -119,10 +125,12 @@ class _Runner:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.host = HostLayers()
+        self._is_hosted = has_host_layers(graph)
         self.shapes = tuple(graph.inputs.items())
         self.watched: set[str] = set()  # blobs that somebody looks at
         self.done: _Pass | None = None
-        self._sessions: dict[tuple[object, ...], Session] = {}
+        self._sessions: dict[tuple[object, ...], Session | Program] = {}
 
     def adopt(self, graph: Graph) -> None:
         """Go on with other weights."""
@@ -134,10 +142,18 @@ class _Runner:
         if shapes != self.shapes:
             self.shapes, self.done = shapes, None
 
-    def session(self, first: int, last: int, outputs: tuple[str, ...], observe: bool) -> Session:
+    def session(
+        self, first: int, last: int, outputs: tuple[str, ...], observe: bool, *, again: bool = False
+    ) -> Session | Program:
         """Return the session of a range of layers; make it the first time."""
-        key = (self.shapes, first, last, outputs, observe)
-        if key not in self._sessions:
+        key = (self.shapes, first, last, outputs, observe, again)
+        if key in self._sessions:
+            return self._sessions[key]
+        if self._is_hosted:
+            self._sessions[key] = Program(
+                self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again
+            )
+        else:
             lowered = lower(self.graph, dict(self.shapes), outputs=outputs, first=first, last=last, observe=observe)
             self._sessions[key] = Session(lowered)
         return self._sessions[key]
@@ -147,7 +163,7 @@ class _Runner:
         if self.done is None or name not in self.done.pending:
             return None
         self.watched.add(name)
-        session = self.session(self.done.first, self.done.last, (name,), False)
+        session = self.session(self.done.first, self.done.last, (name,), False, again=True)
         values = session.run({blob: self.done.feeds[blob] for blob in session.inputs})
         self.done.pending.discard(name)
         return values[name]
@@ -339,10 +355,11 @@ class Net:
         ]
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
+        self._runner.host.begin()
         values = session.run(feeds)
         self._runner.done = _Pass(feeds, first, last, made - set(fetched))
         for name in fetched:
-            np.copyto(self.blobs[name]._data, values[name])
+            self.blobs[name].take(values[name])
         self._calibrate(observers, values)
 
     def _made(self, first: int, last: int) -> set[str]:
