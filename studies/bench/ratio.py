@@ -29,7 +29,7 @@ from autonuq.quant.points import OperatingPoints, build_points
 from autonuq.runtime.moments import load_moments
 
 CODEC = CODECS["entropy"]
-SLOPES = np.geomspace(3e-8, 1e-2, 120)  # distortion, as a share of a layer's output energy, per byte saved
+SLOPES = np.geomspace(1e-9, 1e-2, 140)  # distortion, as a share of a layer's output energy, per byte saved
 LEVELS = (256, 128, 96, 64, 48, 32, 24, 20, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2)
 
 
