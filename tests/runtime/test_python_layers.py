@@ -237,10 +237,12 @@ def python(name, kind, bottom, top, scale=2.0):
 
 @pytest.fixture
 def module(tmp_path):
-    """Put a module with layers beside the prototxt."""
+    """Put a module with layers beside the prototxt, and have no `caffe` before and after."""
+    sys.modules.pop("caffe", None)
     (tmp_path / "layers_of_a_test.py").write_text(MODULE)
     yield lambda: importlib.import_module("layers_of_a_test")
     sys.modules.pop("layers_of_a_test", None)
+    sys.modules.pop("caffe", None)
 
 
 def test_python_layer(net_of, module):
@@ -297,10 +299,8 @@ def test_module_that_is_not_there(net_of):
         net_of(python("p", "Affine", "x", "y"))
 
 
-def test_installed_pycaffe_has_the_base_class(net_of, module, monkeypatch):
-    monkeypatch.delitem(sys.modules, "caffe", raising=False)
+def test_installed_pycaffe_has_the_base_class(net_of, module):
     nuq.pycaffe.install()
     net = net_of(python("p", "Affine", "x", "y"))
     assert issubclass(module().Affine, nuq.pycaffe.Layer)
     assert net.forward(x=X)["y"] == pytest.approx(2 * X)
-    monkeypatch.delitem(sys.modules, "caffe")
