@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 from autonuq.errors import RuntimeFailure
+from autonuq.graph.hosted.python_layer import PythonLayer as Layer
 from autonuq.graph.model import TEST, TRAIN
 from autonuq.runtime.net import Net
 
-__all__ = ["TEST", "TRAIN", "Net", "install", "set_device", "set_mode_cpu", "set_mode_gpu"]
+__all__ = ["TEST", "TRAIN", "Layer", "Net", "install", "set_device", "set_mode_cpu", "set_mode_gpu"]
 
 __version__ = "1.0.0"  # the pycaffe whose interface this is
 

@@ -6,16 +6,22 @@ import sys
 
 import pytest
 
+from autonuq.cli import main
+
 PLOTS = ("curves", "front", "history", "layers")
 
 
 @pytest.fixture
-def run(tiny):
-    """Run a command in the folder of `tiny`; return the finished process."""
+def run(tiny, monkeypatch, capsys):
+    """Run a command in the folder of `tiny`, in this process; return it as a finished process."""
 
     def call(*arguments):
-        command = [sys.executable, "-c", "from autonuq.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(command, cwd=tiny, capture_output=True, text=True, timeout=120, check=False)
+        monkeypatch.chdir(tiny)
+        monkeypatch.setattr(sys, "argv", ["autonuq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = 0 if ended.value.code is None else ended.value.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return call
 

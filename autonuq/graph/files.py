@@ -13,6 +13,7 @@ from autonuq.atomic import replace_file, replace_text
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, network_chunks, read_bytes
+from autonuq.graph.hosted.python_layer import importable
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
 from autonuq.graph.upgrade import upgrade_net
@@ -64,7 +65,8 @@ def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, s
     net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
     layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, path))
     graph = Graph(net.name, tuple(layers), path).validate()
-    expected_blobs(graph)
+    with importable(path.parent):  # modules of Python layers
+        expected_blobs(graph)
     return graph
 
 

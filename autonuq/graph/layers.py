@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from autonuq.errors import ModelError
-from autonuq.graph import shapes as _rules  # noqa: F401 - fills LAYER_TYPES
+from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
+from autonuq.graph import shapes as _rules  # noqa: F401
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
-from autonuq.graph.shapes.windows import ConvolutionWindow, PoolingWindow, convolution, pooling
+from autonuq.graph.shapes.windows import DEPTHWISE_TYPES, ConvolutionWindow, PoolingWindow, convolution, pooling
 
 __all__ = [
+    "DEPTHWISE_TYPES",
     "LAYER_TYPES",
     "MAX_ELEMENTS",
     "ConvolutionWindow",
@@ -83,7 +85,9 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
         near = get_close_matches(layer.type.lower(), known, 1)
         hint = f"; did you mean '{known[near[0]]}'?" if near else ""
         raise graph.error(
-            layer, f"type '{layer.type}' is not supported{hint} (supported: {', '.join(sorted(LAYER_TYPES))})"
+            layer,
+            f"type '{layer.type}' is not supported{hint} (register_layer can add it; "
+            f"supported: {', '.join(sorted(LAYER_TYPES))})",
         )
     return found
 

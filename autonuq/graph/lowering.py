@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from autonuq.errors import ModelError
 from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
 from autonuq.graph.detached import Weights, declared_tensor
+from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder
@@ -122,6 +123,8 @@ class _ShapeFlow:
 
 
 def _lower_layer(graph: Graph, builder: Builder, layer: Layer, flow: _ShapeFlow) -> None:
+    if layer.type in HOST_LAYERS:
+        raise graph.error(layer, f"type '{layer.type}' runs in Python; ONNX has no operator for it")
     bottom_shapes = [builder.shapes[bottom] for bottom in layer.bottoms]
     if len(layer.blobs) < len(layer_type(graph, layer).blobs(layer, bottom_shapes)):
         raise graph.error(layer, "has no weights; load the network with its caffemodel")

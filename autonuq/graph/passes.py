@@ -15,12 +15,12 @@ import numpy as np
 from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import Capability
-from autonuq.graph.layers import blob_shapes, convolution, infer_shapes
+from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
 from autonuq.graph.lowering import batch_norm_statistics
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.record import Factors
 
-FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution"})
+FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution", *DEPTHWISE_TYPES})
 
 
 def fold_batch_norm(graph: Graph, skip: Iterable[str] = ()) -> Graph:
@@ -103,7 +103,7 @@ def _absorb(layer: Layer, follower: Layer) -> Layer:
 def _along_outputs(layer: Layer, factor: Array) -> Array:
     """Shape one factor per output channel so that it multiplies the weights."""
     shape = layer.blobs[0].shape
-    if layer.type == "Convolution":
+    if layer.type != "Deconvolution":
         return factor.reshape(-1, *(1,) * (len(shape) - 1))
     group = layer.message.convolution_param.group
     rows = np.repeat(factor.reshape(group, -1), shape[0] // group, axis=0)  # (inputs, outputs of their group)

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
-from autonuq.graph.caffemodel import read_bytes
+from autonuq.graph.caffemodel import load_caffemodel, read_bytes
 from autonuq.graph.files import attach_weights, parse_graph, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
+from autonuq.runtime.program import HostLayers, Program, has_host_layers
 from autonuq.runtime.session import Session
 
 
@@ -52,8 +53,13 @@ class Blob:
         """The values; computed now if the last forward pass left them out."""
         values = self._runner.left_out(self._name)
         if values is not None:
-            np.copyto(self._data, values)
+            self.take(values)
         return self._data
+
+    def take(self, values: Array) -> None:
+        """Hold values that a pass made; their number may depend on the data."""
+        self.reshape(*values.shape)
+        np.copyto(self._data, values)
 
     @property
     def shape(self) -> Shape:
@@ -119,10 +125,12 @@ class _Runner:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.host = HostLayers()
+        self._is_hosted = has_host_layers(graph)
         self.shapes = tuple(graph.inputs.items())
         self.watched: set[str] = set()  # blobs that somebody looks at
         self.done: _Pass | None = None
-        self._sessions: dict[tuple[object, ...], Session] = {}
+        self._sessions: dict[tuple[object, ...], Session | Program] = {}
 
     def adopt(self, graph: Graph) -> None:
         """Go on with other weights."""
@@ -134,10 +142,18 @@ class _Runner:
         if shapes != self.shapes:
             self.shapes, self.done = shapes, None
 
-    def session(self, first: int, last: int, outputs: tuple[str, ...], observe: bool) -> Session:
+    def session(
+        self, first: int, last: int, outputs: tuple[str, ...], observe: bool, *, again: bool = False
+    ) -> Session | Program:
         """Return the session of a range of layers; make it the first time."""
-        key = (self.shapes, first, last, outputs, observe)
-        if key not in self._sessions:
+        key = (self.shapes, first, last, outputs, observe, again)
+        if key in self._sessions:
+            return self._sessions[key]
+        if self._is_hosted:
+            self._sessions[key] = Program(
+                self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again
+            )
+        else:
             lowered = lower(self.graph, dict(self.shapes), outputs=outputs, first=first, last=last, observe=observe)
             self._sessions[key] = Session(lowered)
         return self._sessions[key]
@@ -147,7 +163,7 @@ class _Runner:
         if self.done is None or name not in self.done.pending:
             return None
         self.watched.add(name)
-        session = self.session(self.done.first, self.done.last, (name,), False)
+        session = self.session(self.done.first, self.done.last, (name,), False, again=True)
         values = session.run({blob: self.done.feeds[blob] for blob in session.inputs})
         self.done.pending.discard(name)
         return values[name]
@@ -196,7 +212,8 @@ class Net:
             raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
-        self._runner = _Runner(graph if weights is None else attach_weights(graph, Path(weights)))
+        self._stored = None if weights is None else load_caffemodel(weights)
+        self._runner = _Runner(graph if self._stored is None else attach_weights(graph, self._stored))
         self._observers = {
             layer.name: Observer(layer, self._graph.by_name)
             for layer in self._graph.layers if layer.type in OBSERVER_TYPES
@@ -219,8 +236,8 @@ class Net:
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the blobs that no layer reads."""
-        return list(self._graph.outputs)
+        """Names of the blobs that no layer reads, in alphabetical order, as Caffe keeps them."""
+        return sorted(self._graph.outputs)
 
     @property
     def _layer_names(self) -> list[str]:
@@ -244,15 +261,20 @@ class Net:
 
     def copy_from(self, weights: str | Path) -> None:
         """Load other weights."""
-        self._runner.adopt(attach_weights(self._graph, Path(weights)))
+        self._stored = load_caffemodel(weights)
+        self._runner.adopt(attach_weights(self._graph, self._stored))
         for layer in self._graph.layers:
             if layer.blobs:
                 self.params[layer.name] = [Parameter(blob) for blob in layer.blobs]
 
     def save(self, path: str | Path) -> None:
-        """Write the present weights as a caffemodel."""
+        """Write the present weights as a caffemodel; what was not changed stays as the loaded file has it."""
         self._take_parameters()
-        write_caffemodel(self._graph, path)
+        if self._stored is None:
+            write_caffemodel(self._graph, path)
+        else:
+            blobs = {layer.name: layer.blobs for layer in self._graph.layers if layer.blobs}
+            self._stored.write(path, {name: arrays for name, arrays in blobs.items() if name in self._stored})
 
     def forward(
         self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: Array
@@ -333,10 +355,11 @@ class Net:
         ]
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
+        self._runner.host.begin()
         values = session.run(feeds)
         self._runner.done = _Pass(feeds, first, last, made - set(fetched))
         for name in fetched:
-            np.copyto(self.blobs[name]._data, values[name])
+            self.blobs[name].take(values[name])
         self._calibrate(observers, values)
 
     def _made(self, first: int, last: int) -> set[str]:

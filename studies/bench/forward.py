@@ -13,22 +13,27 @@ a process that ran another network before.
 
 What onnxruntime 1.32 runs slower than it could on x86-64, and why
 ------------------------------------------------------------------
-* Quant (a fifth to a quarter of a ResNet-50's pass, half of a ResNet-20's): five operators, Mul, Clip, Add, Floor and
-  Div, each a pass over memory, as no operator of ONNX rounds halves away from zero; signed values need two more, for
-  there is no Trunc. Around them the blocked layout of convolutions is undone and made again (ReorderOutput,
-  ReorderInput: a quarter of the quantizers' share), because only few operators work in it. QuantizeLinear would be one
-  pass, but it rounds halves to even and divides instead of multiplying; Sign and Shrink run one value at a time.
-* Convolution whose channels are no multiple of the vector width (16 with AVX-512): blocks are filled up with zeros and
-  calculated. 20 -> 50 channels, as in LeNet's second one, costs as much as 32 -> 64: twice the arithmetic.
-* Convolution of the image itself (3 channels) fills no block either: 17 % of SqueezeNet's pass for 6 % of its sums.
-* 1x1 Convolution with a stride reads whole blocks of which it uses a quarter.
-* Convolution 3x3 is calculated directly; there is no Winograd transform, which would save half the products.
-* InnerProduct at batch 1 is as fast as memory delivers its weights (a quarter of LeNet's pass).
+Shares are of a pass as `--operators` prints it; "x OpenCV" is OpenCV's time divided by onnxruntime's for the layer
+alone, one thread, 64 channels of 56 x 56 unless told.
+
+* Quant: a fifth (batch 1) to a quarter (batch 8) of a ResNet-50's pass, half of a ResNet-20's. Mul, Clip, Add, Floor
+  and Div are a pass over memory each, as no operator of ONNX rounds halves away from zero; signed values need two more,
+  for there is no Trunc. Around them the blocked layout of convolutions is undone and made again (ReorderOutput,
+  ReorderInput: a quarter of that share), because few operators work in it. QuantizeLinear would be one pass, but rounds
+  halves to even and divides where AMCT multiplies. Sign takes 7 to 12 times as long as Clip, Shrink 75 times.
+* Convolution 3x3 with stride 1 (0.92x OpenCV): calculated directly. OpenCV transforms it (Winograd), with about half
+  the products.
+* Convolution whose channels are no multiple of the vector width (16 with AVX-512): blocks are filled up with zeros that
+  are calculated with. 5x5, 20 -> 50 channels (LeNet's second: 40 to 55 % of its pass) takes as long as 32 -> 64.
+* Convolution in groups of other sizes than whole blocks (groups of 8 0.71x OpenCV, of 30 0.75x): runs unblocked.
+* Deconvolution in groups, depthwise above all: 5 GFLOP/s against 150 without groups (one product of tiny matrices a
+  channel), though still 2.7x OpenCV.
+* LRN across channels (0.83x OpenCV): a few passes over memory instead of one; PReLU (0.78x) too, because onnxruntime's
+  own operator is slower still. ELU takes three times as long as Sigmoid.
 * Concat copies (5 % of SqueezeNet's pass): no operator writes into a part of its neighbour's memory.
-* Deconvolution with groups or dilation, and grouped Convolution whose groups are no whole blocks, run through generic
-  code; BatchNorm and Scale are folded behind a Convolution only, so elsewhere they are passes of their own.
-  A BatchNorm that stands alone behind a blocked Convolution also keeps a second net from being cheap: there
-  onnxruntime calculates with the weights while it optimizes.
+* BatchNorm and Scale behind anything but a Convolution are passes of their own. A BatchNorm alone behind something in
+  the blocked layout also keeps a second net from being cheap: there onnxruntime calculates with weights while it
+  optimizes, so nothing can be kept.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import pytest
 
 import autonuq.graph
 from autonuq.errors import ModelError
+from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LAYER_TYPES
 from autonuq.graph.lowering import LOWERINGS
 
@@ -12,7 +13,8 @@ ROOM = Path(autonuq.graph.__file__).parent
 
 
 def test_every_type_has_shapes_and_a_lowering():
-    assert set(LAYER_TYPES) == set(LOWERINGS)
+    assert set(LAYER_TYPES) == set(LOWERINGS) | set(HOST_LAYERS)
+    assert not set(LOWERINGS) & set(HOST_LAYERS)
 
 
 @pytest.mark.parametrize("path", sorted((ROOM / "shapes").glob("*.py")), ids=lambda path: path.stem)

@@ -4,6 +4,6 @@ Source: each layer's `Forward_cpu` in BVLC Caffe, master; ONNX operator set 17. 
 rules of the same types, module for module.
 """
 
-from autonuq.graph.operators import arithmetic, channels, layout, losses, quantizers, recurrent, windows
+from autonuq.graph.operators import arithmetic, channels, detectors, layout, losses, quantizers, recurrent, windows
 
-__all__ = ["arithmetic", "channels", "layout", "losses", "quantizers", "recurrent", "windows"]
+__all__ = ["arithmetic", "channels", "detectors", "layout", "losses", "quantizers", "recurrent", "windows"]

@@ -59,6 +59,18 @@ def _relu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape
     return [builder.add("Relu", tensors[0], label=layer.name)]
 
 
+@lowers("ReLU6")
+def _relu6(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """min(max(x, 0), 6) + slope min(x, 0)."""
+    slope = layer.message.relu_param.negative_slope
+    limits = [builder.constant("limit", limit) for limit in (0.0, 6.0)]
+    result = builder.add("Clip", tensors[0], *limits, label=layer.name)
+    if not slope:
+        return [result]
+    leak = builder.scalar("Mul", builder.scalar("Min", tensors[0], 0.0), slope)
+    return [builder.add("Add", result, leak, label=layer.name)]
+
+
 @lowers("ELU")
 def _elu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     return [builder.add("Elu", tensors[0], label=layer.name, alpha=layer.message.elu_param.alpha)]

@@ -31,7 +31,8 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     if message.HasField("use_global_stats") and not message.use_global_stats:
         return [_batch_statistics(builder, layer, tensors[0], shapes[0])]
     mean, variance = batch_norm_statistics(layer)
-    factor = 1 / np.sqrt(variance.astype(np.float64) + message.eps)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a negative variance gives NaN, as in Caffe
+        factor = 1 / np.sqrt(variance.astype(np.float64) + message.eps)
     folded = builder.rescale(tensors[0], factor, -mean * factor, label=layer.name)
     if folded is not None:
         return [folded]

@@ -14,6 +14,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.windows import (
+    DEPTHWISE_TYPES,
     PoolingWindow,
     channel_axis,
     convolution,
@@ -26,7 +27,7 @@ from autonuq.graph.shapes.windows import (
 _LOWEST = float(np.finfo(np.float32).min)
 
 
-@lowers("Convolution", "Deconvolution")
+@lowers("Convolution", "Deconvolution", *DEPTHWISE_TYPES)
 def _convolution(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     axis = channel_axis(layer, shapes[0])
     found = convolution(layer, len(shapes[0]) - axis - 1)

@@ -4,6 +4,6 @@ Every formula is Caffe's own definition (`LayerSetUp` and `Reshape` of the layer
 `operators` holds the arithmetic of the same types, module for module.
 """
 
-from autonuq.graph.shapes import arithmetic, channels, layout, losses, quantizers, recurrent, windows
+from autonuq.graph.shapes import arithmetic, channels, detectors, layout, losses, quantizers, recurrent, windows
 
-__all__ = ["arithmetic", "channels", "layout", "losses", "quantizers", "recurrent", "windows"]
+__all__ = ["arithmetic", "channels", "detectors", "layout", "losses", "quantizers", "recurrent", "windows"]

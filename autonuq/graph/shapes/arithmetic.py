@@ -18,6 +18,7 @@ UNARY_TYPES = (
     "Log",
     "Power",
     "ReLU",
+    "ReLU6",
     "Sigmoid",
     "Swish",
     "TanH",

@@ -9,6 +9,10 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Layer, Shape
 from autonuq.graph.shapes.registry import ANY, LayerError, canonical_axis, define
 
+# Forks' names for a Convolution with as many groups as channels; ConvolutionDepthwise ignores `group`, the others
+# need it for more than one output a channel.
+DEPTHWISE_TYPES = ("DepthwiseConvolution", "ConvolutionDepthwise", "DepthwiseConv")
+
 
 @dataclass(frozen=True)
 class ConvolutionWindow:
@@ -47,7 +51,7 @@ def _window(layer: Layer, spatial_axes: int) -> ConvolutionWindow:
     message = layer.message.convolution_param
     found = ConvolutionWindow(
         num_output=message.num_output,
-        group=message.group,
+        group=message.num_output if _one_output_a_channel(layer) else message.group,
         kernel=_spatial(message, "kernel_size", ("kernel_h", "kernel_w"), spatial_axes, None),
         stride=_spatial(message, "stride", ("stride_h", "stride_w"), spatial_axes, 1),
         pad=_spatial(message, "pad", ("pad_h", "pad_w"), spatial_axes, 0),
@@ -57,6 +61,12 @@ def _window(layer: Layer, spatial_axes: int) -> ConvolutionWindow:
     if min((1, *found.kernel, *found.stride, *found.dilation)) < 1:
         raise LayerError("kernel, stride and dilation must be positive")
     return found
+
+
+def _one_output_a_channel(layer: Layer) -> bool:
+    if layer.type not in DEPTHWISE_TYPES:
+        return False
+    return layer.type == "ConvolutionDepthwise" or not layer.message.convolution_param.HasField("group")
 
 
 def _spatial(
@@ -85,6 +95,8 @@ def _convolution_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
         raise LayerError(f"inputs differ in shape: {', '.join(map(str, bottoms))}")
     axis = channel_axis(layer, bottom)
     found = convolution(layer, len(bottom) - axis - 1)
+    if layer.type in DEPTHWISE_TYPES and bottom[axis] != found.group:
+        raise LayerError(f"group (or num_output without it) must be the number of channels, {bottom[axis]}")
     if bottom[axis] % found.group:
         raise LayerError(f"{bottom[axis]} input channels are no multiple of group {found.group}")
     spatial = _transposed if layer.type == "Deconvolution" else _slid
@@ -250,7 +262,7 @@ def _lrn_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     return bottoms
 
 
-define(["Convolution", "Deconvolution"], _convolution_tops, _convolution_blobs, ANY)
+define(["Convolution", "Deconvolution", *DEPTHWISE_TYPES], _convolution_tops, _convolution_blobs, ANY)
 define(["Im2col"], _im2col_tops)
 define(["Pooling"], _pooling_tops)
 define(["SPP"], _spp_tops)

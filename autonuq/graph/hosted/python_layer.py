@@ -1,0 +1,178 @@
+"""Caffe's own `Python` layers: a class with setup, reshape and forward that gets its bottoms and tops as blobs.
+
+Source: `python_layer.hpp` and `_caffe.cpp` of BVLC Caffe: the module is imported, the class is made without arguments
+that matter, `param_str` and `phase` are set; setup runs once, reshape before every forward.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from autonuq.graph.hosted.registry import HostLayer, raised_by, runs_on_host
+from autonuq.graph.model import TEST, TRAIN, Array, Layer, Shape
+from autonuq.graph.shapes.registry import ANY, LayerError, define
+
+_MAX_WAITING = 16
+
+
+class PythonLayer:
+    """Base of Python layers: `caffe.Layer`.
+
+    Attributes
+    ----------
+    param_str : str
+        The layer's `python_param.param_str`.
+    phase : int
+    """
+
+    param_str: str = ""
+    phase: int = TEST
+
+
+class PythonBlob:
+    """A bottom or a top of a Python layer: `data`, `diff`, the shape, and `reshape`."""
+
+    def __init__(self, data: Array) -> None:
+        self._data = data
+        self._diff: Array | None = None
+
+    @property
+    def data(self) -> Array:
+        """Values: float32, to be written in place."""
+        return self._data
+
+    @property
+    def diff(self) -> Array:
+        """Gradients: zeros unless the layer writes them; nothing reads them."""
+        if self._diff is None:
+            self._diff = np.zeros_like(self._data)
+        return self._diff
+
+    @property
+    def shape(self) -> Shape:
+        """Dimensions."""
+        return self._data.shape
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return self._data.size
+
+    num = property(lambda self: self._legacy_shape(0))
+    channels = property(lambda self: self._legacy_shape(1))
+    height = property(lambda self: self._legacy_shape(2))
+    width = property(lambda self: self._legacy_shape(3))
+
+    def _legacy_shape(self, axis: int) -> int:
+        return (*self.shape, 1, 1, 1, 1)[axis]
+
+    def reshape(self, *dims: int) -> None:
+        """Change the dimensions; the values stay if their number does."""
+        if tuple(dims) != self.shape:
+            same = math.prod(dims) == self.count
+            self._data = self._data.reshape(dims) if same else np.zeros(dims, np.float32)
+            self._diff = None
+
+
+class _Running:
+    """One layer of one net with its Python object."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        made = _load_class(layer)
+        with raised_by(layer):
+            self._object = made()
+            self._object.param_str = layer.message.python_param.param_str
+            self._object.phase = TEST
+        self._tops: dict[str, PythonBlob] = {}
+        self._ready = False
+
+    def reshape(self, bottoms: Sequence[Array]) -> tuple[list[PythonBlob], list[PythonBlob]]:
+        """Hand the bottoms over, let the layer say its tops' shapes, and return both."""
+        below = [PythonBlob(bottom) for bottom in bottoms]
+        in_place = dict(zip(self._layer.bottoms, below, strict=True))
+        above = [in_place.get(top) or self._own(top) for top in self._layer.tops]
+        with raised_by(self._layer):
+            if not self._ready:
+                self._object.setup(below, above)
+                self._ready = True
+            self._object.reshape(below, above)
+        return below, above
+
+    def _own(self, top: str) -> PythonBlob:
+        return self._tops.setdefault(top, PythonBlob(np.zeros((), np.float32)))
+
+    def __call__(self, *bottoms: Array) -> list[Array]:
+        below, above = self.reshape([bottom.copy() for bottom in bottoms])
+        self._object.forward(below, above)
+        return [top.data.copy() for top in above]
+
+
+_waiting: OrderedDict[bytes, _Running] = OrderedDict()  # made for their shapes, not in a net yet
+
+
+@runs_on_host("Python")
+def _python(layer: Layer) -> HostLayer:
+    return _waiting.pop(layer.message.SerializeToString(), None) or _Running(layer)
+
+
+def _python_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
+    """Ask the layer itself; the object serves the next net that has such a layer."""
+    key = layer.message.SerializeToString()
+    running = _waiting.get(key) or _Running(layer)
+    _, above = running.reshape([np.zeros(bottom, np.float32) for bottom in bottoms])
+    _waiting[key] = running
+    while len(_waiting) > _MAX_WAITING:
+        _waiting.popitem(last=False)
+    return [top.shape for top in above]
+
+
+define(["Python"], _python_tops, bottoms=range(ANY.stop))
+
+
+def _load_class(layer: Layer) -> Any:
+    message = layer.message.python_param
+    try:
+        with _caffe_importable():
+            return getattr(importlib.import_module(message.module), message.layer)
+    except Exception as error:  # a module's code may raise anything
+        reason = f"cannot load class '{message.layer}' of module '{message.module}'"
+        raise LayerError(f"{reason}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let modules of a folder be imported, those that are found elsewhere first; what is imported stays."""
+    place = str(folder.resolve())
+    importlib.invalidate_caches()
+    sys.path.append(place)
+    try:
+        yield
+    finally:
+        sys.path.remove(place)
+
+
+@contextmanager
+def _caffe_importable() -> Iterator[None]:
+    """Give modules that say `import caffe` its Layer if there is no Caffe."""
+    if "caffe" in sys.modules or importlib.util.find_spec("caffe") is not None:
+        yield
+        return
+    module = ModuleType("caffe")
+    vars(module).update(Layer=PythonLayer, TRAIN=TRAIN, TEST=TEST)
+    sys.modules["caffe"] = module
+    try:
+        yield
+    finally:
+        del sys.modules["caffe"]
