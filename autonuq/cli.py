@@ -370,7 +370,7 @@ def export(
     """Write the files of a trial.
 
     `caffe`: fake-quant and deploy pair, record, NUQ layer list, quant.json. `deploy`: deploy pair, record, NUQ layer
-    list. `packed`: one file, PREFIX.nuq, of the size that the ratio counts; see `autonuq unpack`.
+    list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`.
 
     Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --out nets/lenet`
     """
