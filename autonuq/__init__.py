@@ -7,6 +7,7 @@ The rooms, from the bottom up::
     quant      numbers: uniform int8 weights, activation ranges, codebooks, codecs, curves
     graph      Caffe: files, layers, passes, lowering to ONNX
     runtime    execution: an onnxruntime session, a drop-in caffe.Net
+    packed     the file format of a compressed network
     compress   quantize, calibrate, build curves, apply a plan, write the results
     search     studies: evaluators, space, samplers, storage
     report     figures and one HTML page

@@ -20,6 +20,8 @@ from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
+from autonuq.compress import FORMATS
+from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -27,7 +29,7 @@ from autonuq.records import StudyRecord, TrialRecord
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
-from autonuq.search.study import Task, export_trial, run_study
+from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file
 from autonuq.search.task import Progress as Step
 
@@ -139,7 +141,7 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
             raise typer.Exit(INTERRUPTED) from error
     record = study.record()
     if record.best is not None:
-        written = export_trial(task, study).paths()
+        written = export_trial(task, study, formats=WINNER_FORMATS)
         report = task.out / "report.html"
         write_report(record, report)
         _print_result(record, record.best, [*written, report])
@@ -363,16 +365,37 @@ def export(
     output: Annotated[str | None, typer.Option("--out", help="PREFIX: folder and beginning of the names.")] = None,
     storage: StorageOption = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "caffe",
 ) -> None:
-    """Write the files of a trial: fake-quant and deploy pair, record, NUQ layer list, quant.json.
+    """Write the files of a trial.
 
-    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --out nets/lenet`
+    `caffe`: fake-quant and deploy pair, record, NUQ layer list, quant.json. `deploy`: deploy pair, record, NUQ layer
+    list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`.
+
+    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --out nets/lenet`
     """
     if trial != "best" and not trial.isdecimal():
         raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
+    if file_format not in FORMATS:
+        reason = "onnx is not available yet" if file_format == "onnx" else f"there is no format '{file_format}'"
+        raise typer.BadParameter(f"{reason}; --format must be one of {', '.join(FORMATS)}")
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
-    for path in export_trial(_task(file), opened, number, prefix=output).paths():
+    for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
+        _print(str(_shown(path)))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE.nuq", show_default=False)],
+    output: Annotated[str, typer.Option("--out", help="PREFIX: folder and beginning of the names.")],
+) -> None:
+    """Write the network of a packed file as a fake-quant pair, bit for bit the one that was scored.
+
+    Example: `autonuq unpack out/fashion_lenet/fashion_lenet.nuq --out nets/lenet`
+    """
+    pair = write_unpacked(file, output)
+    for path in (pair.model, pair.weights):
         _print(str(_shown(path)))
 
 

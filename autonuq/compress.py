@@ -9,7 +9,7 @@ In the order of a study::
     write_fake_quant(model, points, plan, pair)        # once a trial
     export(model, points, plan, prefix, codec)         # the winner
 
-Names of written files: AMCT's save_model and auto_nuq pages.
+Names of written files: AMCT's save_model and auto_nuq pages; the packed file is ours (`packed`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq import packed
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
-from autonuq.graph.files import write_model
+from autonuq.graph.files import write_caffemodel, write_model
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.passes import (
     WEIGHT_TYPES,
@@ -66,6 +67,11 @@ def fake_quant_pair(prefix: str) -> ModelPair:
 def deploy_pair(prefix: str) -> ModelPair:
     """Name the deploy pair behind a prefix."""
     return ModelPair(Path(f"{prefix}_deploy_model.prototxt"), Path(f"{prefix}_deploy_weights.caffemodel"))
+
+
+def packed_file(prefix: str) -> Path:
+    """Name the packed file behind a prefix."""
+    return Path(f"{prefix}{packed.SUFFIX}")
 
 
 @dataclass(frozen=True)
@@ -306,6 +312,10 @@ def planned_codes(
 
 def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
     """Write the network with a plan's weights and fake-quantized inputs, as it is scored."""
+    write_model(_fake_quant_graph(model, points, plan), pair.model, pair.weights)
+
+
+def _fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
     quantized = {}
     for name, factors in model.factors.items():
         blobs = model.graph.by_name[name].blobs
@@ -314,7 +324,7 @@ def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints
             codes = planned_codes(model, points, plan, name)
             blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
         quantized[name] = QuantizedBlobs(blobs, factors)
-    write_model(insert_quantizers(model.graph, quantized), pair.model, pair.weights)
+    return insert_quantizers(model.graph, quantized)
 
 
 def write_deploy(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
@@ -342,20 +352,45 @@ def _device_bias(name: str, bias: NDArray[np.float32], factors: Factors) -> NDAr
         raise QuantizationError(str(error), layer=name) from error
 
 
-@dataclass(frozen=True)
-class Exported:
-    """The files of an exported plan."""
+def write_packed(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, codec: Codec, path: Path
+) -> None:
+    """Write the network of `write_fake_quant` as one file that holds the codec's bytes instead of weights."""
+    layers = {}
+    for name, factors in model.factors.items():
+        layers[name] = packed.PackedLayer(factors)
+        if name in model.weights:
+            stream = codec.encode(planned_codes(model, points, plan, name))
+            layers[name] = packed.PackedLayer(factors, codec.name, model.weights[name].channel_axis, stream)
+    packed.write_packed(_fake_quant_graph(model, points, plan), layers, path)
 
-    fake_quant: ModelPair
-    deploy: ModelPair
-    record: Path
-    nuq_layers: Path
-    quant_info: Path
 
-    def paths(self) -> tuple[Path, ...]:
-        """Return every file."""
-        pairs = (self.fake_quant.model, self.fake_quant.weights, self.deploy.model, self.deploy.weights)
-        return (*pairs, self.record, self.nuq_layers, self.quant_info)
+def unpack(path: str | Path, prefix: str) -> ModelPair:
+    """Write the fake-quant pair that a packed file holds.
+
+    Parameters
+    ----------
+    path : str or Path
+        The packed file.
+    prefix : str
+        Folder and beginning of the file names; the folder is made if need be.
+
+    Raises
+    ------
+    QuantizationError
+        The file cannot be read, is no packed file, damaged or truncated; nothing is written then.
+    OSError
+        The folder cannot be written.
+    """
+    network, pair = packed.load_packed(path), fake_quant_pair(prefix)
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    replace_text(pair.model, network.prototxt)
+    write_caffemodel(network.graph, pair.weights)
+    return pair
+
+
+FORMATS = ("caffe", "deploy", "packed")
+"""What `export` can write: all that AMCT's auto_nuq writes, the part of it that ATC needs, or the packed file."""
 
 
 def export(
@@ -363,15 +398,21 @@ def export(
     points: Mapping[str, OperatingPoints],
     plan: Plan,
     prefix: str,
+    codec: Codec,
+    formats: Iterable[str] = ("caffe",),
     *,
     record_file: Path | None = None,
-) -> Exported:
-    """Write everything that AMCT's auto_nuq writes for one plan.
+) -> tuple[Path, ...]:
+    """Write one plan's files and return their paths.
 
     Parameters
     ----------
     prefix : str
         Folder and beginning of the file names; the folder is made if need be.
+    codec : Codec
+        Of the packed file.
+    formats : iterable of str
+        Out of `FORMATS`.
     record_file : Path, optional
         Where the record goes; `<prefix>_record.txt` by default.
 
@@ -381,22 +422,35 @@ def export(
         The factors are incomplete or a bias does not fit.
     OSError
         The folder cannot be written.
+    ValueError
+        There is no such format.
     """
+    wanted = set(formats)
+    if unknown := wanted - set(FORMATS):
+        raise ValueError(
+            f"The 'formats' parameter of export must be out of {', '.join(FORMATS)}. Got {sorted(unknown)} instead."
+        )
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    written = Exported(
-        fake_quant_pair(prefix),
-        deploy_pair(prefix),
-        record_file or Path(f"{prefix}_record.txt"),
-        Path(f"{prefix}_nuq_layer_record.txt"),
-        Path(f"{prefix}_quant.json"),
-    )
-    write_fake_quant(model, points, plan, written.fake_quant)
-    write_deploy(model, points, plan, written.deploy)
-    write_record(written.record, model.factors)
-    chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
-    replace_text(written.nuq_layers, ";".join(chosen))
-    replace_text(written.quant_info, json.dumps(_quant_info(model, points, plan), indent=4))
-    return written
+    written: list[Path] = []
+    if "caffe" in wanted:
+        fake_quant = fake_quant_pair(prefix)
+        write_fake_quant(model, points, plan, fake_quant)
+        written += [fake_quant.model, fake_quant.weights]
+    if wanted & {"caffe", "deploy"}:
+        deploy, record = deploy_pair(prefix), record_file or Path(f"{prefix}_record.txt")
+        write_deploy(model, points, plan, deploy)
+        write_record(record, model.factors)
+        chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
+        nuq_layers = replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen))
+        written += [deploy.model, deploy.weights, record, nuq_layers]
+    if "caffe" in wanted:
+        quant_info = json.dumps(_quant_info(model, points, plan), indent=4)
+        written.append(replace_text(f"{prefix}_quant.json", quant_info))
+    if "packed" in wanted:
+        path = packed_file(prefix)
+        write_packed(model, points, plan, codec, path)
+        written.append(path)
+    return tuple(written)
 
 
 def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:

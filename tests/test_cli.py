@@ -67,6 +67,45 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     assert "trial 9/9" in more.stderr
 
 
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_export_formats_and_unpack(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    folder = tiny_study.parent
+    prefix = folder / "out/tiny/tiny"
+    deploy = run("export", tiny_study, "--trial", "0", "--format", "deploy", "--out", "nets/x")
+    expected = {"x_deploy_model.prototxt", "x_deploy_weights.caffemodel", "x_record.txt", "x_nuq_layer_record.txt"}
+    assert names(folder / "nets") == expected
+    assert set(deploy.stdout.split()) == {f"nets/{name}" for name in expected}
+    packed = run("export", tiny_study, "--format", "packed", "--out", "packed/x")
+    assert packed.stdout.split() == ["packed/x.nuq"]
+    assert names(folder / "packed") == {"x.nuq"}
+    assert (folder / "packed/x.nuq").read_bytes() == prefix.with_suffix(".nuq").read_bytes()
+
+    unpacked = run("unpack", "packed/x.nuq", "--out", "new/x")
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert unpacked.stdout.split() == ["new/x_fake_quant_model.prototxt", "new/x_fake_quant_weights.caffemodel"]
+    for name in ("fake_quant_model.prototxt", "fake_quant_weights.caffemodel"):
+        assert (folder / f"new/x_{name}").read_bytes() == prefix.with_name(f"tiny_{name}").read_bytes()
+
+    data = (folder / "packed/x.nuq").read_bytes()
+    (folder / "packed/x.nuq").write_bytes(data[:-1])
+    damaged = run("unpack", "packed/x.nuq", "--out", "newer/x")
+    assert damaged.returncode == 4
+    assert "packed/x.nuq, layer 'fc': the file ends here" in damaged.stderr
+    assert not (folder / "newer").exists()
+    assert run("unpack", "packed/x.nuq").returncode == 2
+
+    for name, words in (("onnx", "onnx is not available yet"), ("pickle", "there is no format 'pickle'")):
+        refused = run("export", tiny_study, "--format", name, "--out", "other/x")
+        assert refused.returncode == 2
+        said = " ".join(refused.stderr.replace("│", " ").split())
+        assert f"{words}; --format must be one of caffe, deploy, packed" in said
+    assert not (folder / "other").exists()
+
+
 def test_inspect(run, tiny):
     document = json.loads(run("inspect", "tiny.prototxt", "tiny.caffemodel", "--json").stdout)
     rows = {row["name"]: row for row in document["layers"]}

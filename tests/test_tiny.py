@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import autonuq as nuq
+from autonuq.compress import unpack
 from autonuq.graph.files import load_caffemodel, load_graph
+from autonuq.packed import load_packed
 from autonuq.search.evaluator import load_evaluator
 
 
@@ -68,6 +70,13 @@ def test_other_files(tuned):
     assert 'key: "conv"' in (folder / "out/tiny_record.txt").read_text()
 
 
+def test_packed_file_is_the_fake_quant_pair(tuned):
+    folder, *_ = tuned
+    unpacked = unpack(folder / "out/tiny.nuq", f"{folder}/unpacked")
+    assert unpacked.model.read_bytes() == (folder / "out/tiny_fake_quant_model.prototxt").read_bytes()
+    assert unpacked.weights.read_bytes() == (folder / "out/tiny_fake_quant_weights.caffemodel").read_bytes()
+
+
 def test_sizes_are_what_the_codec_writes(tuned):
     from autonuq.quant.codec import CODECS
 
@@ -75,4 +84,6 @@ def test_sizes_are_what_the_codec_writes(tuned):
     deploy = dict(load_caffemodel(folder / "out" / "tiny_deploy_weights.caffemodel"))
     written = sum(len(CODECS["entropy"].encode(deploy[name][0].values)) for name in study.best.levels)
     assert written == study.best.size_bytes
+    packed = load_packed(folder / "out/tiny.nuq").layers
+    assert sum(len(layer.stream) for layer in packed.values()) == study.best.size_bytes
     assert study.best.ratio == pytest.approx(4 * (8 * 2 * 9 + 10 * 128) / written)

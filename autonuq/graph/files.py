@@ -66,7 +66,7 @@ def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, s
     layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, path))
     graph = Graph(net.name, tuple(layers), path).validate()
     with importable(path.parent):  # modules of Python layers
-        _expected_blobs(graph)
+        expected_blobs(graph)
     return graph
 
 
@@ -88,7 +88,7 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     """
     stored = weights if isinstance(weights, Caffemodel) else load_caffemodel(weights)
     order = {name: position for position, name in enumerate(stored)}
-    expected = _expected_blobs(graph)
+    expected = expected_blobs(graph)
     own = {
         layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[layer.name], stored.path))
         for layer in graph.layers
@@ -105,8 +105,14 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     )
 
 
-def _expected_blobs(graph: Graph) -> dict[str, list[Shape]]:
-    """Return the shapes of every layer's own blobs; this finds every layer that does not fit its bottoms."""
+def expected_blobs(graph: Graph) -> dict[str, list[Shape]]:
+    """Return the shapes of every layer's own blobs, by its name.
+
+    Raises
+    ------
+    ModelError
+        A layer does not fit its bottoms.
+    """
     shapes = infer_shapes(graph)
     return {layer.name: blob_shapes(graph, layer, shapes) for layer in graph.layers}
 
@@ -159,9 +165,14 @@ def write_model(graph: Graph, model_file: str | Path, weights_file: str | Path) 
 
 
 def write_prototxt(graph: Graph, path: str | Path) -> Path:
-    """Write the graph's structure in today's format; parameters whose values differ by now are shared no more."""
+    """Write the graph's structure, as `prototxt_text` spells it."""
+    return replace_text(path, prototxt_text(graph))
+
+
+def prototxt_text(graph: Graph) -> str:
+    """Return the graph's structure in today's format; parameters whose values differ by now are shared no more."""
     net = caffe_pb2.NetParameter(name=graph.name, layer=_written_messages(graph))
-    return replace_text(path, text_format.MessageToString(net))
+    return text_format.MessageToString(net)
 
 
 def _written_messages(graph: Graph) -> list[caffe_pb2.LayerParameter]:

@@ -234,13 +234,19 @@ def _dequant_layer(layer: Layer, factors: Factors, deploy: bool) -> Layer:
     message = caffe_pb2.LayerParameter(
         name=f"{layer.name}_dequant_layer", type="DeQuant", bottom=layer.tops, top=layer.tops
     )
-    scale = np.float32(factors.scale_d) * np.asarray(factors.scale_w, np.float32)
-    shift = np.asarray(factors.shift_bit or (0,) * len(scale), np.float32)
+    scale, shift, offset = dequantization_blobs(factors)
     message.dequant_param.channel_wise = len(scale) > 1
     message.dequant_param.object_layer = layer.name
     message.dequant_param.layer_type = layer.type
-    blobs = (device_parameters(scale, shift),) if deploy else (scale, shift, np.zeros_like(scale))
+    blobs = (device_parameters(scale, shift),) if deploy else (scale, shift, offset)
     return Layer(message, blobs)
+
+
+def dequantization_blobs(factors: Factors) -> tuple[Array, Array, Array]:
+    """Return scale, shift N and weight offset (0) of a fake-quant model's DeQuant layer, ndarrays of float32."""
+    scale = np.float32(factors.scale_d) * np.asarray(factors.scale_w, np.float32)
+    shift = np.asarray(factors.shift_bit or (0,) * len(scale), np.float32)
+    return scale, shift, np.zeros_like(scale)
 
 
 def device_parameters(scale: Array, shift: Array) -> Array:

@@ -72,7 +72,7 @@ def load_record(path: str | Path) -> dict[str, Factors]:
     for entry in message.record:
         if entry.key in records:
             raise QuantizationError("stands twice in the record", path=path, layer=entry.key)
-        records[entry.key] = _checked(_factors(entry.value), path, entry.key)
+        records[entry.key] = checked_factors(_factors(entry.value), path, entry.key)
     return records
 
 
@@ -116,8 +116,14 @@ def _factors(value: record_pb2.SingleLayerRecord) -> Factors:
     )
 
 
-def _checked(factors: Factors, path: Path, layer: str) -> Factors:
-    """Apply the record file's rules."""
+def checked_factors(factors: Factors, path: Path, layer: str) -> Factors:
+    """Return factors that were read from a file, once they keep the record file's rules.
+
+    Raises
+    ------
+    QuantizationError
+        A factor is outside its range.
+    """
     scales = (*factors.scale_w, *(() if factors.scale_d is None else (factors.scale_d,)))
     rules = {
         "scales must be finite and positive": all(math.isfinite(scale) and scale > 0 for scale in scales),

@@ -25,7 +25,7 @@ from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
-from autonuq.runtime.program import HostLayers, Program, has_host_layers
+from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.session import Session
 
 
@@ -126,9 +126,8 @@ class _Runner:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.host = HostLayers()
-        self._is_hosted = has_host_layers(graph)
         self.shapes = tuple(graph.inputs.items())
-        self.watched: set[str] = set()  # blobs that somebody looks at
+        self.watched = host_blobs(graph)  # these are there anyway; and blobs that somebody looks at
         self.done: _Pass | None = None
         self._sessions: dict[tuple[object, ...], Session | Program] = {}
 
@@ -149,7 +148,7 @@ class _Runner:
         key = (self.shapes, first, last, outputs, observe, again)
         if key in self._sessions:
             return self._sessions[key]
-        if self._is_hosted:
+        if has_host_layers(self.graph):
             self._sessions[key] = Program(
                 self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again
             )

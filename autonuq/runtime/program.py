@@ -27,6 +27,11 @@ def has_host_layers(graph: Graph) -> bool:
     return any(layer.type in HOST_LAYERS for layer in graph.layers)
 
 
+def host_blobs(graph: Graph) -> set[str]:
+    """Return the blobs that layers in Python make: the data may decide their shapes."""
+    return {top for layer in graph.layers if layer.type in HOST_LAYERS for top in layer.tops}
+
+
 class HostLayers:
     """The layers of one net that run in Python, and what they made in the last pass."""
 

@@ -7,12 +7,12 @@ finishes a trial by one transaction, and a trial that was running goes back into
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import Exported, ModelPair, calibrated, export
+from autonuq.compress import ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codec import CODECS
 from autonuq.search.evaluator import check_evaluator
@@ -33,7 +33,20 @@ from autonuq.search.stored import (
 )
 from autonuq.search.task import OnProgress, Task, check_folder, fingerprint_of, quantized_model
 
-__all__ = ["Study", "Task", "export_trial", "is_resumable", "load_study", "resume", "run_study", "tune"]
+__all__ = [
+    "WINNER_FORMATS",
+    "Study",
+    "Task",
+    "export_trial",
+    "is_resumable",
+    "load_study",
+    "resume",
+    "run_study",
+    "tune",
+]
+
+WINNER_FORMATS = ("caffe", "packed")
+"""What the best plan of a study is written as when the study ends."""
 
 
 def tune(
@@ -113,7 +126,7 @@ def _task(
 def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None) -> Study:
     study = run_study(task, exists=exists, on_progress=on_progress, timeout=timeout)
     if study.best is not None:
-        export_trial(task, study)
+        export_trial(task, study, formats=WINNER_FORMATS)
     return study
 
 
@@ -169,15 +182,18 @@ def export_trial(
     study: Study,
     number: int | None = None,
     *,
+    formats: Iterable[str] = ("caffe",),
     prefix: str | None = None,
     record_file: Path | None = None,
-) -> Exported:
-    """Write the files of a trial's plan.
+) -> tuple[Path, ...]:
+    """Write the files of a trial's plan and return their paths.
 
     Parameters
     ----------
     number : int, optional
         The best satisfied trial by default.
+    formats : iterable of str
+        Out of `compress.FORMATS`.
     prefix : str, optional
         Folder and beginning of the file names; `<out>/<name>` by default.
     record_file : Path, optional
@@ -198,7 +214,9 @@ def export_trial(
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
     points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
-    return export(model, points, found.points, prefix or task.prefix, record_file=record_file)
+    return export(
+        model, points, found.points, prefix or task.prefix, CODECS[task.codec], formats, record_file=record_file
+    )
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -35,8 +35,11 @@ def _detections(layer: Layer, location: Array, confidence: Array, priors: Array,
     message = layer.message.detection_output_param
     classes, kinds = detection_classes(layer)
     number, count = len(location), priors.shape[2] // 4
-    prior, variance = priors[0].reshape(2, count, 1, 4)
-    boxes = decode(location.reshape(number, count, kinds, 4), prior, variance, message)
+    prior, *variance = priors[0].reshape(-1, count, 1, 4)
+    moved = location.reshape(number, count, kinds, 4)
+    if not message.variance_encoded_in_target:
+        moved = moved * variance[0]
+    boxes = decode(moved, prior, message)
     scores = confidence.reshape(number, count, classes)
     rows = [_rows(message, item, boxes[item], scores[item]) for item in range(number)]
     found = np.concatenate(rows)
@@ -46,27 +49,25 @@ def _detections(layer: Layer, location: Array, confidence: Array, priors: Array,
     return [found[None, None]]
 
 
-def decode(
-    location: Array, prior: Array, variance: Array, message: caffe_pb2.DetectionOutputParameter
-) -> Array:
+def decode(moved: Array, prior: Array, message: caffe_pb2.DetectionOutputParameter) -> Array:
     """Turn predicted offsets into boxes.
 
     Parameters
     ----------
-    location : ndarray of float32, shape (N, P, L, 4)
-    prior, variance : ndarray of float32, shape (P, 1, 4)
+    moved : ndarray of float32, shape (N, P, L, 4)
+        Variances are multiplied in.
+    prior : ndarray of float32, shape (P, 1, 4)
 
     Returns
     -------
     ndarray of float32, shape (N, P, L, 4)
     """
-    moved: Array = location if message.variance_encoded_in_target else location * variance
     if message.code_type == _CODES.CORNER:
         return prior + moved
     size = prior[..., 2:] - prior[..., :2]
     if message.code_type == _CODES.CORNER_SIZE:
-        both: Array = np.concatenate([size, size], axis=-1)
-        return prior + moved * both
+        corners: Array = prior + moved * np.concatenate([size, size], axis=-1)
+        return corners
     centre = moved[..., :2] * size + (prior[..., :2] + prior[..., 2:]) / 2
     half = np.exp(moved[..., 2:]) * size / 2
     return np.concatenate([centre - half, centre + half], axis=-1)

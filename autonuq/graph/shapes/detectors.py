@@ -142,7 +142,8 @@ def _detection_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     if message.nms_param.nms_threshold < 0 or not 0 < message.nms_param.eta <= 1:
         raise LayerError("nms_threshold must not be negative, and eta must lie above 0 and not above 1")
     location, confidence, prior = bottoms[:3]
-    if len(prior) < 3 or prior[1] != 2 or prior[2] % 4:
+    least = 1 if message.variance_encoded_in_target else 2
+    if len(prior) < 3 or prior[0] != 1 or not least <= prior[1] <= 2 or prior[2] % 4:
         raise LayerError(f"the third input {prior} must be priors of shape (1, 2, 4 P)")
     boxes = prior[2] // 4
     if location[0] != confidence[0] or math.prod(location[1:]) != boxes * kinds * 4:
