@@ -20,11 +20,13 @@ from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
-from autonuq.compress import FORMATS
+from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError
+from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
+from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
@@ -59,40 +61,67 @@ def main() -> None:
 
 
 @app.command()
-def inspect(model: ModelArgument, weights: WeightsArgument, as_json: JsonOption = False) -> None:
+def inspect(
+    model: ModelArgument,
+    weights: WeightsArgument,
+    chip: Annotated[str | None, typer.Option(help=f"What ATC would do on: {', '.join(DDR_RATES)}.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say of each layer what can be quantized and why not.
 
-    Example: `autonuq inspect net.prototxt net.caffemodel`
+    Example: `autonuq inspect net.prototxt net.caffemodel --chip ascend310`
     """
-    found = capabilities(load_graph(model, weights))
+    if chip is not None and chip not in DDR_RATES:
+        raise typer.BadParameter(f"--chip must be one of {', '.join(DDR_RATES)}, got '{chip}'")
+    graph = load_graph(model, weights)
+    found = capabilities(graph)
+    views = {} if chip is None else view_on_chip(graph, chip)
     if as_json:
-        rows = [
-            {
-                "name": layer.name,
-                "type": layer.type,
-                "weights": layer.weights,
-                "shape": list(layer.shape),
-                "quantizable": layer.quantizable,
-                "nuq": layer.nuq,
-                "reason": layer.reason,
-            }
-            for layer in found
-        ]
+        rows = [_inspected(layer, views.get(layer.name)) for layer in found]
         typer.echo(json.dumps({"layers": rows, "weights": sum(layer.weights for layer in found)}))
         return
     table = Table(title=f"{model}", title_justify="left")
     for column, justify in (("layer", "left"), ("type", "left"), ("shape", "left"), ("weights", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for column in ("int8", "codebook", "why not"):
+    for column in ("int8", "codebook", "why not", *((f"marked on {chip}", "int8 kept compressed") if chip else ())):
         table.add_column(column)
     for layer in found:
         shape = "x".join(map(str, layer.shape))
         marks = ["yes" if able else "-" for able in (layer.quantizable, layer.nuq)]
         count = f"{layer.weights:,}" if layer.weights else ""
-        table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason)
+        seen = _chip_cells(views.get(layer.name)) if chip else ()
+        table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
     out.print(table)
     able = sum(layer.nuq for layer in found)
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
+    if chip:
+        marked = [name for name, view in views.items() if view.mark.is_marked]
+        _print(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
+
+
+def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
+    """Describe one layer for --json."""
+    row: dict[str, object] = {
+        "name": layer.name,
+        "type": layer.type,
+        "weights": layer.weights,
+        "shape": list(layer.shape),
+        "quantizable": layer.quantizable,
+        "nuq": layer.nuq,
+        "reason": layer.reason,
+    }
+    if view is not None:
+        row["marked"], row["mark_reason"] = view.mark.is_marked, view.mark.reason
+        row["int8_kept"], row["int8_compressed_bytes"] = view.judgement.is_kept, view.judgement.compressed_bytes
+        row["device_bytes"] = view.judgement.device_bytes
+    return row
+
+
+def _chip_cells(view: ChipView | None) -> tuple[str, str]:
+    if view is None:
+        return "", ""
+    kept = "yes" if view.judgement.is_kept else "no"
+    return f"{'yes' if view.mark.is_marked else 'no'}: {view.mark.reason}", f"{kept}: {view.judgement.ratio:.2f}"
 
 
 @app.command()

@@ -5,7 +5,7 @@ In the order of a study::
     model = quantize(graph, config)                    # folded, int8 codes of every layer
     write_calibration_model(model, files)              # somebody runs it for config.batch_num passes ...
     model = calibrated(model, files.record)            # ... and the record file holds the input ranges
-    curves = build_curves(model, codec)                # once; no trial sees the raw weights again
+    points = dict(build_points(model, codec, record))  # once; no trial sees the raw weights again
     write_fake_quant(model, points, plan, pair)        # once a trial
     export(model, points, plan, prefix, codec)         # the winner
 
@@ -29,6 +29,7 @@ from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import write_caffemodel, write_model
+from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.passes import (
     WEIGHT_TYPES,
@@ -39,8 +40,9 @@ from autonuq.graph.passes import (
     insert_quantizers,
 )
 from autonuq.graph.record import Factors, load_record, write_record
-from autonuq.quant.codec import Codec
+from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
+from autonuq.quant.device import Judgement, Mark, judge, predict_mark
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
@@ -129,6 +131,55 @@ def default_config(
             )
             settings[capability.name] = replace(LayerSettings(), weights=weights)
     return QuantizationConfig(settings, batch_num=batch_num, activation_offset=activation_offset)
+
+
+@dataclass(frozen=True)
+class ChipView:
+    """What ATC would do with one layer on one chip.
+
+    Attributes
+    ----------
+    mark : Mark
+        Whether it marks the layer for weight compression, which makes AMCT take it for NUQ.
+    judgement : Judgement
+        What its compressor makes of the uniform int8 weights.
+    """
+
+    mark: Mark
+    judgement: Judgement
+
+
+def view_on_chip(graph: Graph, chip: str) -> dict[str, ChipView]:
+    """Predict what ATC does with every layer that can carry a codebook.
+
+    Parameters
+    ----------
+    graph : Graph
+        With blobs, not folded.
+    chip : str
+        Key of `quant.device.DDR_RATES`.
+    """
+    model = quantize(graph, default_config(graph))
+    shapes = infer_shapes(model.graph)
+    views = {}
+    for name in model.nuq_layers:
+        layer, codes = model.graph.by_name[name], model.weights[name].codes
+        is_fc = layer.type == "InnerProduct"
+        (height, width), (map_height, map_width) = (
+            ((1, 1), (1, 1)) if is_fc else (codes.shape[2:], shapes[layer.tops[0]][2:])
+        )
+        mark = predict_mark(
+            chip,
+            kernel_height=height,
+            kernel_width=width,
+            channels=codes.shape[1],
+            outputs=codes.shape[0],
+            map_height=map_height,
+            map_width=map_width,
+            is_fc=is_fc,
+        )
+        views[name] = ChipView(mark, judge(codes, "fc" if is_fc else "conv"))
+    return views
 
 
 def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
@@ -237,7 +288,7 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
 
 
 def build_points(
-    model: QuantizedModel, codec: Codec, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
+    model: QuantizedModel, codec: str, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
 ) -> Iterator[tuple[str, OperatingPoints]]:
     """Build the operating points of every layer with int8 weights, one layer after the other.
 
@@ -261,7 +312,7 @@ def build_points(
                 name,
                 model.graph.by_name[name].blobs[0],
                 uniform,
-                codec,
+                make_codec(codec, uniform.codes.shape),
                 moments=load_moments(record_file, name),
                 nuq=name in searched,
             ),
@@ -353,15 +404,16 @@ def _device_bias(name: str, bias: NDArray[np.float32], factors: Factors) -> NDAr
 
 
 def write_packed(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, codec: Codec, path: Path
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, codec: str, path: Path
 ) -> None:
     """Write the network of `write_fake_quant` as one file that holds the codec's bytes instead of weights."""
     layers = {}
     for name, factors in model.factors.items():
         layers[name] = packed.PackedLayer(factors)
         if name in model.weights:
-            stream = codec.encode(planned_codes(model, points, plan, name))
-            layers[name] = packed.PackedLayer(factors, codec.name, model.weights[name].channel_axis, stream)
+            codes = planned_codes(model, points, plan, name)
+            stream = make_codec(codec, codes.shape).encode(codes)
+            layers[name] = packed.PackedLayer(factors, codec, model.weights[name].channel_axis, stream)
     packed.write_packed(_fake_quant_graph(model, points, plan), layers, path)
 
 
@@ -398,7 +450,7 @@ def export(
     points: Mapping[str, OperatingPoints],
     plan: Plan,
     prefix: str,
-    codec: Codec,
+    codec: str,
     formats: Iterable[str] = ("caffe",),
     *,
     record_file: Path | None = None,
@@ -409,7 +461,7 @@ def export(
     ----------
     prefix : str
         Folder and beginning of the file names; the folder is made if need be.
-    codec : Codec
+    codec : str
         Of the packed file.
     formats : iterable of str
         Out of `FORMATS`.

@@ -48,7 +48,7 @@ from autonuq.graph.files import expected_blobs, parse_graph, prototxt_text
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import dequantization_blobs
 from autonuq.graph.record import Factors, checked_factors
-from autonuq.quant.codec import CODECS
+from autonuq.quant.codecs import CODEC_NAMES, make_codec
 from autonuq.quant.uniform import dequantize
 
 SUFFIX = ".nuq"
@@ -75,7 +75,7 @@ class PackedLayer:
     factors : Factors
         With scale_d.
     codec : str
-        Key of `CODECS`; empty for a layer without weights of its own.
+        One of `CODEC_NAMES`; empty for a layer without weights of its own.
     channel_axis : int or None
         Axis of the weights that scale_w runs along; None when there is one scale.
     stream : bytes
@@ -258,10 +258,10 @@ def _weights(section: _Section, packed: PackedLayer, shape: Shape, scales: NDArr
     axis = packed.channel_axis
     if scales.shape != ((1,) if axis is None else shape[axis : axis + 1]):
         raise section.error(f"has {scales.size} scales along axis {axis} of weights of shape {shape}")
-    if packed.codec not in CODECS:
-        raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(CODECS)}")
+    if packed.codec not in CODEC_NAMES:
+        raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(CODEC_NAMES)}")
     try:
-        codes = CODECS[packed.codec].decode(packed.stream, math.prod(shape))
+        codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
     except QuantizationError as error:
         raise section.error(str(error)) from error
     return dequantize(codes.reshape(shape), scales, axis)

@@ -116,6 +116,28 @@ def test_inspect(run, tiny):
     assert "2 layers can carry a codebook" in run("inspect", "tiny.prototxt", "tiny.caffemodel").stdout
 
 
+def test_inspect_on_a_chip(run, tiny):
+    result = run("inspect", "tiny.prototxt", "tiny.caffemodel", "--chip", "ascend310", "--json")
+    rows = {row["name"]: row for row in json.loads(result.stdout)["layers"]}
+    assert (rows["fc"]["marked"], rows["conv"]["marked"]) == (True, False)
+    assert "144 bytes of weights" in rows["conv"]["mark_reason"]
+    assert rows["fc"]["device_bytes"] == 512 * 4
+    assert "marked" not in rows["pool"]
+    shown = run("inspect", "tiny.prototxt", "tiny.caffemodel", "--chip", "ascend910").stdout
+    assert "ATC on ascend910 would mark 1: fc" in shown
+    assert run("inspect", "tiny.prototxt", "tiny.caffemodel", "--chip", "ascend31").returncode == 2
+
+
+def test_a_study_for_the_device(run, tiny_study):
+    edit(tiny_study, "[search]", '[quantization]\ncodec = "ascend"\n[search]')
+    tuned = run("tune", tiny_study)
+    assert tuned.returncode == 0, tuned.stderr
+    assert run("unpack", "out/tiny/tiny.nuq", "--out", "back").returncode == 0
+    folder = tiny_study.parent
+    fake = (folder / "out/tiny/tiny_fake_quant_weights.caffemodel").read_bytes()
+    assert (folder / "back_fake_quant_weights.caffemodel").read_bytes() == fake
+
+
 def test_config(run, tiny):
     assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "config.json").returncode == 0
     document = json.loads((tiny / "config.json").read_text())

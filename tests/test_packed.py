@@ -22,7 +22,6 @@ from autonuq.compress import (
 from autonuq.errors import QuantizationError
 from autonuq.graph.files import expected_blobs, load_graph
 from autonuq.packed import MAGIC, VERSION, load_packed
-from autonuq.quant.codec import CODECS
 
 MIXED = """
 name: "mixed"
@@ -71,7 +70,7 @@ def tiny_model(folder):
 
 @pytest.fixture(params=["fixed", "entropy"])
 def codec(request):
-    return CODECS[request.param]
+    return request.param
 
 
 @pytest.fixture(params=[tiny_model, mixed], ids=["tiny", "mixed"])

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
+from autonuq.quant.atc_codec import AscendCodec
 from autonuq.quant.codebook import (
     BINS,
     build_codebook,
@@ -139,7 +140,11 @@ def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energ
     importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
     if codec.entropy_coded:
         slopes = _SLOPES * energy / uniform.codes.size
-        designed = [book.levels for book in build_entropy_codebooks(histogram, slopes, importance=importance)]
+        if isinstance(codec, AscendCodec):
+            books = codec.build_codebooks(histogram, slopes, importance=importance)
+        else:
+            books = build_entropy_codebooks(histogram, slopes, importance=importance)
+        designed = [book.levels for book in books]
         designed += [np.arange(-(128 // step) * step, 128, step).astype(np.int8) for step in _STEPS]
     else:
         family = build_codebooks(histogram, importance=importance)

@@ -22,7 +22,6 @@ from autonuq.compress import (
     write_calibration_model,
 )
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
-from autonuq.quant.codec import CODECS
 from autonuq.quant.points import OperatingPoints
 from autonuq.search.evaluator import is_satisfied, run_evaluator, score
 from autonuq.search.points_cache import load_points, store_points
@@ -85,7 +84,7 @@ def prepare_points(
             done.append(name)
             on_progress(Progress("curves", name, len(done), len(model.weights)))
 
-        built = build_points(model, CODECS[task.codec], task.record_file, on_layer)
+        built = build_points(model, task.codec, task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
     layers = layer_records(model, points)
     if LAYERS not in study.user_attrs:

@@ -14,7 +14,7 @@ from typing import Any
 
 from autonuq.compress import ModelPair, calibrated, export
 from autonuq.errors import StudyError
-from autonuq.quant.codec import CODECS
+from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.evaluator import check_evaluator
 from autonuq.search.preparation import calibrate, prepare_points, score_original
 from autonuq.search.runner import Runner
@@ -139,8 +139,8 @@ def run_study(
 ) -> Study:
     """Start (or, if it exists, go on with) a study and run it to its end; see `tune` and `resume`."""
     check_evaluator(task.evaluator)
-    if task.codec not in CODECS:
-        raise StudyError(f"codec must be one of {', '.join(CODECS)}. Got '{task.codec}' instead.", study=task.name)
+    if task.codec not in CODEC_NAMES:
+        raise StudyError(f"codec must be one of {', '.join(CODEC_NAMES)}. Got '{task.codec}' instead.", study=task.name)
     deadline = None if timeout is None else time.monotonic() + timeout
     model = quantized_model(task)
     check_folder(task)
@@ -215,7 +215,7 @@ def export_trial(
     model = calibrated(model, task.record_file)
     points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
     return export(
-        model, points, found.points, prefix or task.prefix, CODECS[task.codec], formats, record_file=record_file
+        model, points, found.points, prefix or task.prefix, task.codec, formats, record_file=record_file
     )
 
 

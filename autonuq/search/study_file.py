@@ -11,7 +11,7 @@ from typing import Any
 
 from autonuq.compress import ModelPair
 from autonuq.errors import StudyError
-from autonuq.quant.codec import CODECS
+from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.sampler import SAMPLERS
 from autonuq.search.storage import absolute_url
 
@@ -141,7 +141,7 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     for place in (("evaluator", "evaluate_batch_num"), ("quantization", "batch_num"), ("search", "trials")):
         if values.get(place, 1) < 1:
             raise StudyError(f"'{_dotted(*place)}' must be positive. Got {values[place]} instead.", path=path)
-    for place, choices in ((("quantization", "codec"), CODECS), (("search", "sampler"), SAMPLERS)):
+    for place, choices in ((("quantization", "codec"), CODEC_NAMES), (("search", "sampler"), SAMPLERS)):
         if place in values and values[place] not in choices:
             raise StudyError(
                 f"'{_dotted(*place)}' must be one of {', '.join(choices)}. Got '{values[place]}' instead.", path=path

@@ -39,7 +39,7 @@ class Task:
         Forward passes of the calibration.
     activation_offset : bool
     codec : str
-        Key of `quant.codec.CODECS`.
+        One of `quant.codecs.CODEC_NAMES`.
     sampler : str
         Key of `search.sampler.SAMPLERS`.
     seed : int
