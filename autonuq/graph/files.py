@@ -13,7 +13,9 @@ from autonuq.atomic import replace_file, replace_text
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, network_chunks, read_bytes
+from autonuq.graph.foreign import quote_foreign, unquote_foreign
 from autonuq.graph.hosted.python_layer import importable
+from autonuq.graph.hosted.registry import registered_types
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
 from autonuq.graph.upgrade import upgrade_net
@@ -55,9 +57,8 @@ def load_graph(
 
 def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, stages: Sequence[str] = ()) -> Graph:
     """Make a graph without weights from the text of a prototxt; `path` is for messages. See `load_graph`."""
-    net = caffe_pb2.NetParameter()
     try:
-        text_format.Parse(text.decode(), net)
+        net = _parse(text.decode())
     except text_format.ParseError as error:
         raise ModelError(_syntax_message(error), path=path) from error
     except UnicodeDecodeError as error:
@@ -65,9 +66,30 @@ def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, s
     net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
     layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, path))
     graph = Graph(net.name, tuple(layers), path).validate()
+    _refuse_foreign(graph)
     with importable(path.parent):  # modules of Python layers
         expected_blobs(graph)
     return graph
+
+
+def _parse(text: str) -> caffe_pb2.NetParameter:
+    net = caffe_pb2.NetParameter()
+    try:
+        text_format.Parse(text, net)
+    except text_format.ParseError:
+        quoted = quote_foreign(text) if registered_types() else text
+        if quoted == text:
+            raise
+        net.Clear()
+        text_format.Parse(quoted, net)
+    return net
+
+
+def _refuse_foreign(graph: Graph) -> None:
+    for layer in graph.layers:
+        if layer.message.foreign_param and layer.type not in registered_types():
+            name = layer.message.foreign_param[0].partition("{")[0].strip(": ")
+            raise graph.error(layer, f"type '{layer.type}' has no parameters '{name}'")
 
 
 def _syntax_message(error: text_format.ParseError) -> str:
@@ -172,7 +194,7 @@ def write_prototxt(graph: Graph, path: str | Path) -> Path:
 def prototxt_text(graph: Graph) -> str:
     """Return the graph's structure in today's format; parameters whose values differ by now are shared no more."""
     net = caffe_pb2.NetParameter(name=graph.name, layer=_written_messages(graph))
-    return text_format.MessageToString(net)
+    return unquote_foreign(text_format.MessageToString(net))
 
 
 def _written_messages(graph: Graph) -> list[caffe_pb2.LayerParameter]:

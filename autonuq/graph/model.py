@@ -188,7 +188,7 @@ class Graph:
                 if top in made and not in_place:
                     raise self.error(layer, f"makes blob '{top}', which another layer made already")
                 made.add(top)
-        if not self.inputs and not any(layer.type in ("DummyData", "Python") for layer in self.layers):
+        if not self.inputs and not any(layer.tops and not layer.bottoms for layer in self.layers):
             raise self.error(None, "has no input: neither an Input layer nor 'input' with 'input_shape'")
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 from autonuq.graph import caffe_pb2
@@ -64,7 +64,7 @@ class _Part:
     outputs: tuple[str, ...]
     sessions: dict[tuple[Shape, ...], Session] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def inputs(self) -> list[str]:
         """Blobs that come from elsewhere."""
         made: set[str] = set()

@@ -1,6 +1,7 @@
 """Layers in Python between layers in the engine: Caffe's own Python type, and types that a user registers."""
 
 import importlib
+import re
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import autonuq as nuq
 from autonuq.errors import ModelError, RuntimeFailure
-from autonuq.graph.files import load_graph, write_caffemodel
+from autonuq.graph.files import load_graph, write_caffemodel, write_prototxt
 from autonuq.graph.hosted import HOST_LAYERS, register_layer, registry
 from autonuq.graph.layers import LAYER_TYPES
 
@@ -100,6 +101,30 @@ def test_weights_come_from_the_caffemodel(net_of, new_type):
     assert net.forward(x=X)["s"] == pytest.approx(X + np.arange(5, dtype=np.float32))
     net.params["s"][0].data[...] = 0
     assert (net.forward(x=X)["s"] == X).all()
+
+
+def test_parameters_that_nobody_knows(net_of, new_type, tmp_path):
+    def power(layer, x):
+        (text,) = layer.message.foreign_param
+        return x * float(re.search(r"alpha: ([\d.]+)", text)[1])
+
+    new_type("Own", power)
+    text = layer("o", "Own", "x", "o", 'own_param { alpha: 3  # so much\n s: "}{\\"" inner { b: 1 } } relu_param { }')
+    net = net_of(text)
+    assert net.forward(x=X)["o"] == pytest.approx(3 * X)
+    write_prototxt(load_graph(tmp_path / "net.prototxt"), tmp_path / "copy.prototxt")
+    assert "own_param { alpha: 3  # so much" in (tmp_path / "copy.prototxt").read_text()
+    again = nuq.Net(tmp_path / "copy.prototxt", tmp_path / "net.caffemodel")
+    assert again.forward(x=X)["o"] == pytest.approx(3 * X)
+    with pytest.raises(ModelError, match="layer 'r'.*'ReLU' has no parameters 'rely_param'"):
+        net_of(layer("r", "ReLU", "x", "r", "rely_param { negative_slope: 1 }"))
+    with pytest.raises(ModelError, match="no field named"):
+        net_of(layer("r", "ReLU", "x", "r", "relu_param { slope: 1 }"))
+
+
+def test_parameters_that_nobody_knows_of_types_that_nobody_knows(net_of):
+    with pytest.raises(ModelError, match='no field named "own_param"'):
+        net_of(layer("o", "Own", "x", "o", "own_param { alpha: 3 }"))
 
 
 def test_parameters_come_with_the_layer(net_of, new_type):

@@ -40,7 +40,8 @@ def register_layer(
         Caffe's type name. A second registration replaces the first.
     function : callable
         `(layer, *bottoms) -> top`, or a sequence of tops: float32 arrays in, arrays out. `layer` has `name`, `blobs`
-        (its weights) and `message` (its parameters; `python_param.param_str` holds any text).
+        (its weights) and `message` (its parameters; messages that autonuq does not know are in `foreign_param`, as
+        text such as `mish_param { alpha: 1 }`).
     shapes : callable, optional
         `(layer, *bottom_shapes) -> [top_shape, ...]`. By default the first bottom's, for every top. What the function
         returns may differ if the data decide: the layers behind adapt.
@@ -74,6 +75,11 @@ def register_layer(
         range(ANY.stop),
     )
     HOST_LAYERS[name] = lambda layer: partial(_computed, function, layer)
+
+
+def registered_types() -> frozenset[str]:
+    """Return the types that `register_layer` added."""
+    return frozenset(_registered)
 
 
 def _first_for_every_top(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
