@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.quant.atc_packets import HEADER_BYTES, LOW_SPARSE, PACKET_BYTES, PACKET_UNITS, PIECE_BYTES
-from autonuq.quant.codebook import BINS, Codebook, _build_intervals, _interval_sums, _Intervals, build_codebooks
+from autonuq.quant.codebook import BINS, Codebook, Intervals, build_codebooks, build_intervals, interval_sums
 
 USEFUL_LEVELS = LOW_SPARSE.dictionary
 """Levels beyond these cost more than a byte of bits."""
@@ -151,7 +151,7 @@ def build_ascend_codebooks(
     weights = counts.copy() if importance is None else np.asarray(importance, dtype=np.float64)
     if counts.shape == (BINS,):
         counts[_ZERO] += padding_zeros
-    intervals = _build_intervals(counts, weights)
+    intervals = build_intervals(counts, weights)
     candidates = _plain(counts, weights, max_levels)
     step = candidates[-2].distortion - candidates[-1].distortion if len(candidates) > 1 else 0.0
     searches = [_Search(slope, max_levels, step) for slope in slopes.tolist()]
@@ -191,7 +191,7 @@ def _plain(counts: NDArray[np.float64], weights: NDArray[np.float64], max_levels
     return [_Candidate(*parts) for parts in zip(codebooks, family.distortions.tolist(), ranked, strict=True)]
 
 
-def _candidate(intervals: _Intervals, starts: NDArray[np.int64]) -> _Candidate:
+def _candidate(intervals: Intervals, starts: NDArray[np.int64]) -> _Candidate:
     ends = np.append(starts[1:], intervals.codes.size) - 1
     counts = np.add.reduceat(intervals.counts, starts)
     distortion = float(intervals.costs[ends, starts].sum())
@@ -244,7 +244,7 @@ def coarse_counts(codebook: Codebook, histogram: NDArray[Any]) -> NDArray[np.flo
     )
 
 
-def _cut(intervals: _Intervals, searches: list[_Search]) -> list[NDArray[np.int64]]:
+def _cut(intervals: Intervals, searches: list[_Search]) -> list[NDArray[np.int64]]:
     """Return the starts of the best intervals of each search.
 
     A state is [search, rank 0 used, others of one unit used]; `least` at [..., i] is the least cost of the first i
@@ -255,7 +255,7 @@ def _cut(intervals: _Intervals, searches: list[_Search]) -> list[NDArray[np.int6
     shares = np.array([search.share for search in searches])[:, None]
     two_units = np.array([search.two_units.value for search in searches])[:, None]
     levels = np.array([search.levels.value for search in searches])[:, None]
-    inside = _interval_sums(intervals.counts)
+    inside = interval_sums(intervals.counts)
     states = (count, 2, 1 + _ONE_UNIT)
     least = np.full((*states, size + 1), np.inf)
     least[:, 0, 0, 0] = 0

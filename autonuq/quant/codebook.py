@@ -165,7 +165,7 @@ def look_up(codes: NDArray[np.int8], table: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Intervals:
+class Intervals:
     """The layer as the dynamic programs see it; the module's notation."""
 
     codes: NDArray[np.int64]
@@ -203,7 +203,7 @@ class CodebookFamily:
 
     max_levels: int
     distortions: NDArray[np.float64]
-    _intervals: _Intervals
+    _intervals: Intervals
     _starts: NDArray[np.int16]
     """[k - 1, j]: start of the last of k intervals that cover x[0..j]."""
 
@@ -265,7 +265,7 @@ def build_codebooks(
     that keep zero here.
     """
     _check_levels(max_levels, "max_levels", "build_codebooks")
-    intervals = _build_intervals(histogram, importance)
+    intervals = build_intervals(histogram, importance)
     size = intervals.codes.size
     count = min(max_levels, size)
     starts = np.zeros((count, size), dtype=np.int16)
@@ -361,7 +361,7 @@ def build_entropy_codebooks(
             "The 'lagrangian' parameter of build_entropy_codebook must be finite and not negative."
             f" Got {lagrangians} instead."
         )
-    intervals = _build_intervals(histogram, importance)
+    intervals = build_intervals(histogram, importance)
     size = intervals.codes.size
     bits = _interval_bits(intervals.counts) + side_bits_per_level
     slopes = lagrangians[:, None]
@@ -401,7 +401,8 @@ def _add_interval(
     return found
 
 
-def _build_intervals(histogram: NDArray[Any], importance: NDArray[Any] | None) -> _Intervals:
+def build_intervals(histogram: NDArray[Any], importance: NDArray[Any] | None) -> Intervals:
+    """Check a histogram and compute cost and best level of every interval of its codes."""
     counts = np.asarray(histogram, dtype=np.float64)
     weights = counts if importance is None else np.asarray(importance, dtype=np.float64)
     for name, values in (("histogram", counts), ("importance", weights)):
@@ -412,14 +413,14 @@ def _build_intervals(histogram: NDArray[Any], importance: NDArray[Any] | None) -
         raise QuantizationError("the histogram of a codebook must not be empty")
     codes = _CODES[occupied]
     levels, costs = _interval_costs(codes, weights[occupied])
-    return _Intervals(codes, counts[occupied], levels, costs)
+    return Intervals(codes, counts[occupied], levels, costs)
 
 
 def _interval_costs(
     codes: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return level and cost of every interval, (m, m) each; level is meaningless where cost is inf."""
-    mass, first, second = (_interval_sums(weights * codes**power) for power in (0, 1, 2))
+    mass, first, second = (interval_sums(weights * codes**power) for power in (0, 1, 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(mass > 0, first / mass, 0.0)  # no importance at all: the code nearest to 0
     levels = np.clip(np.rint(means), codes[None, :], np.maximum(codes[:, None], codes[None, :]))
@@ -432,7 +433,7 @@ def _interval_costs(
     return levels.astype(np.int64), costs
 
 
-def _interval_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def interval_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the sum over x[i..j] at [j, i]."""
     cumulative = np.concatenate(([0.0], np.cumsum(values)))
     return np.subtract.outer(cumulative[1:], cumulative[:-1])
@@ -440,7 +441,7 @@ def _interval_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _interval_bits(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ``n log2(N / n)`` of every interval, (m, m)."""
-    inside = np.maximum(_interval_sums(counts), 1)  # above the diagonal the sums are not meant
+    inside = np.maximum(interval_sums(counts), 1)  # above the diagonal the sums are not meant
     return np.asarray(inside * np.log2(counts.sum() / inside))
 
 
