@@ -335,6 +335,22 @@ def test_detection_output(tmp_path, rng, number, changed):
     assert found[0, 0] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_detection_output_survives_infinite_boxes(tmp_path):
+    feeds = {
+        "loc": np.float32([[0, 0, 1000, 1000, 0, 0, 0, 0]]),
+        "conf": np.float32([[0.1, 0.9, 0.3, 0.7]]),
+        "prior": np.float32([[0, 0, 1, 1] * 2, [1] * 8])[None],
+    }
+    (tmp_path / "net.prototxt").write_text(prototxt_of(DEFAULT | {"num_classes": 2}, feeds))
+    net = Net(tmp_path / "net.prototxt")
+    for name, values in feeds.items():
+        net.blobs[name].data[...] = values
+    rows = net.forward()["y"][0, 0]
+    assert rows[:, 2] == pytest.approx([0.9, 0.7])
+    assert np.isinf(rows[0, 3:]).all()
+
+
 def test_host_layers_have_no_onnx(tmp_path):
     feeds = {"loc": np.empty((1, 8)), "conf": np.empty((1, 8)), "prior": np.empty((1, 2, 8))}
     (tmp_path / "net.prototxt").write_text(prototxt_of(DEFAULT, feeds))

@@ -37,11 +37,12 @@ def _detections(layer: Layer, location: Array, confidence: Array, priors: Array,
     number, count = len(location), priors.shape[2] // 4
     prior, *variance = priors[0].reshape(-1, count, 1, 4)
     moved = location.reshape(number, count, kinds, 4)
-    if not message.variance_encoded_in_target:
-        moved = moved * variance[0]
-    boxes = decode(moved, prior, message)
     scores = confidence.reshape(number, count, classes)
-    rows = [_rows(message, item, boxes[item], scores[item]) for item in range(number)]
+    with np.errstate(over="ignore", invalid="ignore"):  # a box may be infinite, and overlap nothing
+        if not message.variance_encoded_in_target:
+            moved = moved * variance[0]
+        boxes = decode(moved, prior, message)
+        rows = [_rows(message, item, boxes[item], scores[item]) for item in range(number)]
     found = np.concatenate(rows)
     if not len(found):
         found = np.full((number, 7), _FAKE, np.float32)
@@ -126,13 +127,15 @@ def suppress(
     candidates = np.flatnonzero(scores > np.float32(threshold))
     candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
     candidates = candidates[: top_k if top_k > -1 else None]
-    ranked = boxes[candidates]
-    overlap = np.zeros(len(ranked), np.float32)  # the largest one with a box that stays
+    corners = np.ascontiguousarray(boxes[candidates].T)  # x1, y1, x2, y2
+    areas = _areas(corners)
+    overlap = np.zeros(len(candidates), np.float32)  # the largest one with a box that stays
     limit, kept, place = np.float32(message.nms_threshold), [], 0
-    while place < len(ranked):
+    while place < len(candidates):
         kept.append(candidates[place])
+        found = jaccard(corners[:, place], areas[place], corners[:, place + 1 :], areas[place + 1 :])
         place += 1
-        np.maximum(overlap[place:], jaccard(ranked[place - 1], ranked[place:]), out=overlap[place:])
+        np.maximum(overlap[place:], found, out=overlap[place:])
         if message.eta < 1 and limit > 0.5:
             limit *= np.float32(message.eta)
         free = overlap[place:] <= limit
@@ -140,19 +143,19 @@ def suppress(
     return np.array(kept, np.int64)
 
 
-def jaccard(box: Array, others: Array) -> Array:
-    """Return intersection over union of a box, shape (4,), with others, shape (K, 4); boxes inside out have no area."""
-    inner = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.where((inner > 0).all(1), inner[:, 0] * inner[:, 1], np.float32(0))
-    union = _areas(box[None]) + _areas(others) - shared
-    result = np.zeros_like(shared)
-    np.divide(shared, union, out=result, where=shared > 0)
-    return result
+def jaccard(box: Array, area: Array, others: Array, areas: Array) -> Array:
+    """Return intersection over union of a box, shape (4,), with others, shape (4, K)."""
+    width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0])
+    height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1])
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    union = area + areas - shared
+    return np.asarray(shared / np.where(shared > 0, union, 1))
 
 
-def _areas(boxes: Array) -> Array:
-    size = boxes[:, 2:] - boxes[:, :2]
-    return np.where((size < 0).any(1), np.float32(0), size[:, 0] * size[:, 1])
+def _areas(corners: Array) -> Array:
+    """Boxes inside out have none."""
+    width, height = corners[2:] - corners[:2]
+    return np.where((width < 0) | (height < 0), np.float32(0), width * height)
 
 
 @runs_on_host("PSROIPooling")
