@@ -26,6 +26,7 @@ from autonuq.errors import (
     RuntimeFailure,
     StudyError,
 )
+from autonuq.graph.hosted import register_layer
 from autonuq.report import write_report
 from autonuq.runtime.net import Net
 from autonuq.search import Evaluator, Study, load_study, resume, tune
@@ -42,6 +43,7 @@ __all__ = [
     "StudyError",
     "load_study",
     "pycaffe",
+    "register_layer",
     "resume",
     "tune",
     "write_report",

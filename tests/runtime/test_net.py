@@ -126,8 +126,8 @@ def test_parameters_can_be_written(net, images, tmp_path):
     assert net.forward(data=images)["prob"] == pytest.approx(np.full((4, 10), 0.1), rel=1e-6)
 
 
-def test_install_gives_scripts_their_caffe(files, monkeypatch):
-    monkeypatch.delitem(sys.modules, "caffe", raising=False)
+def test_install_gives_scripts_their_caffe(files, request):
+    request.addfinalizer(lambda: sys.modules.pop("caffe", None))
     nuq.pycaffe.install()
     import caffe
 
@@ -136,4 +136,3 @@ def test_install_gives_scripts_their_caffe(files, monkeypatch):
     assert isinstance(caffe.Net(*files, caffe.TEST), nuq.Net)
     with pytest.raises(RuntimeFailure, match="CPU only"):
         caffe.set_mode_gpu()
-    monkeypatch.delitem(sys.modules, "caffe")
