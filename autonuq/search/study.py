@@ -159,7 +159,10 @@ def run_study(
     original_metric = score_original(task, study, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
-    study.sampler = make_sampler(task.sampler, task.seed + len(study.get_trials(deepcopy=False)))
+    curves = {name: found.curve for name, found in points.items()}
+    weights = {name: uniform.codes.size for name, uniform in model.weights.items()}
+    trials = len(study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials)
     Runner(task, study, model, points, original_metric, on_progress).run(deadline)
     return Study(study)
 

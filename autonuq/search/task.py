@@ -56,7 +56,7 @@ class Task:
     batch_num: int = 1
     activation_offset: bool = True
     codec: str = "entropy"
-    sampler: str = "tpe"
+    sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
 
