@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autonuq.errors import StudyError
+from autonuq.quant.curve import Curve
+from autonuq.search.rate_distortion import RateDistortionSampler
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "gp": lambda seed: GPSampler(seed=seed),
-    "random": lambda seed: RandomSampler(seed=seed),
-    "tpe": lambda seed: TPESampler(seed=seed),
+MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int]], BaseSampler]
+
+SAMPLERS: dict[str, MakeSampler] = {
+    "rate-distortion": lambda seed, curves, weights: RateDistortionSampler(
+        curves.values(), seed=seed, original_bytes={name: 4 * count for name, count in weights.items()}
+    ),
+    "gp": lambda seed, curves, weights: GPSampler(seed=seed),
+    "random": lambda seed, curves, weights: RandomSampler(seed=seed),
+    "tpe": lambda seed, curves, weights: TPESampler(seed=seed),
 }
 
 
-def make_sampler(name: str, seed: int) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, curves: Mapping[str, Curve] | None = None, weights: Mapping[str, int] | None = None
+) -> BaseSampler:
     """Make a sampler.
+
+    Parameters
+    ----------
+    name : str
+    seed : int
+    curves : mapping of str to Curve
+    weights : mapping of str to int
+        Number of weights of each layer, as for `Space`.
 
     Raises
     ------
     StudyError
-        The name is unknown.
+        The name is unknown, or it needs curves and there are none.
     """
     if name not in SAMPLERS:
         raise StudyError(f"sampler must be one of {', '.join(SAMPLERS)}. Got '{name}' instead.")
-    return SAMPLERS[name](seed)
+    if name == "rate-distortion" and not curves:
+        raise StudyError("sampler 'rate-distortion' needs the layers' curves; there are none")
+    return SAMPLERS[name](seed, curves or {}, weights or {})

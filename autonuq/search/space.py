@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from autonuq.quant.curve import Curve
@@ -22,7 +23,7 @@ class Space:
     ----------
     curves : mapping of str to Curve
         Of every layer with int8 weights.
-    weights : mapping of str to int
+    weights : mapping of str to float
         Number of weights of each layer.
 
     Notes
@@ -31,7 +32,7 @@ class Space:
     the point with the nearest ratio is meant, so the curve may be rebuilt without changing the space's meaning.
     """
 
-    def __init__(self, curves: Mapping[str, Curve], weights: Mapping[str, int]) -> None:
+    def __init__(self, curves: Mapping[str, Curve], weights: Mapping[str, float]) -> None:
         self.curves = {name: curve for name, curve in curves.items() if len(curve.rates_bytes) > 1}
         self._log_ratios = {
             name: np.log(4 * weights[name] / np.asarray(curve.rates_bytes, float))
@@ -53,10 +54,15 @@ class Space:
 
     def plan(self, parameters: Mapping[str, float]) -> dict[str, int]:
         """Snap ratios to the curves: layer -> index of its point."""
-        return {
-            name: int(np.abs(logs - np.log(parameters[PREFIX + name])).argmin())
+        return dict(zip(self._log_ratios, self.points([parameters])[0].tolist(), strict=True))
+
+    def points(self, trials: Sequence[Mapping[str, float]]) -> NDArray[np.int64]:
+        """Snap the ratios of several trials, shape (trials, layers); O(log points) each."""
+        columns = [
+            np.searchsorted((logs[:-1] + logs[1:]) / 2, np.log([parameters[PREFIX + name] for parameters in trials]))
             for name, logs in self._log_ratios.items()
-        }
+        ]
+        return np.array(columns, dtype=np.int64).reshape(len(columns), len(trials)).T
 
     def parameters(self, plan: Mapping[str, int]) -> dict[str, float]:
         """Return the ratios of a plan; `plan` of them is the plan again."""
