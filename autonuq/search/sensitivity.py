@@ -293,7 +293,7 @@ def _transform_slopes(prior: Prior, trust: Floats, margins: Floats) -> Floats:
 
 def _misfits(model: Model, evidence: Evidence, trust: Floats, margins: Floats) -> tuple[Floats, Floats, Floats]:
     """Return minus the log likelihood of each observation, with its first and second derivative by f."""
-    margins = np.minimum(margins, 50.0)  # a wild step is refused by its loss, not by an overflow
+    margins = np.clip(margins, -50.0, 50.0)  # a wild step is refused by its loss, not by an overflow
     seen = _transform(model.prior, trust, evidence.margins)
     residuals = _transform(model.prior, trust, margins) - seen
     slopes = _transform_slopes(model.prior, trust, margins)
