@@ -184,17 +184,28 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
 
 
+def evaluator_name(evaluator: Any) -> str:
+    """Return `file.py:Class`, or the class's full name where it comes from no file."""
+    cls, source = type(evaluator), _source_file(evaluator)
+    return f"{source.name}:{cls.__qualname__}" if source else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def evaluator_fingerprint(evaluator: Any) -> str:
     """Return a digest that changes with the class, the file that defines it, or `evaluate_batch_num`."""
-    cls = type(evaluator)
+    cls, source = type(evaluator), _source_file(evaluator)
     digest = hashlib.sha256(f"{cls.__qualname__}\n{getattr(evaluator, 'evaluate_batch_num', None)}\n".encode())
-    try:
-        source = inspect.getsourcefile(cls)
-    except TypeError:
-        source = None
-    if source and Path(source).is_file():
-        digest.update(Path(source).read_bytes())
+    if source:
+        digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def _source_file(evaluator: Any) -> Path | None:
+    """Return the file that defines the evaluator's class, None for one that was typed in."""
+    try:
+        source = inspect.getsourcefile(type(evaluator))
+    except TypeError:
+        return None
+    return Path(source) if source and Path(source).is_file() else None
 
 
 def _reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from autonuq.compress import ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codecs import CODEC_NAMES
-from autonuq.search.evaluator import check_evaluator
+from autonuq.search.evaluator import check_evaluator, evaluator_name
 from autonuq.search.preparation import calibrate, prepare_points, score_original
 from autonuq.search.runner import Runner
 from autonuq.search.sampler import make_sampler
@@ -227,7 +227,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
     return {
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
-        "evaluator": f"{type(task.evaluator).__module__}.{type(task.evaluator).__qualname__}",
+        "evaluator": evaluator_name(task.evaluator),
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
         "sampler": task.sampler,
         "seed": str(task.seed),
