@@ -286,7 +286,7 @@ def main() -> None:
         began = time.perf_counter()
         try:
             gaps = [contestants[name](s, seed, options.evaluations) for s, seed in zip(surrogates, seeds, strict=True)]
-        except ImportError as error:  # GP needs SciPy and PyTorch, CMA-ES cmaes
+        except ImportError as error:  # GP needs SciPy and PyTorch, CMA-ES needs cmaes
             print(f"| {NAMES[name]} | not installed: {str(error).splitlines()[0]} |", flush=True)
             continue
         print(row(name, gaps, time.perf_counter() - began, columns), flush=True)
