@@ -7,7 +7,7 @@ In the order of a study::
     model = calibrated(model, files.record)            # ... and the record file holds the input ranges
     points = dict(build_points(model, codec, record))  # once; no trial sees the raw weights again
     write_fake_quant(model, points, plan, pair)        # once a trial
-    export(model, points, plan, prefix, codec)         # the winner
+    export.export(model, points, plan, prefix, codec)  # the winner, in any of the formats there
 
 Names of written files: AMCT's save_model and auto_nuq pages; the packed file is ours (`packed`).
 """
@@ -40,6 +40,7 @@ from autonuq.graph.passes import (
     insert_quantizers,
 )
 from autonuq.graph.record import Factors, load_record, write_record
+from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
@@ -47,7 +48,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
 from autonuq.records import LayerRecord
-from autonuq.runtime.moments import load_moments, moments_folder
+from autonuq.runtime.moments import is_observable, load_moments, moments_file, moments_folder
 
 Plan = Mapping[str, int]
 """Layer name -> index of a point on the layer's curve; layers that are missing stay uniform (point 0)."""
@@ -238,29 +239,32 @@ def _channel_axis(layer: Layer, channel_wise: bool) -> int | None:
     return 0 if layer.type == "Convolution" else 1
 
 
-def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file: Path) -> None:
+def write_calibration_model(
+    model: QuantizedModel, pair: ModelPair, record_file: Path, *, python_layers: bool = False
+) -> None:
     """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
 
     The record file is written with the weights' factors; running the model for `config.batch_num` forward passes
-    adds the inputs' factors to it, and, in our runtime, the second moments of the inputs beside it.
+    adds the inputs' factors to it, and, in our runtime and by `Python` layers, the second moments of the inputs beside
+    it. For `python_layers` see `write_fake_quant`.
     """
     write_record(record_file, model.factors)
     if model.nuq_layers:
         moments_folder(record_file).mkdir(exist_ok=True)
     config = model.config
     observed = insert_observers(
-        model.graph.with_layers(
-            layer.with_(blobs=(model.weights[layer.name].dequantize(), *layer.blobs[1:]))
-            if layer.name in model.weights
-            else layer
-            for layer in model.graph.layers
-        ),
+        weights_only_graph(model, {}, {}),
         {name: settings.activation for name, settings in config.layers.items()},
         batch_num=config.batch_num,
         with_offset=config.activation_offset,
         record_file=record_file,
     )
-    write_model(observed, pair.model, pair.weights)
+    moments = {
+        name: moments_file(record_file, name)
+        for name in (config.layers if model.nuq_layers else ())
+        if is_observable(model.graph.by_name[name])
+    }
+    _write_runnable(observed, pair, python_layers, moments)
 
 
 def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
@@ -361,20 +365,57 @@ def planned_codes(
     return points[name].codes[point] if point else model.weights[name].codes
 
 
-def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
-    """Write the network with a plan's weights and fake-quantized inputs, as it is scored."""
-    write_model(_fake_quant_graph(model, points, plan), pair.model, pair.weights)
+def write_fake_quant(
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    plan: Plan,
+    pair: ModelPair,
+    *,
+    python_layers: bool = False,
+) -> None:
+    """Write the network with a plan's weights and fake-quantized inputs, as it is scored.
+
+    Parameters
+    ----------
+    python_layers : bool
+        For a Caffe without AMCT's layers: they become `Python` layers, whose file is written beside the model.
+    """
+    _write_runnable(fake_quant_graph(model, points, plan), pair, python_layers)
 
 
-def _fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
-    quantized = {}
-    for name, factors in model.factors.items():
-        blobs = model.graph.by_name[name].blobs
-        if name in model.weights:
-            uniform = model.weights[name]
-            codes = planned_codes(model, points, plan, name)
-            blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
-        quantized[name] = QuantizedBlobs(blobs, factors)
+def _write_runnable(
+    graph: Graph, pair: ModelPair, python_layers: bool, moments: Mapping[str, Path] | None = None
+) -> None:
+    if python_layers:
+        write_layers_module(pair.model.parent)
+        graph = with_python_layers(graph, moments)
+    write_model(graph, pair.model, pair.weights)
+
+
+def weights_only_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
+    """Return the network with a plan's weights, its activations left float."""
+    return model.graph.with_layers(
+        layer.with_(blobs=_planned_blobs(model, points, plan, layer)) for layer in model.graph.layers
+    )
+
+
+def _planned_blobs(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, layer: Layer
+) -> tuple[NDArray[Any], ...]:
+    """Return a layer's blobs, its weights as the plan has them in float32."""
+    uniform = model.weights.get(layer.name)
+    if uniform is None:
+        return layer.blobs
+    codes = planned_codes(model, points, plan, layer.name)
+    return (dequantize(codes, uniform.scale, uniform.channel_axis), *layer.blobs[1:])
+
+
+def fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
+    """Return the network of `write_fake_quant`."""
+    quantized = {
+        name: QuantizedBlobs(_planned_blobs(model, points, plan, model.graph.by_name[name]), factors)
+        for name, factors in model.factors.items()
+    }
     return insert_quantizers(model.graph, quantized)
 
 
@@ -414,7 +455,7 @@ def write_packed(
             codes = planned_codes(model, points, plan, name)
             stream = make_codec(codec, codes.shape).encode(codes)
             layers[name] = packed.PackedLayer(factors, codec, model.weights[name].channel_axis, stream)
-    packed.write_packed(_fake_quant_graph(model, points, plan), layers, path)
+    packed.write_packed(fake_quant_graph(model, points, plan), layers, path)
 
 
 def unpack(path: str | Path, prefix: str) -> ModelPair:
@@ -441,71 +482,24 @@ def unpack(path: str | Path, prefix: str) -> ModelPair:
     return pair
 
 
-FORMATS = ("caffe", "deploy", "packed")
-"""What `export` can write: all that AMCT's auto_nuq writes, the part of it that ATC needs, or the packed file."""
+def chosen_layers(model: QuantizedModel, plan: Plan) -> tuple[str, ...]:
+    """Return the layers that have a codebook, by the plan or out of the record, in network order."""
+    return tuple(name for name in model.weights if plan.get(name, 0) or model.factors[name].cluster)
 
 
-def export(
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    plan: Plan,
-    prefix: str,
-    codec: str,
-    formats: Iterable[str] = ("caffe",),
-    *,
-    record_file: Path | None = None,
-) -> tuple[Path, ...]:
-    """Write one plan's files and return their paths.
-
-    Parameters
-    ----------
-    prefix : str
-        Folder and beginning of the file names; the folder is made if need be.
-    codec : str
-        Of the packed file.
-    formats : iterable of str
-        Out of `FORMATS`.
-    record_file : Path, optional
-        Where the record goes; `<prefix>_record.txt` by default.
-
-    Raises
-    ------
-    QuantizationError
-        The factors are incomplete or a bias does not fit.
-    OSError
-        The folder cannot be written.
-    ValueError
-        There is no such format.
-    """
-    wanted = set(formats)
-    if unknown := wanted - set(FORMATS):
-        raise ValueError(
-            f"The 'formats' parameter of export must be out of {', '.join(FORMATS)}. Got {sorted(unknown)} instead."
-        )
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    if "caffe" in wanted:
-        fake_quant = fake_quant_pair(prefix)
-        write_fake_quant(model, points, plan, fake_quant)
-        written += [fake_quant.model, fake_quant.weights]
-    if wanted & {"caffe", "deploy"}:
-        deploy, record = deploy_pair(prefix), record_file or Path(f"{prefix}_record.txt")
-        write_deploy(model, points, plan, deploy)
-        write_record(record, model.factors)
-        chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
-        nuq_layers = replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen))
-        written += [deploy.model, deploy.weights, record, nuq_layers]
-    if "caffe" in wanted:
-        quant_info = json.dumps(_quant_info(model, points, plan), indent=4)
-        written.append(replace_text(f"{prefix}_quant.json", quant_info))
-    if "packed" in wanted:
-        path = packed_file(prefix)
-        write_packed(model, points, plan, codec, path)
-        written.append(path)
-    return tuple(written)
+def write_nuq_layers(model: QuantizedModel, plan: Plan, prefix: str) -> Path:
+    """Write the list that ATC reads as `--compress_weight_conf`."""
+    return replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen_layers(model, plan)))
 
 
-def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
+def write_quant_info(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str
+) -> Path:
+    """Write what AMCT's accuracy comparison wants to know: where quantizers stand and what was folded."""
+    return replace_text(f"{prefix}_quant.json", json.dumps(quant_info(model, points, plan), indent=4))
+
+
+def quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
     """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
     folded: dict[str, list[str]] = {}
     for capability in model.capabilities:
@@ -513,9 +507,9 @@ def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], pl
             host = capability.reason.removeprefix("is folded into ").strip("'")
             folded.setdefault(host, []).append(capability.name)
     layers = {}
+    chosen = set(chosen_layers(model, plan))
     for name, factors in model.factors.items():
-        codes = planned_codes(model, points, plan, name) if name in model.weights else np.zeros(0, np.int8)
-        levels = np.unique(codes).tolist() if plan.get(name, 0) else []
+        levels = np.unique(planned_codes(model, points, plan, name)).tolist() if name in chosen else []
         layers[name] = {
             "type": model.graph.by_name[name].type,
             "quant_layer": f"{name}_0_quant_layer",

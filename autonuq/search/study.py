@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import ModelPair, calibrated, export
+from autonuq.compress import ModelPair, calibrated
 from autonuq.errors import StudyError
+from autonuq.export import export
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.evaluator import check_evaluator, evaluator_name
 from autonuq.search.preparation import calibrate, prepare_points, score_original
@@ -196,7 +197,7 @@ def export_trial(
     number : int, optional
         The best satisfied trial by default.
     formats : iterable of str
-        Out of `compress.FORMATS`.
+        Out of `export.FORMATS`.
     prefix : str, optional
         Folder and beginning of the file names; `<out>/<name>` by default.
     record_file : Path, optional
@@ -217,8 +218,24 @@ def export_trial(
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
     points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
+    provenance = {
+        "study": study.name,
+        "trial": str(found.number),
+        "ratio": f"{found.ratio}",
+        "codec": task.codec,
+        "metric": f"{found.metric}",
+        "original metric": f"{record.original_metric}",
+        **_hashes(fingerprint),
+    }
     return export(
-        model, points, found.points, prefix or task.prefix, task.codec, formats, record_file=record_file
+        model,
+        points,
+        found.points,
+        prefix or task.prefix,
+        task.codec,
+        formats,
+        record_file=record_file,
+        provenance=provenance,
     )
 
 
@@ -231,6 +248,10 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
         "sampler": task.sampler,
         "seed": str(task.seed),
-        **{f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64},
+        **_hashes(fingerprint),
         **{f"{name} version": number for name, number in packages.items()},
     }
+
+
+def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    return {f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64}
