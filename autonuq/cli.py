@@ -199,6 +199,7 @@ def _task(file: StudyFile) -> Task:
         config=config,
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
+        python_layers=file.python_layers,
         codec=file.codec,
         sampler=file.sampler,
         seed=file.seed,
@@ -413,7 +414,7 @@ def export(
     try:
         wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
     except ValueError as error:
-        raise typer.BadParameter(f"{error}; or all") from error
+        raise typer.BadParameter(str(error)) from error
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
     for path in export_trial(_task(file), opened, number, formats=wanted, prefix=output):

@@ -496,10 +496,10 @@ def write_quant_info(
     model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str
 ) -> Path:
     """Write what AMCT's accuracy comparison wants to know: where quantizers stand and what was folded."""
-    return replace_text(f"{prefix}_quant.json", json.dumps(quant_info(model, points, plan), indent=4))
+    return replace_text(f"{prefix}_quant.json", json.dumps(_quant_info(model, points, plan), indent=4))
 
 
-def quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
+def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
     """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
     folded: dict[str, list[str]] = {}
     for capability in model.capabilities:

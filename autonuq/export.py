@@ -17,21 +17,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from autonuq.atomic import replace_file
 from autonuq.compress import (
     ModelPair,
     Plan,
     QuantizedModel,
+    chosen_layers,
     deploy_pair,
     fake_quant_graph,
     fake_quant_pair,
     packed_file,
     planned_codes,
-    quant_info,
     weights_only_graph,
     write_deploy,
     write_fake_quant,
@@ -39,6 +40,7 @@ from autonuq.compress import (
     write_packed,
     write_quant_info,
 )
+from autonuq.errors import suggest_name
 from autonuq.graph.files import write_model
 from autonuq.graph.onnx_model import build_onnx
 from autonuq.graph.record import write_record
@@ -116,9 +118,7 @@ def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(formats))
     for name in wanted:
         if name not in FORMATS:
-            near = get_close_matches(name, FORMATS, 1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise ValueError(f"there is no format '{name}'; {hint}the formats are {', '.join(FORMATS)}")
+            raise ValueError(f"there is no format '{name}', only {', '.join(FORMATS)}.{suggest_name(name, FORMATS)}")
     return wanted
 
 
@@ -178,10 +178,11 @@ def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
     weights = {
         name: replace(uniform, codes=planned_codes(*job.planned, name)) for name, uniform in model.weights.items()
     }
+    levels = {name: np.unique(weights[name].codes).tolist() for name in chosen_layers(model, job.plan)}
     metadata = {
         "scales": "weights: ARQ; activations: the ranges of the calibration, by "
         + " and ".join(sorted({settings.activation.algorithm.upper() for settings in model.config.layers.values()})),
-        "plan": json.dumps(quant_info(*job.planned)["layers"]),
+        "levels": json.dumps(levels),
         **job.provenance,
     }
     content = build_onnx(

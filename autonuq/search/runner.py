@@ -130,7 +130,9 @@ class Runner:
         folder.mkdir(exist_ok=True)
         try:
             pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-            write_fake_quant(self.model, self.points, record.points, pair)
+            write_fake_quant(
+                self.model, self.points, record.points, pair, python_layers=self.task.python_layers
+            )
             metric = score(self.task.evaluator, pair)
         finally:
             shutil.rmtree(folder)

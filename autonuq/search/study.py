@@ -76,7 +76,7 @@ def tune(
         Seconds after which no further trial is started.
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`.
+        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `python_layers`.
 
     Returns
     -------

@@ -148,6 +148,27 @@ def load_graph_layer(kind):
     return Layer(caffe_pb2.LayerParameter(name="layer", type=kind, bottom=["x"], top=["y"]))
 
 
+def test_a_study_whose_evaluator_runs_stock_caffe_finds_the_same(tiny, monkeypatch):
+    monkeypatch.syspath_prepend(str(tiny))
+    from evaluate import Agreement
+
+    class Stock(Agreement):
+        def eval_model(self, model_file, weights_file, batch_num):
+            assert not {layer.type for layer in load_graph(model_file).layers} & {"Quant", "DeQuant", "IFMR", "HFMG"}
+            assert importlib.util.find_spec("autonuq_layers") or "trial" not in str(model_file)
+            return super().eval_model(model_file, weights_file, batch_num)
+
+    found = []
+    for name, evaluator, python_layers in (("amct", Agreement, False), ("stock", Stock, True)):
+        study = nuq.tune(
+            tiny / "tiny.prototxt", tiny / "tiny.caffemodel", evaluator(), out=tiny / name, n_trials=3,
+            python_layers=python_layers,
+        )  # fmt: skip
+        record = load_record(tiny / name / "calibration/record.txt")
+        found.append((record, [(trial.metric, trial.size_bytes) for trial in study.record().trials]))
+    assert found[0] == found[1]
+
+
 def test_a_record_of_others_keeps_its_entries(tmp_path, layers):
     path = tmp_path / "record.txt"
     path.write_text('record {\n  key: "a"\n  value {\n    scale_d: 9\n    scale_w: 0.5\n    offset_w: 0\n  }\n}\n')
