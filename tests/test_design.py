@@ -21,12 +21,13 @@ ALLOWED = {
     "graph": BASE,
     "records": set(),
     "runtime": BASE | {"quant", "graph"},
-    "pycaffe": BASE | {"graph", "runtime"},
+    "pycaffe_io": BASE | {"graph"},
+    "pycaffe": BASE | {"graph", "runtime", "pycaffe_io"},
     "packed": BASE | {"quant", "graph"},
     "compress": BASE | {"records", "quant", "graph", "runtime", "packed"},
     "search": BASE | {"records", "quant", "graph", "runtime", "compress"},
     "report": BASE | {"records", "compress", "runtime", "graph", "quant"},
-    "amct": BASE | {"records", "quant", "graph", "runtime", "compress", "search", "report"},
+    "amct": BASE | {"records", "quant", "graph", "runtime", "pycaffe", "compress", "search", "report"},
     "cli": BASE | {"records", "quant", "graph", "runtime", "compress", "search", "report", "amct"},
 }
 # Third-party packages that only some places may import.

@@ -17,6 +17,7 @@ from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
 from autonuq.quant.config import ActivationSettings
 from autonuq.runtime.moments import MomentObserver, is_observable, moments_file, moments_folder
+from autonuq.runtime.samples import samples_folder, store_sample
 
 OBSERVER_TYPES = frozenset({"IFMR", "HFMG"})
 
@@ -30,7 +31,7 @@ class Observer:
         Of type IFMR or HFMG. IFMR keeps every value of its passes, HFMG a histogram.
     layers : mapping of str to Layer
         The network's, by name: where the record file has a folder for them, the second moments of the object layers'
-        inputs are collected too.
+        inputs are collected too; the same goes for samples of them.
     """
 
     def __init__(self, layer: Layer, layers: Mapping[str, Layer]) -> None:
@@ -66,6 +67,9 @@ class Observer:
             The values are not finite.
         """
         self._passes += 1
+        if self._passes == 1 and samples_folder(self.record_file).is_dir():
+            for name, bottom in zip(self._parameters.object_layer, bottoms, strict=True):
+                store_sample(self.record_file, name, bottom)
         self._shapes = [bottom.shape for bottom in bottoms]
         for bottom, moments in zip(bottoms, self._moments, strict=True):
             if moments is not None:
