@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from autonuq.errors import RuntimeFailure
 from autonuq.graph.model import Array, Shape
 from autonuq.graph.script_messages import build_messages
 
@@ -38,15 +38,9 @@ def load_image(filename: str | Path, color: bool = True) -> Array:
 
     Raises
     ------
-    RuntimeFailure
-        Pillow is not installed.
     OSError
         The file cannot be read or is no picture.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise RuntimeFailure("caffe.io.load_image needs Pillow: pip install 'autonuq[images]'") from error
     with Image.open(filename) as picture:
         if not color and picture.mode == "L":
             return (np.asarray(picture, np.float32) / np.float32(255))[:, :, np.newaxis]

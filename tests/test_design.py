@@ -38,6 +38,8 @@ GATES = {
     "google": ("graph/", "amct/"),
     "plotly": ("report/",),
     "constriction": ("quant/",),
+    "PIL": ("search/builtin/", "pycaffe_io.py"),
+    "lmdb": ("search/builtin/",),
     "typer": ("cli.py",),
     "rich": ("cli.py",),
 }
