@@ -52,7 +52,7 @@ from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, dequantize, on_grid, quantize_bias, quantize_weights
 from autonuq.records import LayerRecord
-from autonuq.runtime.moments import load_moments, moments_folder
+from autonuq.runtime.moments import load_moments, request_moments
 from autonuq.runtime.session import Session
 
 Plan = Mapping[str, int]
@@ -333,8 +333,7 @@ def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file:
     adds the inputs' factors to it, and, in our runtime, the second moments of the inputs beside it.
     """
     write_record(record_file, model.factors)
-    if model.nuq_layers:
-        moments_folder(record_file).mkdir(exist_ok=True)
+    request_moments(record_file, model.nuq_layers)
     config = model.config
     observed = insert_observers(
         model.graph.with_layers(

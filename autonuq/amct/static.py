@@ -6,7 +6,6 @@ modified model fill the record file while the user runs it.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from autonuq.graph.model import Graph as Network
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
 from autonuq.quant.device import KEEP_RATIO, judge
-from autonuq.runtime.moments import moments_folder
+from autonuq.runtime.moments import request_moments
 
 SAVE_TYPES = ("Fakequant", "Deploy", "Both")
 _QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "IFMR", "HFMG", "SearchN"})
@@ -89,7 +88,7 @@ def init(
     model = quantize(network, loaded.config)
     record_file = Path(scale_offset_record_file).resolve()
     record_file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(moments_folder(record_file), ignore_errors=True)
+    request_moments(record_file, ())
     write_record(record_file, {})
     return Graph(model, record_file)
 
