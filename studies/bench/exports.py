@@ -2,8 +2,8 @@
 
     python studies/bench/exports.py --shared FOLDER [NETWORK ...]
 
-Each network is tuned for a few trials, the best plan is exported in all formats, and every format is scored on the same
-images where people run it: our runtime, OpenCV, plain onnxruntime.
+Each network is tuned for a few trials, the best plan (or the most exact, if none satisfies) is exported in all formats,
+and every format is scored on the same images where people run it: our runtime, OpenCV, plain onnxruntime.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def onnx_scores(path, images):
     return np.concatenate([part.reshape(size, -1) for part in parts])[: len(images)]
 
 
-def fixed_length_ratio(study):
+def fixed_length_ratio(study, trial):
     """Return how much smaller int8 codes become with ceil(log2 levels) bits each."""
     record = study.record()
+    levels = record.layer_levels(trial)
     sizes = {layer.name: layer.weights for layer in record.layers if layer.treatment != "float"}
-    bits = {name: max(1, int(np.ceil(np.log2(study.best.levels.get(name, 256))))) for name in sizes}
+    bits = {name: max(1, int(np.ceil(np.log2(levels.get(name, 256))))) for name in sizes}
     return sum(sizes.values()) / sum(size * bits[name] / 8 for name, size in sizes.items())
 
 
@@ -80,7 +81,9 @@ def row(name, shared, folder):
     study = nuq.tune(*source, evaluator, out=folder, n_trials=TRIALS, **options)
     task = Task(study.name, ModelPair(*source), evaluator, folder, "", **options)
     prefix = str(folder / "net")
-    export_trial(task, study, formats=FORMATS, prefix=prefix)
+    trials = [trial for trial in study.record().trials if trial.state == "complete"]
+    chosen = study.record().best or max(trials, key=lambda trial: trial.metric)
+    export_trial(task, study, chosen.number, formats=FORMATS, prefix=prefix)
     fake, python = fake_quant_pair(prefix), pycaffe_pair(prefix)
     plain, hosted = scores(nuq.Net(*source), images), scores(nuq.Net(python.model, python.weights), images)
     quantized = scores(nuq.Net(fake.model, fake.weights), images)
@@ -98,12 +101,12 @@ def row(name, shared, folder):
     int8, codebook = (onnx_file(prefix, codebooks=which).stat().st_size for which in (False, True))
     return shown | {
         "network": name,
-        "ratio": f"{study.best.ratio:.1f}x",
+        "ratio": f"{chosen.ratio:.1f}x",
         "largest difference": f"{np.abs(hosted - quantized).max():.1e}",
         "int8 bytes": f"{int8:,}",
         "codebook bytes": f"{codebook:,}",
         "size ratio": f"{int8 / codebook:.2f}",
-        "fixed-length ratio": f"{fixed_length_ratio(study):.2f}",
+        "fixed-length ratio": f"{fixed_length_ratio(study, chosen):.2f}",
     }
 
 
