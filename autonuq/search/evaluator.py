@@ -47,6 +47,9 @@ class Evaluator:
         """Say whether the compressed network's metric is good enough beside the original's."""
         raise NotImplementedError(f"{type(self).__name__} must define is_satisfied")
 
+    # An evaluator that can tell the standard error of a metric over `evaluate_batch_num` batches may define
+    # `standard_error(metric) -> float`; it is shown beside the metric.
+
 
 def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any:
     """Make an evaluator from `file.py:Class` or `package.module:Class`.
@@ -151,15 +154,15 @@ def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int) -> object:
         raise EvaluatorError(f"eval_model raised {_reason(error)}") from error
 
 
-def score(evaluator: Any, pair: ModelPair) -> float:
-    """Return the metric of a network over `evaluate_batch_num` batches.
+def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
+    """Return the metric of a network over so many batches, by default `evaluate_batch_num`.
 
     Raises
     ------
     EvaluatorError
         It raised, or returned anything but one finite number.
     """
-    result = run_evaluator(evaluator, pair, evaluator.evaluate_batch_num)
+    result = run_evaluator(evaluator, pair, batch_num or evaluator.evaluate_batch_num)
     try:
         metric = math.nan if isinstance(result, (str, bytes)) else float(result)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -182,6 +185,15 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
         return bool(evaluator.is_satisfied(original_metric, new_metric))
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
+
+
+def standard_error(evaluator: Any, metric: float) -> float | None:
+    """Return the standard error of a metric; None where the evaluator does not define it or gives no finite number."""
+    try:
+        error = float(evaluator.standard_error(metric))
+    except Exception:  # no such method, or one that fails: a result is not worth less for that
+        return None
+    return error if math.isfinite(error) and error >= 0 else None
 
 
 def evaluator_name(evaluator: Any) -> str:
