@@ -30,9 +30,8 @@ from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
-from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
-from autonuq.search.study_file import StudyFile, load_study_file
+from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 from autonuq.search.task import Progress as Step
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
@@ -193,7 +192,7 @@ def _task(file: StudyFile) -> Task:
     return Task(
         name=file.name,
         source=file.source,
-        evaluator=load_evaluator(file.evaluator, file.path.resolve().parent, file.evaluate_batch_num),
+        evaluator=make_evaluator(file),
         out=file.out,
         storage=file.storage,
         config=config,
@@ -203,6 +202,9 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
+        racing=file.racing,
+        stop_gain=file.stop_gain,
     )
 
 

@@ -37,6 +37,8 @@ GATES = {
     "google": ("graph/", "amct/"),
     "plotly": ("report/",),
     "constriction": ("quant/",),
+    "PIL": ("search/builtin/",),
+    "lmdb": ("search/builtin/",),
     "typer": ("cli.py",),
     "rich": ("cli.py",),
 }

@@ -17,6 +17,9 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import TrialRecord
 from autonuq.search.evaluator import evaluator_fingerprint
 
+STOP_GAIN = 0.005
+"""What is not worth another trial, as a share of the ratio."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -69,7 +72,7 @@ class Task:
     n_trials: int = 40
     confirm: Any = None
     racing: bool | None = None
-    stop_gain: float = 0.005
+    stop_gain: float = STOP_GAIN
 
     @property
     def is_raced(self) -> bool:
