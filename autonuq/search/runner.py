@@ -23,8 +23,10 @@ from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, STOPPED, TRIAL, 
 from autonuq.search.task import OnProgress, Progress, Task
 
 FAILURES_IN_A_ROW = 3
-LEAST_TRIALS = 10
-"""Before the study may end because little is left to gain."""
+STOP_GAIN = 0.005
+"""What is not worth another trial, as a share of the ratio, where the task says nothing of it."""
+LEAST_TRIALS, UNASKED_TRIALS = 10, 40
+"""Before a study may end because little is left to gain: where the task asks for it, and where it says nothing."""
 
 
 class Runner:
@@ -72,11 +74,13 @@ class Runner:
 
     def _is_done(self) -> bool:
         """Say whether too little is left to gain; why is stored and told."""
-        if self.task.sampler != "rate-distortion" or self.task.stop_gain <= 0 or self._finished() < LEAST_TRIALS:
+        asked = self.task.stop_gain
+        share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
+        if self.task.sampler != "rate-distortion" or share <= 0 or self._finished() < least:
             return False
-        if self.predictor.has_gain_left(self.study, self.task.stop_gain):
+        if self.predictor.has_gain_left(self.study, share):
             return False
-        reason = f"with 90 % probability no plan is more than {self.task.stop_gain:.1%} above the best"
+        reason = f"with 90 % probability no plan is more than {share:.1%} above the best"
         self.study.set_user_attr(STOPPED, reason)
         self.on_progress(Progress("stop", reason, self._finished(), self.task.n_trials))
         return True

@@ -23,7 +23,6 @@ from autonuq.search.builtin import (
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.sampler import SAMPLERS
 from autonuq.search.storage import absolute_url
-from autonuq.search.task import STOP_GAIN
 
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
@@ -107,8 +106,8 @@ class StudyFile:
         URL with absolute paths.
     out : Path
     racing : bool or None
+    stop_gain : float or None
         None where nothing is said.
-    stop_gain : float
     confirm : StudyFile or None
         The same with what [confirm] says in place of [evaluator].
     """
@@ -128,7 +127,7 @@ class StudyFile:
     storage: str
     out: Path
     racing: bool | None
-    stop_gain: float
+    stop_gain: float | None
     confirm: StudyFile | None = None
 
 
@@ -195,7 +194,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
         out=target,
         racing=values.get(("search", "racing")),
-        stop_gain=values.get(("search", "stop_gain"), STOP_GAIN),
+        stop_gain=values.get(("search", "stop_gain")),
     )
 
 

@@ -17,9 +17,6 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import TrialRecord
 from autonuq.search.evaluator import evaluator_fingerprint
 
-STOP_GAIN = 0.005
-"""What is not worth another trial, as a share of the ratio."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -53,9 +50,9 @@ class Task:
     racing : bool or None
         Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
         that propose such trials, which "rate-distortion" hardly does.
-    stop_gain : float
+    stop_gain : float or None
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
-        this share; 0 never.
+        this share; 0 never. None: 0.005, for studies of more than 40 trials.
     """
 
     name: str
@@ -72,7 +69,7 @@ class Task:
     n_trials: int = 40
     confirm: Any = None
     racing: bool | None = None
-    stop_gain: float = STOP_GAIN
+    stop_gain: float | None = None
 
     @property
     def is_raced(self) -> bool:

@@ -1,7 +1,8 @@
-"""The commands: thin layers over the public functions, and the only place that prints.
+"""The commands: thin layers over the public functions, and the only room that prints.
 
 Results go to stdout, progress and messages to stderr. Exit codes are those of `errors`, and 8 where a study finished
-without a satisfied trial, 130 where it was interrupted.
+without a satisfied trial, 130 where it was interrupted. `console` has the consoles and what every command takes,
+`display` the progress of a study, `documents` the schemas of `--json`, `starting` the commands before a study.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
+from autonuq.cli.console import CommandGroup, Verbosity, err, out, say, show_error, warn
 from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError
@@ -36,9 +37,15 @@ from autonuq.search.task import Progress as Step
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Make trained Caffe networks smaller without retraining.\n\nExit codes: 0 done, 2 usage, 3 model, "
+    "4 quantization, 5 runtime, 6 study or storage, 7 evaluator, 8 finished but nothing satisfied the constraint, "
+    "130 interrupted.",
+)
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
@@ -52,10 +59,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
+    Verbosity.reset()
     try:
         app()
     except (AutonuqError, OSError) as error:
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        show_error(error)
         sys.exit(error.exit_code if isinstance(error, AutonuqError) else CANNOT_WRITE)
 
 
@@ -95,7 +103,7 @@ def inspect(
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
-        _print(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
+        say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
 
 
 def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
@@ -187,7 +195,7 @@ def _task(file: StudyFile) -> Task:
     if file.cfg is not None:
         loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
         for warning in loaded.warnings:
-            err.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+            warn(warning)
         config = loaded.config
     return Task(
         name=file.name,
@@ -279,9 +287,9 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     before = format_metric(record.original_metric, record.original_standard_error)
     out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
     if record.confirmation is not None:
-        _print(f"confirm {record.confirmation.summary}")
+        say(f"confirm {record.confirmation.summary}")
     if record.stopped:
-        _print(f"stopped {record.stopped}")
+        say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {_shown(path)}", soft_wrap=True)
@@ -311,24 +319,20 @@ def status(
         typer.echo(json.dumps(document))
         return
     counts, best = document["trials"], document["best"]
-    raced = f" and {counts['partial']} stopped on a part" if counts["partial"] else ""
+    raced = f" and {document['partial']} stopped on a part" if document["partial"] else ""
     satisfied = f"{counts['satisfied']} of them satisfied{raced}, "
-    _print(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
-    _print(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
+    say(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
+    say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
     if best is None:
-        _print("no trial satisfied the constraint so far")
+        say("no trial satisfied the constraint so far")
     else:
         sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
         metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
-        _print(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
+        say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
     if record.confirmation is not None:
-        _print(f"confirmed: {record.confirmation.summary}")
+        say(f"confirmed: {record.confirmation.summary}")
     if record.stopped:
-        _print(f"stopped: {record.stopped}")
-
-
-def _print(text: str) -> None:
-    out.print(text, soft_wrap=True)
+        say(f"stopped: {record.stopped}")
 
 
 def _status(study: Study) -> dict[str, Any]:
@@ -341,9 +345,9 @@ def _status(study: Study) -> dict[str, Any]:
         "trials": {
             "complete": len(complete),
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
-            "partial": sum(trial.is_partial for trial in complete),
             **counts,
         },
+        "partial": sum(trial.is_partial for trial in complete),
         "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
         "stopped": record.stopped,
         "confirmation": None if record.confirmation is None else asdict(record.confirmation),
@@ -386,7 +390,7 @@ def plot(
                 write_figure(FIGURES[name](record), target)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-            _print(str(_shown(target)))
+            say(str(_shown(target)))
 
 
 @app.command()
@@ -403,7 +407,7 @@ def report(
     file, opened = _open(study, storage, out)
     target = output or file.out / "report.html"
     write_report(opened.record(), target)
-    _print(str(_shown(target)))
+    say(str(_shown(target)))
 
 
 @app.command()
@@ -430,7 +434,7 @@ def export(
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
     for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
-        _print(str(_shown(path)))
+        say(str(_shown(path)))
 
 
 @app.command()
@@ -444,7 +448,7 @@ def unpack(
     """
     pair = write_unpacked(file, output)
     for path in (pair.model, pair.weights):
-        _print(str(_shown(path)))
+        say(str(_shown(path)))
 
 
 @app.command()
@@ -459,4 +463,4 @@ def config(
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
-    _print(str(_shown(output)))
+    say(str(_shown(output)))
