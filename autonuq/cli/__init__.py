@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.device import DDR_RATES
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
@@ -215,6 +215,9 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
+        racing=file.racing,
+        stop_gain=file.stop_gain,
     )
 
 
@@ -257,6 +260,8 @@ class _Display:
 def _verdict(trial: TrialRecord) -> str:
     if trial.state == "failed":
         return "failed"
+    if trial.is_partial:
+        return "stopped on a part"
     return "satisfied" if trial.satisfied else "not satisfied"
 
 
@@ -284,7 +289,12 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
     out.print(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
-    out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
+    before = format_metric(record.original_metric, record.original_standard_error)
+    out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
+    if record.confirmation is not None:
+        say(f"confirm {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {_shown(path)}", soft_wrap=True)
@@ -308,12 +318,15 @@ def status(
 
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
-    document = _status(_open(study, storage, out)[1])
+    opened = _open(study, storage, out)[1]
+    document, record = _status(opened), opened.record()
     if as_json:
         typer.echo(json.dumps(document))
         return
     counts, best = document["trials"], document["best"]
-    say(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
+    raced = f" and {document['partial']} stopped on a part" if document["partial"] else ""
+    satisfied = f"{counts['satisfied']} of them satisfied{raced}, "
+    say(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
     say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
     if best is None:
         say("no trial satisfied the constraint so far")
@@ -321,6 +334,10 @@ def status(
         sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
         metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
         say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
+    if record.confirmation is not None:
+        say(f"confirmed: {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped: {record.stopped}")
 
 
 def _status(study: Study) -> dict[str, Any]:
@@ -335,7 +352,10 @@ def _status(study: Study) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
+        "partial": sum(trial.is_partial for trial in complete),
         "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
         "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
         "best": None
         if best is None
@@ -478,7 +498,7 @@ def quantize(
     chosen = load_evaluator(evaluator, Path.cwd(), batches)
     result = amct.quantize_static(model, weights, config, chosen, output)
     verdict = "satisfied" if result.satisfied else "not satisfied"
-    say(f"metric  {result.original_metric:g} -> {result.metric:g} ({verdict})")
+    say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
     for name, levels in result.levels.items():
         say(f"layer   {name}: {levels} levels")
     say("wrote")
