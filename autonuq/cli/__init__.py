@@ -19,8 +19,24 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
-from autonuq.amct.simplified import load_simplified
-from autonuq.cli.console import CommandGroup, Verbosity, err, out, say, show_error, warn
+from autonuq.cli.console import (
+    CommandGroup,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    StorageOption,
+    StudyArgument,
+    TimeoutOption,
+    TrialsOption,
+    Verbosity,
+    WeightsArgument,
+    err,
+    out,
+    say,
+    show_error,
+    shown,
+)
+from autonuq.cli.starting import check, load_config, new
 from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError
@@ -46,16 +62,6 @@ app = typer.Typer(
     "4 quantization, 5 runtime, 6 study or storage, 7 evaluator, 8 finished but nothing satisfied the constraint, "
     "130 interrupted.",
 )
-
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
-WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
-TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
-StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
-TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
 
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
@@ -131,6 +137,10 @@ def _chip_cells(view: ChipView | None) -> tuple[str, str]:
     return f"{'yes' if view.mark.is_marked else 'no'}: {view.mark.reason}", f"{kept}: {view.judgement.ratio:.2f}"
 
 
+app.command()(new)
+app.command()(check)
+
+
 @app.command()
 def tune(
     study: StudyArgument,
@@ -191,19 +201,13 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
 
 def _task(file: StudyFile) -> Task:
     """Turn a study file into a task: load its evaluator and its configuration."""
-    config = None
-    if file.cfg is not None:
-        loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
-        for warning in loaded.warnings:
-            warn(warning)
-        config = loaded.config
     return Task(
         name=file.name,
         source=file.source,
         evaluator=make_evaluator(file),
         out=file.out,
         storage=file.storage,
-        config=config,
+        config=load_config(file),
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
         codec=file.codec,
@@ -282,12 +286,7 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
     out.print("wrote")
     for path in written:
-        out.print(f"  {_shown(path)}", soft_wrap=True)
-
-
-def _shown(path: Path) -> Path:
-    """Return a path relative to the working directory where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        out.print(f"  {shown(path)}", soft_wrap=True)
 
 
 def _open(study: Path, storage: str | None, out: Path | None) -> tuple[StudyFile, Study]:
@@ -370,7 +369,7 @@ def plot(
                 write_figure(FIGURES[name](record), target)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-            say(str(_shown(target)))
+            say(str(shown(target)))
 
 
 @app.command()
@@ -387,7 +386,7 @@ def report(
     file, opened = _open(study, storage, out)
     target = output or file.out / "report.html"
     write_report(opened.record(), target)
-    say(str(_shown(target)))
+    say(str(shown(target)))
 
 
 @app.command()
@@ -414,7 +413,7 @@ def export(
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
     for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
-        say(str(_shown(path)))
+        say(str(shown(path)))
 
 
 @app.command()
@@ -428,7 +427,7 @@ def unpack(
     """
     pair = write_unpacked(file, output)
     for path in (pair.model, pair.weights):
-        say(str(_shown(path)))
+        say(str(shown(path)))
 
 
 @app.command()
@@ -443,4 +442,4 @@ def config(
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
-    say(str(_shown(output)))
+    say(str(shown(output)))

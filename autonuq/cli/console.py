@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,16 @@ err = Console(stderr=True, highlight=False)
 """Progress and messages; silent under --quiet."""
 alarms = Console(stderr=True, highlight=False)
 """Errors and warnings; never silent."""
+
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
+WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
+TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
+StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 class Verbosity:
@@ -81,3 +92,8 @@ def show_error(error: BaseException) -> None:
 def say(text: str) -> None:
     """Print a result as it is, however long its lines."""
     out.print(text, soft_wrap=True, markup=False)
+
+
+def shown(path: Path) -> Path:
+    """Return a path relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
