@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,12 +29,15 @@ from autonuq.cli.console import (
     TrialsOption,
     Verbosity,
     WeightsArgument,
+    duration,
     err,
     out,
     say,
+    show,
     show_error,
     shown,
 )
+from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
 from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
@@ -49,7 +51,6 @@ from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
-from autonuq.search.task import Progress as Step
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
@@ -104,7 +105,7 @@ def inspect(
         count = f"{layer.weights:,}" if layer.weights else ""
         seen = _chip_cells(views.get(layer.name)) if chip else ()
         table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
-    out.print(table)
+    show(table)
     able = sum(layer.nuq for layer in found)
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
     if chip:
@@ -176,7 +177,7 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
     task = replace(task, n_trials=trials or task.n_trials)
     interrupted = False
     try:
-        with _Display() as display:
+        with Display(task.name, task.storage) as display:
             study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout)
     except KeyboardInterrupt:
         interrupted = True
@@ -217,48 +218,6 @@ def _task(file: StudyFile) -> Task:
     )
 
 
-class _Display:
-    """A progress bar on a terminal, one line a step elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}"),
-            console=err,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Display:
-        if err.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, step: Step) -> None:
-        """Show one step."""
-        best = f"best {step.best.ratio:.2f}x at {step.best.metric:g}" if step.best is not None else ""
-        if not err.is_terminal:
-            number = f"trial {step.trial.number}: " if step.trial is not None else ""
-            verdict = f" ({_verdict(step.trial)}; {best or 'none satisfied yet'})" if step.trial is not None else ""
-            err.print(Text(f"{step.stage} {step.done}/{step.total} {number}{step.message}{verdict}"), soft_wrap=True)
-            return
-        message = best or step.message
-        if step.stage not in self._tasks:
-            self._tasks[step.stage] = self._bar.add_task(step.stage, total=step.total, message=message)
-        self._bar.update(self._tasks[step.stage], completed=step.done, total=step.total, message=message)
-
-
-def _verdict(trial: TrialRecord) -> str:
-    if trial.state == "failed":
-        return "failed"
-    return "satisfied" if trial.satisfied else "not satisfied"
-
-
 def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
     """Print the table of layers and what the study reached."""
     table = Table(title=f"{record.name}: trial {best.number}, codec {record.codec}", title_justify="left")
@@ -281,7 +240,7 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     total = best.size_bytes or 0
     weights = sum(layer.weights for layer in record.layers)
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
-    out.print(table)
+    show(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
     out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
     out.print("wrote")
@@ -302,23 +261,17 @@ def status(
 
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
-    document = _status(_open(study, storage, out)[1])
+    opened = _open(study, storage, out)[1]
+    record = opened.record()
     if as_json:
-        typer.echo(json.dumps(document))
-        return
-    counts, best = document["trials"], document["best"]
-    say(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
-    say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
-    if best is None:
-        say("no trial satisfied the constraint so far")
+        typer.echo(json.dumps(_status(record)))
     else:
-        sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
-        metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
-        say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
+        show(_status_table(record, standing(record)))
 
 
-def _status(study: Study) -> dict[str, Any]:
-    record, best = study.record(), study.best
+def _status(record: StudyRecord) -> dict[str, Any]:
+    """Describe a study for --json."""
+    best = record.best
     complete = [trial for trial in record.trials if trial.state == "complete"]
     counts = {state: sum(trial.state == state for trial in record.trials) for state in ("failed", "running")}
     return {
@@ -329,19 +282,39 @@ def _status(study: Study) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
-        "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
-        "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
         "best": None
         if best is None
         else {
-            "trial": best.trial,
+            "trial": best.number,
             "ratio": best.ratio,
             "metric": best.metric,
-            "levels": dict(best.levels),
+            "levels": record.layer_levels(best),
             "bytes": best.size_bytes,
             "original_bytes": record.original_bytes,
         },
     }
+
+
+def _status_table(record: StudyRecord, now: Standing) -> Table:
+    """Describe a study for a person."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
+    failures = [trial for trial in record.trials if trial.state == "failed"]
+    feasible = "" if now.feasible is None else f", {now.feasible:.0%} of the scored ones satisfied"
+    table.add_row("study", f"{record.name}, codec {record.codec}")
+    counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
+    table.add_row("trials", counts + left)
+    if now.best is None:
+        table.add_row("best", "no trial satisfied the constraint so far")
+    else:
+        sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
+        table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
+        table.add_row("metric", f"{record.original_metric:g} -> {now.best.metric:g}")
+    for trial in now.running:
+        table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
+    for trial in failures:
+        table.add_row("failed", Text(f"trial {trial.number}: {trial.error}"))
+    return table
 
 
 @app.command()

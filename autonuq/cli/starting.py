@@ -12,7 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.amct.simplified import load_simplified
-from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, err, out, say, shown, warn
+from autonuq.cli.console import (
+    JsonOption,
+    OutOption,
+    StorageOption,
+    StudyArgument,
+    duration,
+    err,
+    out,
+    say,
+    shown,
+    warn,
+)
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
@@ -89,12 +100,3 @@ def _print_checks(checks: list[Check], estimate: Estimate | None) -> None:
         f"{duration(estimate.calibration_s)}, curves {duration(estimate.curves_s)}, then {estimate.trials} trials of "
         f"{duration(estimate.trial_s)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time so that a person can read it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
