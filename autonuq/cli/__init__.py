@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
 from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
-from autonuq.errors import AutonuqError, StudyError
+from autonuq.errors import AutonuqError, StudyError, suggest_name
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -86,7 +87,7 @@ def inspect(
     Example: `autonuq inspect net.prototxt net.caffemodel --chip ascend310`
     """
     if chip is not None and chip not in DDR_RATES:
-        raise typer.BadParameter(f"--chip must be one of {', '.join(DDR_RATES)}, got '{chip}'")
+        raise _unknown("--chip", chip, DDR_RATES)
     graph = load_graph(model, weights)
     found = capabilities(graph)
     views = {} if chip is None else view_on_chip(graph, chip)
@@ -111,6 +112,12 @@ def inspect(
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
         say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:
+    """Make the error for a name that there is not."""
+    names = list(known)
+    return typer.BadParameter(f"{what} must be one of {', '.join(names)}, got '{name}'.{suggest_name(name, names)}")
 
 
 def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
@@ -330,7 +337,7 @@ def plot(
     Example: `autonuq plot studies/fashion_lenet.toml front -o front.png`
     """
     if kind is not None and kind not in FIGURES:
-        raise typer.BadParameter(f"KIND must be one of {', '.join(FIGURES)}, got '{kind}'")
+        raise _unknown("KIND", kind, FIGURES)
     if kind is None and output is not None:
         raise typer.BadParameter("-o needs a KIND")
     file, opened = _open(study, storage, out)
@@ -382,7 +389,8 @@ def export(
         raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
     if file_format not in FORMATS:
         reason = "onnx is not available yet" if file_format == "onnx" else f"there is no format '{file_format}'"
-        raise typer.BadParameter(f"{reason}; --format must be one of {', '.join(FORMATS)}")
+        hint = suggest_name(file_format, FORMATS)
+        raise typer.BadParameter(f"{reason}; --format must be one of {', '.join(FORMATS)}.{hint}")
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
     for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.cli.console import duration, err
-from autonuq.errors import StudyError
 from autonuq.records import StudyRecord, TrialRecord
-from autonuq.search import load_study
+from autonuq.search import Study, load_study
 from autonuq.search.task import Progress
 
+_STARTING = Progress("starting", "", 0, 1)
 _POLL_S = 1.0
 _RECENT = 20  # trials whose durations tell how long the others will take
 _NARROW = 100  # columns; the bar is shorter on a terminal that has fewer
@@ -103,7 +103,8 @@ class Display:
 
     def __init__(self, name: str, storage: str) -> None:
         self._name, self._storage = name, storage
-        self._step = Progress("starting", "", 0, 1)
+        self._step = _STARTING
+        self._study: Study | None = None
         self._record: StudyRecord | None = None
         self._stopped = threading.Event()
         self._live = Live(console=err, get_renderable=self._line, refresh_per_second=4)
@@ -133,10 +134,14 @@ class Display:
         self._look()
 
     def _look(self) -> None:
-        """Read the storage; one that cannot be read now is the business of those who run the trials."""
+        """Read the storage, once there is one; if it fails now, that is the business of those who run the trials."""
+        if self._step is _STARTING:
+            return
         try:
-            record = load_study(self._name, self._storage).record()
-        except StudyError:
+            if self._study is None:
+                self._study = load_study(self._name, self._storage)
+            record = self._study.record()
+        except Exception:  # whatever a storage may raise
             return
         is_running = any(trial.state == "running" for trial in record.trials)
         self._record = record if is_running or self._step.stage == "trial" else None

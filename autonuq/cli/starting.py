@@ -21,6 +21,7 @@ from autonuq.cli.console import (
     err,
     out,
     say,
+    show_error,
     shown,
     warn,
 )
@@ -61,14 +62,16 @@ def check(
     with err.status("checking"):
         for one in rehearsal.run():
             checks.append(one)
-    failed = next((one for one in checks if one.error is not None), None)
-    estimate = None if failed else rehearsal.estimate()
+    errors = [one.error for one in checks if one.error is not None]
+    estimate = None if errors else rehearsal.estimate()
     if as_json:
         typer.echo(json.dumps(_document(file.name, checks, estimate)))
     else:
         _print_checks(checks, estimate)
-    if failed is not None and failed.error is not None:
-        raise typer.Exit(failed.error.exit_code)
+    for error in errors:
+        show_error(error)
+    if errors:
+        raise typer.Exit(errors[0].exit_code)
 
 
 def load_config(file: StudyFile) -> QuantizationConfig | None:
@@ -90,7 +93,8 @@ def _document(name: str, checks: list[Check], estimate: Estimate | None) -> dict
 def _print_checks(checks: list[Check], estimate: Estimate | None) -> None:
     table = Table(title_justify="left", show_header=False, box=None, pad_edge=False)
     for one in checks:
-        table.add_row(Text(one.state, _STYLES[one.state]), one.name, Text(one.detail), f"{one.seconds:.1f} s")
+        detail = Text("see below" if one.error else one.detail, overflow="fold")
+        table.add_row(Text(one.state, _STYLES[one.state]), one.name, detail, f"{one.seconds:.1f} s")
     out.print(table)
     if estimate is None:
         say("nothing was started; mend what failed and check again")

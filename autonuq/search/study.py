@@ -31,7 +31,7 @@ from autonuq.search.stored import (
     load_study,
     requeue_orphans,
 )
-from autonuq.search.task import OnProgress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.search.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
 
 __all__ = [
     "WINNER_FORMATS",
@@ -156,6 +156,7 @@ def run_study(
         study.set_user_attr(CODEC, task.codec)
         study.set_user_attr(FINGERPRINT, fingerprint)
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
+    on_progress(Progress("study", "opened" if exists else "created", 1, 1))
     original_metric = score_original(task, study, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
