@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +47,7 @@ from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.device import DDR_RATES
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
@@ -222,6 +222,9 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
+        racing=file.racing,
+        stop_gain=file.stop_gain,
     )
 
 
@@ -249,7 +252,12 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
     show(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
-    out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
+    before = format_metric(record.original_metric, record.original_standard_error)
+    out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
+    if record.confirmation is not None:
+        say(f"confirm {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {shown(path)}", soft_wrap=True)
@@ -289,6 +297,7 @@ def _status(record: StudyRecord) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
+        **_when_there(record),
         "best": None
         if best is None
         else {
@@ -302,12 +311,25 @@ def _status(record: StudyRecord) -> dict[str, Any]:
     }
 
 
+def _when_there(record: StudyRecord) -> dict[str, Any]:
+    """Return the keys that only studies with a race, a confirmation or an early end have."""
+    partial = sum(trial.is_partial for trial in record.trials)
+    found = {
+        "partial": partial,
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
 def _status_table(record: StudyRecord, now: Standing) -> Table:
     """Describe a study for a person."""
     table = Table(box=None, show_header=False, pad_edge=False)
     left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
     failures = [trial for trial in record.trials if trial.state == "failed"]
-    feasible = "" if now.feasible is None else f", {now.feasible:.0%} of the scored ones satisfied"
+    partial = sum(trial.is_partial for trial in record.trials)
+    raced = f", {partial} stopped on a part" if partial else ""
+    feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied{raced}"
     table.add_row("study", f"{record.name}, codec {record.codec}")
     counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
     table.add_row("trials", counts + left)
@@ -316,7 +338,12 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
     else:
         sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
         table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
-        table.add_row("metric", f"{record.original_metric:g} -> {now.best.metric:g}")
+        before = format_metric(record.original_metric, record.original_standard_error)
+        table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
+    if record.confirmation is not None:
+        table.add_row("confirmed", Text(record.confirmation.summary))
+    if record.stopped:
+        table.add_row("stopped", Text(record.stopped))
     for trial in now.running:
         table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
     for trial in failures:

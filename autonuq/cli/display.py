@@ -171,4 +171,6 @@ def verdict(trial: TrialRecord) -> str:
     """Name what came of a trial."""
     if trial.state == "failed":
         return "failed"
+    if trial.is_partial:
+        return "stopped on a part"
     return "satisfied" if trial.satisfied else "not satisfied"

@@ -216,6 +216,15 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
 
 
+def standard_error(evaluator: Any, metric: float) -> float | None:
+    """Return the standard error of a metric; None where the evaluator does not define it or gives no finite number."""
+    try:
+        error = float(evaluator.standard_error(metric))
+    except Exception:  # no such method, or one that fails: a result is not worth less for that
+        return None
+    return error if math.isfinite(error) and error >= 0 else None
+
+
 def evaluator_name(evaluator: Any) -> str:
     """Return its own `name`; else `file.py:Class`, or the class's full name where it comes from no file."""
     name = getattr(evaluator, "name", None)
