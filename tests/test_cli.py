@@ -8,6 +8,7 @@ import typer
 
 from autonuq.cli import app
 from autonuq.cli.documents import SCHEMAS
+from autonuq.graph.caffemodel import load_caffemodel
 
 PLOTS = ("curves", "front", "history", "layers")
 
@@ -26,6 +27,7 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     for word in ("retention", "conv", "fc", "ratio ", "metric ", "out/tiny/report.html"):
         assert word in tuned.stdout
 
+    assert len((tiny_study.parent / "out/tiny/tiny.log").read_text().splitlines()) == 8
     status = json.loads(run("status", tiny_study, "--json").stdout)
     jsonschema.validate(status, SCHEMAS["status"])
     assert status["trials"] == {"complete": 8, "satisfied": status["trials"]["satisfied"], "failed": 0, "running": 0}
@@ -131,6 +133,22 @@ def test_config(run, tiny):
     assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "config.json").returncode == 0
     document = json.loads((tiny / "config.json").read_text())
     assert list(document)[-3:] == ["conv", "pool", "fc"]
+
+
+@pytest.mark.parametrize("algorithm", ["uniform", "nuq"])
+def test_quantize(run, tiny, algorithm):
+    cfg = 'override_layer_configs { layer_name: "fc" calibration_config { nuq_quantize { num_steps: 16 } } }'
+    (tiny / "quant.cfg").write_text(cfg if algorithm == "nuq" else "batch_num: 2")
+    assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "c.json", "--cfg", "quant.cfg").returncode == 0
+    arguments = ("quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "c.json", "--out", "q/x", "--evaluator")
+    done = run(*arguments, "evaluate.py:Agreement")
+    assert done.returncode == 0, done.stderr
+    written = {f"q/x_{name}" for name in ("fake_quant_model.prototxt", "deploy_weights.caffemodel", "record.txt")}
+    assert written <= set(done.stdout.split())
+    codes = load_caffemodel(tiny / "q/x_deploy_weights.caffemodel")["fc"][0].values
+    assert (len(set(codes.tolist())) <= 16) == (algorithm == "nuq")
+    assert run(*arguments, "evaluate.py:Agrement").returncode == 7
+    assert run(*arguments[:4], "none.json", *arguments[5:], "evaluate.py:Agreement").returncode == 4
 
 
 def test_a_study_with_a_simplified_configuration(run, tiny_study):

@@ -7,8 +7,10 @@ without a satisfied trial, 130 where it was interrupted. `console` has the conso
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
+from autonuq.atomic import replace_text
 from autonuq.cli.console import (
     CommandGroup,
     JsonOption,
@@ -40,7 +43,7 @@ from autonuq.cli.console import (
 )
 from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
-from autonuq.compress import FORMATS, ChipView, view_on_chip
+from autonuq.compress import FORMATS, ChipView, ModelPair, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError, suggest_name
 from autonuq.graph.capability import Capability
@@ -50,6 +53,7 @@ from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
+from autonuq.search.evaluator import check_evaluator, load_evaluator, run_calibration
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 
@@ -451,3 +455,28 @@ def config(
     """
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
     say(str(shown(output)))
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    weights: WeightsArgument,
+    settings: Annotated[Path, typer.Option("--config", help="config.json of 'autonuq config'.", show_default=False)],
+    evaluator: Annotated[str, typer.Option(help="file.py:Class; runs the calibration.", show_default=False)],
+    output: Annotated[str, typer.Option("--out", help="PREFIX: folder and beginning of the names.")],
+) -> None:
+    """Quantize a network as its config.json says, without a search: calibrate it, then write both pairs.
+
+    Example: `autonuq quantize net.prototxt net.caffemodel --config c.json --evaluator evaluate.py:Top1 --out q/net`
+    """
+    own = load_evaluator(evaluator, Path.cwd(), 1)
+    check_evaluator(own)
+    with tempfile.TemporaryDirectory() as folder:
+        pair, record = ModelPair(Path(folder) / "m.prototxt", Path(folder) / "w.caffemodel"), Path(folder) / "record"
+        graph = amct.init(settings, model, weights, record)
+        amct.quantize_model(graph, pair.model, pair.weights)
+        run_calibration(own, pair, graph.model.config.batch_num)
+        amct.save_model(graph, "Both", output)
+        replace_text(f"{output}_record.txt", record.read_text())
+    for path in sorted(Path(output).parent.glob(f"{glob.escape(Path(output).name)}_*")):
+        say(str(shown(path)))

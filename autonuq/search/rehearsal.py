@@ -115,6 +115,7 @@ class Rehearsal:
             ("calibration", ("quantization", "one batch"), self._calibration),
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
+            *((("confirmation", ("evaluator",), self._confirmation),) if file.confirm else ()),
             ("folder", (), self._folder),
             ("storage", ("folder",), self._storage),
             ("study", ("storage", "quantization", "evaluator"), self._study),
@@ -234,6 +235,12 @@ class Rehearsal:
         self._int8_timing = self._timed(pair, time.monotonic() - written)
         verdict = "satisfied" if is_satisfied(self._own, self._original_metric, metric) else "not satisfied"
         return f"metric {metric:g} with all layers at int8: {verdict}"
+
+    def _confirmation(self) -> str:
+        confirming = make_evaluator(self._file.confirm or self._file)
+        check_evaluator(confirming)
+        metric = score(confirming, self._file.source, 1)
+        return f"{evaluator_name(confirming)}: metric {metric:g} of the original network"
 
     def _folder(self) -> str:
         """Write into the folder, or into the nearest one there is: it is made when the study starts."""
