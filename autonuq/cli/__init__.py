@@ -7,10 +7,10 @@ without a satisfied trial, 130 where it was interrupted. `console` has the conso
 
 from __future__ import annotations
 
-import glob
 import json
+import os
 import sys
-import tempfile
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
-from autonuq.atomic import replace_text
 from autonuq.cli.console import (
     CommandGroup,
     JsonOption,
@@ -40,10 +39,11 @@ from autonuq.cli.console import (
     show,
     show_error,
     shown,
+    warn,
 )
 from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
-from autonuq.compress import FORMATS, ChipView, ModelPair, view_on_chip
+from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError, suggest_name
 from autonuq.graph.capability import Capability
@@ -53,7 +53,7 @@ from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
-from autonuq.search.evaluator import check_evaluator, load_evaluator, run_calibration
+from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 
@@ -72,6 +72,7 @@ app = typer.Typer(
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
+    warnings.showwarning = lambda message, *_, **__: warn(str(message))
     try:
         app()
     except (AutonuqError, OSError) as error:
@@ -442,6 +443,12 @@ def unpack(
         say(str(shown(path)))
 
 
+def _quiet_log() -> None:
+    """Keep AMCT's log off the screen under --quiet; its file has it."""
+    if err.quiet:
+        os.environ.setdefault("AMCT_LOG_LEVEL", "WARNING")
+
+
 @app.command()
 def config(
     model: ModelArgument,
@@ -453,6 +460,7 @@ def config(
 
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
+    _quiet_log()
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
     say(str(shown(output)))
 
@@ -461,22 +469,27 @@ def config(
 def quantize(
     model: ModelArgument,
     weights: WeightsArgument,
-    settings: Annotated[Path, typer.Option("--config", help="config.json of 'autonuq config'.", show_default=False)],
-    evaluator: Annotated[str, typer.Option(help="file.py:Class; runs the calibration.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="config.json, as `autonuq config` writes it.")],
+    evaluator: Annotated[str, typer.Option(help="file.py:Class or package.module:Class.")],
     output: Annotated[str, typer.Option("--out", help="PREFIX: folder and beginning of the names.")],
+    batches: Annotated[int, typer.Option(min=1, help="Of the score, where the class does not say.")] = 1,
 ) -> None:
-    """Quantize a network as its config.json says, without a search: calibrate it, then write both pairs.
+    """Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.
 
-    Example: `autonuq quantize net.prototxt net.caffemodel --config c.json --evaluator evaluate.py:Top1 --out q/net`
+    The evaluator feeds the calibration with the batch_num of config.json, then scores the original and the result;
+    exit code 8 says that it is not satisfied (the files are there all the same).
+
+    Example: `autonuq quantize net.prototxt net.caffemodel --config config.json --evaluator eval.py:Top1 --out nets/i8`
     """
-    own = load_evaluator(evaluator, Path.cwd(), 1)
-    check_evaluator(own)
-    with tempfile.TemporaryDirectory() as folder:
-        pair, record = ModelPair(Path(folder) / "m.prototxt", Path(folder) / "w.caffemodel"), Path(folder) / "record"
-        graph = amct.init(settings, model, weights, record)
-        amct.quantize_model(graph, pair.model, pair.weights)
-        run_calibration(own, pair, graph.model.config.batch_num)
-        amct.save_model(graph, "Both", output)
-        replace_text(f"{output}_record.txt", record.read_text())
-    for path in sorted(Path(output).parent.glob(f"{glob.escape(Path(output).name)}_*")):
-        say(str(shown(path)))
+    _quiet_log()
+    chosen = load_evaluator(evaluator, Path.cwd(), batches)
+    result = amct.quantize_static(model, weights, config, chosen, output)
+    verdict = "satisfied" if result.satisfied else "not satisfied"
+    say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
+    for name, levels in result.levels.items():
+        say(f"layer   {name}: {levels} levels")
+    say("wrote")
+    for path in result.written:
+        say(f"  {shown(path)}")
+    if not result.satisfied:
+        raise typer.Exit(NOT_SATISFIED)

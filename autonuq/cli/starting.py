@@ -78,7 +78,8 @@ def load_config(file: StudyFile) -> QuantizationConfig | None:
     """Read a study file's simplified configuration, and say its warnings; None where it has none."""
     if file.cfg is None:
         return None
-    loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
+    graph = load_graph(file.source.model, file.source.weights)
+    loaded = load_simplified(file.cfg, capabilities(graph), graph)
     for warning in loaded.warnings:
         warn(warning)
     return loaded.config
