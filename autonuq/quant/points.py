@@ -7,7 +7,8 @@ the output. Without them, weights count alone and the codebook's table decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,18 @@ from autonuq.quant.codebook import (
 )
 from autonuq.quant.codec import Codec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, lower_hull
-from autonuq.quant.feedback import Feedback, assign, build_feedback, output_energy
+from autonuq.quant.feedback import Feedback, RateTerm, assign, build_feedback, output_energy
 from autonuq.quant.uniform import UniformWeights
 
 # Distortion, as a share of the output energy per weight, that one bit may buy: from nearly lossless to a few levels.
 _SLOPES = np.geomspace(2e-4, 0.15, 20)
 # Steps of evenly spaced levels: at low rates, where feedback makes errors large and spreads them, nothing is better.
 _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
+_ZERO = 128
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
+# Lagrangian of the rate term, as a share of the slope 2 ln 2 distortion / weights of a curve at high rate, and the bits a
+# weight from which on it is not tried, because there it gains nothing.
+_RATE_SHARE, _RATE_BITS = 0.6, 3.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ def build_points(
     *,
     moments: InputMoments | None = None,
     nuq: bool = True,
+    sizes: Sequence[int] | None = None,
 ) -> OperatingPoints:
     """Build the operating points of one layer.
 
@@ -88,6 +94,8 @@ def build_points(
         Of the K inputs that a row of weights meets.
     nuq : bool
         False: the layer keeps its uniform steps.
+    sizes : sequence of int, optional
+        The numbers of levels that are allowed besides all; any by default.
 
     Raises
     ------
@@ -96,21 +104,26 @@ def build_points(
 
     Notes
     -----
-    **Cost**: with moments one Cholesky factorization and up to 28 assignments, each a fraction of it.
+    **Cost**: with moments one Cholesky factorization and up to some 70 assignments, each a fraction of it.
     """
     if moments is not None and nuq:
         try:
-            return _feedback_points(layer, weights, uniform, codec, moments)
+            return _feedback_points(layer, weights, uniform, codec, moments, sizes)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
-    curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq)
+    curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq, sizes=sizes)
     energy = float((uniform.scale_like() * uniform.codes.astype(np.float64)).ravel() @ uniform.dequantize().ravel())
     codes = np.stack([codebook.apply(uniform.codes) for codebook in curve.codebooks])
     return OperatingPoints(replace(curve, distortions=curve.distortions / (energy or 1.0)), codes)
 
 
 def _feedback_points(
-    layer: str, weights: NDArray[np.float32], uniform: UniformWeights, codec: Codec, moments: InputMoments
+    layer: str,
+    weights: NDArray[np.float32],
+    uniform: UniformWeights,
+    codec: Codec,
+    moments: InputMoments,
+    sizes: Sequence[int] | None,
 ) -> OperatingPoints:
     feedback = build_feedback(moments.sums, moments.samples)
     rows = len(weights)
@@ -119,26 +132,55 @@ def _feedback_points(
     if steps.shape[1] != len(feedback.order):
         raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(feedback.order)}")
     energy = output_energy(feedback, steps, row_scale=scale)
-    found = [(uniform.codes, 0.0)]
-    for levels in _level_sets(uniform, codec, feedback, energy):
-        assigned = assign(feedback, steps, levels, row_scale=scale)
-        loss = assigned.distortion / energy
-        if loss <= MAX_LOSS:
-            found.append((assigned.codes.reshape(uniform.codes.shape), loss))
-    rates = np.array([codec.size_bytes(codes) for codes, _ in found])
-    losses = np.array([loss for _, loss in found])
-    hull = lower_hull(rates, losses)
-    codes = np.stack([found[index][0] for index in hull])
-    codebooks = tuple(build_codebook(code_histogram(point), BINS) for point in codes)
-    return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
+    found = [_Candidate(uniform.codes, 0.0, codec.size_bytes(uniform.codes))]
+
+    def add(levels: NDArray[np.int8], rate: RateTerm | None = None) -> None:
+        assigned = assign(feedback, steps, levels, row_scale=scale, rate=rate)
+        if assigned.distortion <= MAX_LOSS * energy:
+            codes = assigned.codes.reshape(uniform.codes.shape)
+            found.append(_Candidate(codes, assigned.distortion / energy, codec.size_bytes(codes), levels))
+
+    for levels in _level_sets(uniform, codec, feedback, energy, sizes):
+        add(levels)
+    if codec.entropy_coded:
+        for plain in _hull(found)[1:]:
+            if plain.size_bytes < _RATE_BITS / 8 * plain.codes.size:
+                bits = codec.code_bits(code_histogram(plain.codes))[plain.levels.astype(np.int64) + _ZERO]
+                slope = 2 * np.log(2) * plain.loss * energy / plain.codes.size
+                add(plain.levels, RateTerm(bits, _RATE_SHARE * slope))
+    hull = _hull(found)
+    codebooks = tuple(build_codebook(code_histogram(point.codes), BINS) for point in hull)
+    rates, losses = np.array([point.size_bytes for point in hull]), np.array([point.loss for point in hull])
+    return OperatingPoints(Curve(layer, rates, losses, codebooks), np.stack([point.codes for point in hull]))
 
 
-def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float) -> list[NDArray[np.int8]]:
+@dataclass(frozen=True)
+class _Candidate:
+    """What an assignment came to; `levels` are those it could choose from."""
+
+    codes: NDArray[np.int8]
+    loss: float
+    size_bytes: int
+    levels: NDArray[np.int8] = field(default_factory=lambda: np.arange(-_ZERO, _ZERO).astype(np.int8))
+
+
+def _hull(found: list[_Candidate]) -> list[_Candidate]:
+    """Return the candidates that are worth having, from large and exact to small and coarse."""
+    rates, losses = np.array([point.size_bytes for point in found]), np.array([point.loss for point in found])
+    return [found[index] for index in lower_hull(rates, losses)]
+
+
+def _level_sets(
+    uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float, sizes: Sequence[int] | None
+) -> list[NDArray[np.int8]]:
     """Return the sets of levels that are worth an assignment, each once."""
     histogram = code_histogram(uniform.codes)
     columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
     importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
-    if codec.entropy_coded:
+    if sizes is not None or not codec.entropy_coded:
+        family = build_codebooks(histogram, importance=importance)
+        designed = [family.codebook(size).levels for size in sizes or _FIXED_SIZES if size < family.max_levels]
+    else:
         slopes = _SLOPES * energy / uniform.codes.size
         if isinstance(codec, AscendCodec):
             books = codec.build_codebooks(histogram, slopes, importance=importance)
@@ -146,7 +188,4 @@ def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energ
             books = build_entropy_codebooks(histogram, slopes, importance=importance)
         designed = [book.levels for book in books]
         designed += [np.arange(-(128 // step) * step, 128, step).astype(np.int8) for step in _STEPS]
-    else:
-        family = build_codebooks(histogram, importance=importance)
-        designed = [family.codebook(size).levels for size in _FIXED_SIZES if size < family.max_levels]
     return list({levels.tobytes(): levels for levels in designed if len(levels) > 1}.values())
