@@ -45,20 +45,6 @@ def mean_units(counts: NDArray[Any]) -> float:
     return float(share[0] / (1 + share[0]) + np.dot(share[1:], UNITS[1 : share.size]))
 
 
-def code_units(histogram: NDArray[Any], *, padding_zeros: int = 0) -> NDArray[np.float64]:
-    """Return the units that a byte of each code costs, shape (256,), index = code + 128.
-
-    In independent bytes a share p[0] of the first rank gives ``1 / (1 + p[0])`` units each, since pairs cost one unit.
-    """
-    counts = np.array(histogram, dtype=np.float64)
-    counts[_ZERO] += padding_zeros
-    order = np.argsort(-counts, kind="stable")
-    units = np.empty(BINS)
-    units[order] = UNITS
-    units[order[0]] /= 1 + counts[order[0]] / counts.sum()
-    return units
-
-
 def estimate_compressed_bytes(
     histogram: NDArray[Any], *, padding_zeros: int = 0, fractal_bytes: int, engines: int = 4
 ) -> float:

@@ -17,12 +17,7 @@ from autonuq.quant.atc import (
     decompress,
     find_index,
 )
-from autonuq.quant.atc_codebook import (
-    USEFUL_LEVELS,
-    build_ascend_codebooks,
-    code_units,
-    estimate_compressed_bytes,
-)
+from autonuq.quant.atc_codebook import USEFUL_LEVELS, build_ascend_codebooks, estimate_compressed_bytes
 from autonuq.quant.atc_layout import device_bytes, device_layout, restore_layout
 from autonuq.quant.codebook import Codebook
 from autonuq.quant.device import is_kept, judge_fractal_bytes
@@ -116,10 +111,6 @@ class AscendCodec:
         """Return about that, from the count of each code, shape (256,)."""
         size = estimate_compressed_bytes(histogram, padding_zeros=self.padding_zeros, fractal_bytes=self.fractal_bytes)
         return size if is_kept(round(size), self.device_bytes) else float(self.device_bytes)
-
-    def code_bits(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the bits of each code by its rank, shape (256,); the first rank's come in pairs, too."""
-        return _UNIT_BITS * code_units(histogram, padding_zeros=self.padding_zeros)
 
     def build_codebooks(
         self,

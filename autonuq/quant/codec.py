@@ -56,9 +56,6 @@ class Codec(Protocol):
     def estimate_bytes(self, histogram: NDArray[np.int64]) -> float:
         """Return about that, from the count of each code, shape (256,), without any coding."""
 
-    def code_bits(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return about what a weight of each code costs, shape (256,), in a layer of these counts, shape (256,)."""
-
 
 @dataclass(frozen=True)
 class FixedCodec:
@@ -111,10 +108,6 @@ class FixedCodec:
         """Return the size, exactly, from the count of each code, shape (256,)."""
         count = int(histogram.sum())
         return self._size(int(np.count_nonzero(histogram)), count) if count else 0
-
-    def code_bits(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the bits of an index for every code, shape (256,)."""
-        return np.full(BINS, float(_index_bits(int(np.count_nonzero(histogram)))))
 
     def _size(self, levels: int, count: int) -> int:
         return 1 + levels + -(-count * _index_bits(levels) // 8)
@@ -210,11 +203,6 @@ class EntropyCodec:
         zigzags = _zigzags(roots)
         side = math.log2(math.comb(BINS, counts.size)) + _RICE_BITS + _rice_lengths(zigzags).min()
         return float(_CRC_BYTES + 1 + (side + np.dot(counts, np.log2(squares.sum() / squares))) / 8 + _TAIL_BYTES)
-
-    def code_bits(self, histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return ``log2(N / n)`` of each code, shape (256,); a code that does not occur counts as half a weight."""
-        counts = np.maximum(histogram, 0.5)
-        return np.asarray(np.log2(counts.sum() / counts))
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType({codec.name: codec for codec in (FixedCodec(), EntropyCodec())})

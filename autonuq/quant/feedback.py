@@ -9,11 +9,6 @@ so, going from the last column to the first, each weight is rounded to the level
 taken up the errors of the columns already done. L[j, j]**2 is what an error in column j costs when the columns after it
 are free to make up for it: the importance that a codebook should be designed with.
 
-With a rate term, each weight goes to the level with the least ``L[j, j]**2 (t[j] - q)**2 s**2 + lagrangian * bits(q)``
-instead, s the scale of its row: what is gained by a cheap code now, with the columns still free to make up for it. Their
-targets grow by that, which the rule does not see; so the lagrangian that pays most is about 0.6 of the curve's slope, and
-in layers with strongly correlated inputs it pays nothing at all.
-
 Source: the recursion of GPTQ (Frantar et al. 2022) and optimal brain surgeon, in the form of Babai's nearest plane
 algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; levels instead of a grid, the
 codebook's importance and the free distortion are own derivations.
@@ -109,29 +104,8 @@ class Assignment:
     distortion: float
 
 
-@dataclass(frozen=True)
-class RateTerm:
-    """What levels cost in a codec, and what that is worth.
-
-    Attributes
-    ----------
-    bits : ndarray of float64, shape (k,)
-        Of a weight at each level.
-    lagrangian : float
-        Squared output error that one bit is worth.
-    """
-
-    bits: NDArray[np.float64]
-    lagrangian: float
-
-
 def assign(
-    feedback: Feedback,
-    steps: NDArray[np.floating],
-    levels: NDArray[np.int8],
-    *,
-    row_scale: NDArray[np.floating],
-    rate: RateTerm | None = None,
+    feedback: Feedback, steps: NDArray[np.floating], levels: NDArray[np.int8], *, row_scale: NDArray[np.floating]
 ) -> Assignment:
     """Round weights to levels, feeding each column's error into the columns not yet done.
 
@@ -143,9 +117,6 @@ def assign(
     levels : ndarray of int8, shape (k,)
         Sorted.
     row_scale : ndarray of float, shape (rows,) or (1,)
-    rate : RateTerm, optional
-        Prefer cheap levels. Of all levels three are compared: the nearest, the next one towards the cheapest, and the
-        cheapest.
 
     Returns
     -------
@@ -154,8 +125,7 @@ def assign(
     Notes
     -----
     **Shapes**: a (512, 512, 3, 3) convolution has 512 rows of 4,608 columns.
-    **Cost**: K column steps over the rows, twice as long with a rate term, and rows * K**2 multiplications in blocks;
-    O(rows * K) memory.
+    **Cost**: K column steps over the rows, and rows * K**2 multiplications in blocks; O(rows * K) memory.
     """
     targets = steps[:, feedback.order].astype(np.float64, order="F")
     errors = np.empty_like(targets)
@@ -164,7 +134,6 @@ def assign(
     borders = (sorted_levels[1:] + sorted_levels[:-1]) / 2
     scale = 1 / np.diag(factor)
     lost = np.zeros(len(targets))
-    cheaper = None if rate is None else _Cheaper(sorted_levels, rate, row_scale)
     for end in range(len(factor), 0, -_BLOCK):
         begin = max(0, end - _BLOCK)
         carried = errors[:, end:] @ factor[end:, begin:end]
@@ -174,8 +143,6 @@ def assign(
                 carried[:, inside] += errors[:, column + 1 : end] @ factor[column + 1 : end, column]
             target = targets[:, column] + carried[:, inside] * scale[column]
             index = np.searchsorted(borders, target)
-            if cheaper is not None:
-                index = cheaper.choose(index, target, scale[column] ** 2)
             chosen[:, column] = levels[index]
             level = sorted_levels[index]
             errors[:, column] = targets[:, column] - level
@@ -183,32 +150,6 @@ def assign(
     codes = np.empty(targets.shape, np.int8)
     codes[:, feedback.order] = chosen
     return Assignment(codes, float((lost * np.asarray(row_scale, np.float64) ** 2).sum()))
-
-
-class _Cheaper:
-    """The rate term as tables over the levels: for each, what the two alternatives to it are and save."""
-
-    def __init__(self, levels: NDArray[np.float64], rate: RateTerm, row_scale: NDArray[np.floating]) -> None:
-        self._error_per_bit = rate.lagrangian / np.asarray(row_scale, np.float64) ** 2
-        indices, cheapest = np.arange(len(levels)), int(np.argmin(rate.bits))
-        towards = indices + np.sign(cheapest - indices)
-        self._alternatives = [
-            (other, rate.bits - rate.bits[other], levels - levels[other], levels + levels[other])
-            for other in (towards, np.full_like(indices, cheapest))
-        ]
-
-    def choose(self, index: NDArray[np.intp], target: NDArray[np.float64], scale: float) -> NDArray[np.intp]:
-        """Replace the nearest level of each row by an alternative where that saves more than it costs.
-
-        `scale` is 1 / L[j, j]**2.
-        """
-        per_bit = self._error_per_bit * scale
-        twice = 2 * target
-        for other, bits, distance, middle in self._alternatives:
-            # (t - other)**2 - (t - level)**2 = (level - other) (2 t - level - other)
-            pays = distance[index] * (twice - middle[index]) < bits[index] * per_bit
-            index = np.where(pays, other[index], index)
-        return index
 
 
 def output_energy(feedback: Feedback, steps: NDArray[Any], *, row_scale: NDArray[np.floating]) -> float:

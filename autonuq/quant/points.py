@@ -8,7 +8,7 @@ the output. Without them, weights count alone and the codebook's table decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +25,14 @@ from autonuq.quant.codebook import (
 )
 from autonuq.quant.codec import Codec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, lower_hull
-from autonuq.quant.feedback import Feedback, RateTerm, assign, build_feedback, output_energy
+from autonuq.quant.feedback import Feedback, assign, build_feedback, output_energy
 from autonuq.quant.uniform import UniformWeights
 
 # Distortion, as a share of the output energy per weight, that one bit may buy: from nearly lossless to a few levels.
 _SLOPES = np.geomspace(2e-4, 0.15, 20)
 # Steps of evenly spaced levels: at low rates, where feedback makes errors large and spreads them, nothing is better.
 _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
-_ZERO = 128
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
-# Lagrangian of the rate term, as a share of the slope 2 ln 2 distortion / weights of a curve at high rate, and the bits a
-# weight from which on it is not tried, because there it gains nothing.
-_RATE_SHARE, _RATE_BITS = 0.6, 3.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def build_points(
 
     Notes
     -----
-    **Cost**: with moments one Cholesky factorization and up to some 70 assignments, each a fraction of it.
+    **Cost**: with moments one Cholesky factorization and up to 48 assignments, each a fraction of it.
     """
     if moments is not None and nuq:
         try:
@@ -132,42 +128,18 @@ def _feedback_points(
     if steps.shape[1] != len(feedback.order):
         raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(feedback.order)}")
     energy = output_energy(feedback, steps, row_scale=scale)
-    found = [_Candidate(uniform.codes, 0.0, codec.size_bytes(uniform.codes))]
-
-    def add(levels: NDArray[np.int8], rate: RateTerm | None = None) -> None:
-        assigned = assign(feedback, steps, levels, row_scale=scale, rate=rate)
-        if assigned.distortion <= MAX_LOSS * energy:
-            codes = assigned.codes.reshape(uniform.codes.shape)
-            found.append(_Candidate(codes, assigned.distortion / energy, codec.size_bytes(codes), levels))
-
+    found = [(uniform.codes, 0.0)]
     for levels in _level_sets(uniform, codec, feedback, energy, sizes):
-        add(levels)
-    if codec.entropy_coded:
-        for plain in _hull(found)[1:]:
-            if plain.size_bytes < _RATE_BITS / 8 * plain.codes.size:
-                bits = codec.code_bits(code_histogram(plain.codes))[plain.levels.astype(np.int64) + _ZERO]
-                slope = 2 * np.log(2) * plain.loss * energy / plain.codes.size
-                add(plain.levels, RateTerm(bits, _RATE_SHARE * slope))
-    hull = _hull(found)
-    codebooks = tuple(build_codebook(code_histogram(point.codes), BINS) for point in hull)
-    rates, losses = np.array([point.size_bytes for point in hull]), np.array([point.loss for point in hull])
-    return OperatingPoints(Curve(layer, rates, losses, codebooks), np.stack([point.codes for point in hull]))
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """What an assignment came to; `levels` are those it could choose from."""
-
-    codes: NDArray[np.int8]
-    loss: float
-    size_bytes: int
-    levels: NDArray[np.int8] = field(default_factory=lambda: np.arange(-_ZERO, _ZERO).astype(np.int8))
-
-
-def _hull(found: list[_Candidate]) -> list[_Candidate]:
-    """Return the candidates that are worth having, from large and exact to small and coarse."""
-    rates, losses = np.array([point.size_bytes for point in found]), np.array([point.loss for point in found])
-    return [found[index] for index in lower_hull(rates, losses)]
+        assigned = assign(feedback, steps, levels, row_scale=scale)
+        loss = assigned.distortion / energy
+        if loss <= MAX_LOSS:
+            found.append((assigned.codes.reshape(uniform.codes.shape), loss))
+    rates = np.array([codec.size_bytes(codes) for codes, _ in found])
+    losses = np.array([loss for _, loss in found])
+    hull = lower_hull(rates, losses)
+    codes = np.stack([found[index][0] for index in hull])
+    codebooks = tuple(build_codebook(code_histogram(point), BINS) for point in codes)
+    return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
 
 
 def _level_sets(
