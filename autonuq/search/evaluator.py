@@ -122,17 +122,31 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+_METHODS = {
+    "eval_model": ("model_file", "weights_file", "batch_num"),
+    "is_satisfied": ("original_metric", "new_metric"),
+}
+
+
 def check_evaluator(evaluator: Any) -> None:
     """Check that an object has what an evaluator needs.
 
     Raises
     ------
     EvaluatorError
-        A method is missing, or `evaluate_batch_num` is not a positive int.
+        A method is missing or takes other arguments, or `evaluate_batch_num` is not a positive int.
     """
-    for method in ("eval_model", "is_satisfied"):
-        if not callable(getattr(evaluator, method, None)):
+    for method, arguments in _METHODS.items():
+        found = getattr(evaluator, method, None)
+        if not callable(found):
             raise EvaluatorError(f"{type(evaluator).__name__} has no method '{method}'")
+        try:
+            inspect.signature(found).bind(*arguments)
+        except TypeError as error:
+            call = f"{type(evaluator).__name__}.{method}({', '.join(arguments)})"
+            raise EvaluatorError(f"{call} cannot be called so: {error}") from error
+        except ValueError:
+            continue  # a callable that does not tell what it takes
     count = getattr(evaluator, "evaluate_batch_num", None)
     if not isinstance(count, int) or count < 1:
         raise EvaluatorError(
@@ -169,15 +183,15 @@ def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
     run_evaluator(evaluator, pair, batch_num, method)
 
 
-def score(evaluator: Any, pair: ModelPair) -> float:
-    """Return the metric of a network over `evaluate_batch_num` batches.
+def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
+    """Return the metric of a network over `batch_num` batches, by default `evaluate_batch_num`.
 
     Raises
     ------
     EvaluatorError
         It raised, or returned anything but one finite number.
     """
-    result = run_evaluator(evaluator, pair, evaluator.evaluate_batch_num)
+    result = run_evaluator(evaluator, pair, batch_num or evaluator.evaluate_batch_num)
     try:
         metric = math.nan if isinstance(result, (str, bytes)) else float(result)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -200,6 +214,15 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
         return bool(evaluator.is_satisfied(original_metric, new_metric))
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
+
+
+def standard_error(evaluator: Any, metric: float) -> float | None:
+    """Return the standard error of a metric; None where the evaluator does not define it or gives no finite number."""
+    try:
+        error = float(evaluator.standard_error(metric))
+    except Exception:  # no such method, or one that fails: a result is not worth less for that
+        return None
+    return error if math.isfinite(error) and error >= 0 else None
 
 
 def evaluator_name(evaluator: Any) -> str:

@@ -17,21 +17,28 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
 from autonuq.search.storage import open_storage
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
 ORIGINAL_METRIC = "autonuq:original_metric"
+ORIGINAL_ERROR = "autonuq:original_standard_error"
 LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
+CONFIRMATION = "autonuq:confirmation"
+RACE = "autonuq:race"
+STOPPED = "autonuq:stopped"
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
 ORIGIN = "autonuq:origin"
 WORKER = "autonuq:worker"
+RUNNING = "autonuq:running"  # the fields of RUNNING_FIELDS, while the trial is scored
 CONSTRAINT = "satisfied"
+
+RUNNING_FIELDS = ("size_bytes", "started", "worker")
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
@@ -83,6 +90,9 @@ class Study:
             trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
+            confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
+            original_standard_error=attributes.get(ORIGINAL_ERROR),
+            stopped=attributes.get(STOPPED, ""),
         )
 
     @property
@@ -111,7 +121,8 @@ _STATES: dict[TrialState, Any] = {
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Read one trial as plain data."""
-    stored = trial.user_attrs.get(TRIAL, {})
+    is_running = trial.state == TrialState.RUNNING
+    stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
     origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
     return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
 

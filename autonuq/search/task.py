@@ -45,6 +45,14 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    confirm : object or None
+        Another evaluator, or one of other data, for the winner only.
+    racing : bool or None
+        Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
+        that propose such trials, which "rate-distortion" hardly does.
+    stop_gain : float or None
+        The study ends when the model says with 90 % probability that no plan is better than the best by more than
+        this share; 0 never. None: 0.005, for studies of more than 40 trials.
     """
 
     name: str
@@ -59,11 +67,24 @@ class Task:
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    confirm: Any = None
+    racing: bool | None = None
+    stop_gain: float | None = None
+
+    @property
+    def is_raced(self) -> bool:
+        """Whether trials are raced, if the evaluator allows it."""
+        return self.sampler != "rate-distortion" if self.racing is None else self.racing
 
     @property
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
         return str(self.out / self.name)
+
+    @property
+    def log_file(self) -> Path:
+        """One line for each trial that was run with this folder."""
+        return self.out / f"{self.name}.log"
 
     @property
     def record_file(self) -> Path:
@@ -82,7 +103,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "calibration", "curves", "trial"}
+    stage : {"baseline", "racing", "calibration", "curves", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.
