@@ -444,11 +444,8 @@ def _interval_costs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return level and cost of every interval, (m, m) each; level is meaningless where cost is inf."""
     mass, first, second = (interval_sums(weights * codes**power) for power in (0, 1, 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        levels = np.rint(first / mass)
-    if not np.all(weights > 0):  # an interval of no importance: the code nearest to 0
-        nearest = np.clip(0, codes[None, :], np.maximum(codes[:, None], codes[None, :]))
-        levels = np.where(mass > 0, levels, nearest)
+    levels = np.rint(np.divide(first, mass, out=np.zeros_like(first), where=mass > 0))
+    np.clip(levels, codes[None, :], codes[:, None], out=levels)  # of no importance: the code nearest to 0
     if 0 in codes:
         zero = int(np.searchsorted(codes, 0))
         levels[zero:, : zero + 1] = 0

@@ -51,7 +51,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
-    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str},
+    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str, "levels": str},
     "search": {
         "trials": int,
         "sampler": str,
@@ -76,6 +76,7 @@ _POSITIVE = (
 )
 _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "codec"): CODEC_NAMES,
+    ("quantization", "levels"): ("any", "amct"),
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),
     ("evaluator.transform", "channels"): ("RGB", "BGR"),
@@ -100,6 +101,8 @@ class StudyFile:
         AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
     batch_num : int
     activation_offset : bool
+    amct_levels : bool
+        `levels = "amct"`: 32 or 16 levels or uniform steps; otherwise any number.
     codec, sampler : str
     trials, seed : int
     storage : str
@@ -120,6 +123,7 @@ class StudyFile:
     cfg: Path | None
     batch_num: int
     activation_offset: bool
+    amct_levels: bool
     codec: str
     sampler: str
     trials: int
@@ -187,6 +191,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         cfg=folder / cfg if cfg else None,
         batch_num=values.get(("quantization", "batch_num"), 1),
         activation_offset=values.get(("quantization", "activation_offset"), True),
+        amct_levels=values.get(("quantization", "levels")) == "amct",
         codec=values.get(("quantization", "codec"), "entropy"),
         sampler=values.get(("search", "sampler"), "rate-distortion"),
         trials=values.get(("search", "trials"), 40),
