@@ -7,6 +7,7 @@ without a satisfied trial, 130 where it was interrupted.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,7 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.text},
     )
 
 

@@ -40,13 +40,14 @@ from autonuq.graph.passes import (
     insert_quantizers,
 )
 from autonuq.graph.record import Factors, load_record, write_record
+from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
-from autonuq.records import LayerRecord
+from autonuq.records import LayerRecord, encode_levels
 from autonuq.runtime.moments import load_moments, moments_folder
 
 Plan = Mapping[str, int]
@@ -348,6 +349,8 @@ def layer_records(model: QuantizedModel, points: Mapping[str, OperatingPoints]) 
                 tuple(int(rate) for rate in curve.rates_bytes),
                 tuple(float(distortion) for distortion in curve.distortions),
                 (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+                tuple(code_histogram(model.weights[name].codes).tolist()),
+                tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
             )
         )
     return tuple(records)

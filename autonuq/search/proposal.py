@@ -90,6 +90,21 @@ class History:
         return replace(self, pending=np.vstack([self.pending, plan]))
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What to evaluate next.
+
+    Attributes
+    ----------
+    plan : ndarray of int64, shape (L,)
+    margin : float
+        What its evaluation is expected to give.
+    """
+
+    plan: Ints
+    margin: float
+
+
 class Proposer:
     """Proposes plans; it holds nothing but what follows from the curves.
 
@@ -122,14 +137,18 @@ class Proposer:
         """Return the log of the total size of n plans, shape (n,)."""
         return np.asarray(np.log(self.layers.rates_of(plans).sum(axis=1) + self._fixed_bytes))
 
-    def propose(self, history: History, rng: np.random.Generator) -> Ints:
-        """Return the plan to evaluate next, shape (L,).
+    def propose(self, history: History, rng: np.random.Generator) -> Proposal:
+        """Choose the plan to evaluate next.
 
         Notes
         -----
         A plan that was evaluated, is pending or has failed comes again only if there is no other.
         """
         belief = self.belief(history)
+        plan = self._choose(belief, history, rng)
+        return Proposal(plan, float(belief.margins(self.layers.distortions_of(plan[None]))[0]))
+
+    def _choose(self, belief: Belief, history: History, rng: np.random.Generator) -> Ints:
         candidates = self._new(self._candidates(belief, rng), history)
         if not len(candidates):
             return self._any_new(belief, history, rng)

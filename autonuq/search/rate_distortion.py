@@ -22,12 +22,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
 from autonuq.search.allocation import stack_layers
-from autonuq.search.proposal import History, Proposer
+from autonuq.search.proposal import History, Proposal, Proposer
 from autonuq.search.space import Space
 from autonuq.search.verdict import LIMIT
 
 PLAN = "autonuq:plan"
 """System attribute of a trial: the index of the proposed point of every layer, in the order of the curves."""
+
+PREDICTED_MARGIN = "autonuq:predicted_margin"
+"""System attribute of a trial: the constraint's value that was expected of the proposed plan."""
 
 CONSTRAINT = "satisfied"
 """The constraint that is learnt from: log(drop / allowed drop)."""
@@ -152,7 +155,9 @@ class RateDistortionSampler(BaseSampler):
             return {}
         plan = self._plan_of(trial)
         if plan is None:
-            plan = self._propose(self._proposer, study.get_trials(deepcopy=False), trial.number)
+            proposal = self._propose(self._proposer, study.get_trials(deepcopy=False), trial.number)
+            plan = proposal.plan
+            study._storage.set_trial_system_attr(trial._trial_id, PREDICTED_MARGIN, proposal.margin)
         if PLAN not in trial.system_attrs:
             study._storage.set_trial_system_attr(trial._trial_id, PLAN, plan.tolist())
         return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
@@ -165,7 +170,7 @@ class RateDistortionSampler(BaseSampler):
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
-    def _propose(self, proposer: Proposer, trials: Sequence[FrozenTrial], number: int) -> NDArray[np.int64]:
+    def _propose(self, proposer: Proposer, trials: Sequence[FrozenTrial], number: int) -> Proposal:
         history = self._history(trials, number)
         blind = [
             other.number
@@ -173,7 +178,7 @@ class RateDistortionSampler(BaseSampler):
             if other.state == TrialState.RUNNING and other.number < number and self._plan_of(other) is None
         ]
         for other in blind[-MOST_BLIND:]:
-            history = history.with_pending(proposer.propose(history, self._generator(other)))
+            history = history.with_pending(proposer.propose(history, self._generator(other)).plan)
         return proposer.propose(history, self._generator(number))
 
     def _generator(self, number: int) -> np.random.Generator:

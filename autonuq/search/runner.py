@@ -95,7 +95,7 @@ class Runner:
             size_bytes=self._size_bytes(plan),
             points=plan,
             origin=origin,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=datetime.now(UTC).isoformat(timespec="milliseconds"),
             worker=self.worker,
         )
         known = self._scored(plan)

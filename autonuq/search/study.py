@@ -6,6 +6,7 @@ finishes a trial by one transaction, and a trial that was running goes back into
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -225,6 +226,7 @@ def export_trial(
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
     packages = {name: version(name) for name in ("autonuq", "optuna", "numpy", "onnxruntime")}
     return {
+        **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
         "evaluator": evaluator_name(task.evaluator),
@@ -233,4 +235,5 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "seed": str(task.seed),
         **{f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64},
         **{f"{name} version": number for name, number in packages.items()},
+        "python version": platform.python_version(),
     }

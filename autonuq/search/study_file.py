@@ -38,6 +38,8 @@ class StudyFile:
     Attributes
     ----------
     path : Path
+    text : str
+        As it was read.
     name : str
     source : ModelPair
     evaluator : str
@@ -55,6 +57,7 @@ class StudyFile:
     """
 
     path: Path
+    text: str
     name: str
     source: ModelPair
     evaluator: str
@@ -86,7 +89,8 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         The file cannot be read, is no TOML, or a key is unknown, missing, or of the wrong kind.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        text = path.read_text()
+        tables = tomllib.loads(text)
     except OSError as error:
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -100,6 +104,7 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
     cfg = values.get(("quantization", "cfg"))
     return StudyFile(
         path=path,
+        text=text,
         name=name,
         source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
         evaluator=values["evaluator", "class"],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    provenance : mapping of str to str
+        What the study's provenance shall hold beside what the task itself knows, such as the command.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Task:
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
