@@ -10,7 +10,6 @@ missing, or says ``"quant_enable":false``, stays float. Every other key that is 
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from autonuq.atomic import replace_text
-from autonuq.errors import QuantizationError
+from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 
@@ -169,12 +168,6 @@ def _search_step(start: float, end: float) -> Rule:
         f"a number in (0, {end - start:.6g}], the width of search_range",
         lambda value: _is_number(value) and 0 < value <= widest,
     )
-
-
-def suggest_name(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest of the known names, or nothing if none is near."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def shorten_float(value: float) -> float:
@@ -444,8 +437,13 @@ def write_config(path: str | Path, config: QuantizationConfig, capabilities: Seq
     }
     document |= {name: _layer_object(config.layers[name]) for name in known if name in config.layers}
     _build_config(_Object(document.items()), capabilities, path)
-    # No newline at the end, as json.dump leaves it in AMCT.
-    replace_text(path, json.dumps(document, indent=4, separators=(",", ":"), ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, dump_json(document))
+
+
+def dump_json(document: object) -> str:
+    """Return JSON in the form of AMCT's files: indented by 4, no space behind colons, no newline at the end."""
+    return json.dumps(document, indent=4, separators=(",", ":"), ensure_ascii=False)
 
 
 def _layer_object(settings: LayerSettings) -> _Object:

@@ -12,8 +12,12 @@ import base64
 import importlib.resources
 import importlib.util
 import json
+import os
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,8 +29,7 @@ from autonuq.errors import RuntimeFailure
 
 IMAGE_WIDTH_PX = 960
 IMAGE_SCALE = 2  # pixels of a PNG per layout pixel: sharp in print and on dense screens
-IMAGE_TIMEOUT_S = 60
-IMAGE_ATTEMPTS = 2  # kaleido 0.2 hangs at its start now and then, on a busy machine
+IMAGE_TIMEOUTS_S = (20, 40, 80)
 REMEDY = "install the engine with: pip install kaleido==0.2.1 (or write .html, which needs none)"
 
 
@@ -111,8 +114,8 @@ def _image_of_bundled_browser(figure: go.Figure, image_format: str) -> bytes:
     }
     command = [scope.executable_path(), "plotly", f"--plotlyjs={str(script)!r}", *scope.default_chromium_args()]
     try:
-        answer = json.loads(_answer(command, json.dumps(request).encode() + b"\n").splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        answer = json.loads(_answer(command, json.dumps(request).encode() + b"\n"))
+    except (OSError, ValueError) as error:
         raise RuntimeFailure(f"kaleido could not draw the .{image_format} ({error!r}); {REMEDY}") from error
     if answer.get("code", 0) != 0 or not answer.get("result"):
         raise RuntimeFailure(f"kaleido could not draw the .{image_format}: {answer.get('message')}; {REMEDY}")
@@ -120,15 +123,44 @@ def _image_of_bundled_browser(figure: go.Figure, image_format: str) -> bytes:
     return result.encode() if image_format == "svg" else base64.b64decode(result)
 
 
-def _answer(command: list[str], request: bytes, attempts: int = IMAGE_ATTEMPTS) -> bytes:
-    """Return what the engine writes, trying again if it hangs."""
-    try:
-        done = subprocess.run(command, input=request, capture_output=True, timeout=IMAGE_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        if attempts == 1:
-            raise
-        return _answer(command, request, attempts - 1)
-    return done.stdout
+def _answer(command: list[str], request: bytes) -> bytes:
+    """Return the engine's answer to one request.
+
+    On a busy machine kaleido 0.2 now and then hangs, before its answer or behind it: it is ended as soon as it has
+    answered, and started again if it has not in time.
+    """
+    answer = b""
+    for timeout_s in IMAGE_TIMEOUTS_S:
+        answer = answer or _answer_in_time(command, request, timeout_s)
+    return answer
+
+
+def _answer_in_time(command: list[str], request: bytes, timeout_s: float) -> bytes:
+    """Start the engine, ask, read greeting and answer, and end it; the answer is empty if there was none in time."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that the browser ends with its starter
+    ) as engine:
+        watchdog = threading.Timer(timeout_s, _end, [engine])
+        watchdog.start()
+        try:
+            engine.stdin.write(request)  # type: ignore[union-attr]
+            engine.stdin.flush()  # type: ignore[union-attr]
+            engine.stdout.readline()  # type: ignore[union-attr]
+            return engine.stdout.readline()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            return b""
+        finally:
+            watchdog.cancel()
+            _end(engine)
+
+
+def _end(engine: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(engine.pid, signal.SIGKILL)
 
 
 def _image_of_installed_browser(figure: go.Figure, image_format: str) -> bytes:
