@@ -8,9 +8,11 @@ without a satisfied trial, 130 where it was interrupted. `console` has the conso
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from dataclasses import replace
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +31,10 @@ from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.device import DDR_RATES
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
+from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 from autonuq.search.task import Progress as Step
@@ -61,6 +64,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
+    warnings.showwarning = lambda message, *_, **__: warn(str(message))
     try:
         app()
     except (AutonuqError, OSError) as error:
@@ -194,7 +198,8 @@ def _task(file: StudyFile) -> Task:
     """Turn a study file into a task: load its evaluator and its configuration."""
     config = None
     if file.cfg is not None:
-        loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
+        graph = load_graph(file.source.model, file.source.weights)
+        loaded = load_simplified(file.cfg, capabilities(graph), graph)
         for warning in loaded.warnings:
             warn(warning)
         config = loaded.config
@@ -211,7 +216,10 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
-        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.text},
+        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
+        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
+        racing=file.racing,
+        stop_gain=file.stop_gain,
     )
 
 
@@ -254,6 +262,8 @@ class _Display:
 def _verdict(trial: TrialRecord) -> str:
     if trial.state == "failed":
         return "failed"
+    if trial.is_partial:
+        return "stopped on a part"
     return "satisfied" if trial.satisfied else "not satisfied"
 
 
@@ -281,7 +291,12 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
     out.print(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
-    out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
+    before = format_metric(record.original_metric, record.original_standard_error)
+    out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
+    if record.confirmation is not None:
+        say(f"confirm {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {_shown(path)}", soft_wrap=True)
@@ -305,12 +320,15 @@ def status(
 
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
-    document = _status(_open(study, storage, out)[1])
+    opened = _open(study, storage, out)[1]
+    document, record = _status(opened), opened.record()
     if as_json:
         typer.echo(json.dumps(document))
         return
     counts, best = document["trials"], document["best"]
-    say(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
+    raced = f" and {document['partial']} stopped on a part" if document["partial"] else ""
+    satisfied = f"{counts['satisfied']} of them satisfied{raced}, "
+    say(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
     say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
     if best is None:
         say("no trial satisfied the constraint so far")
@@ -318,6 +336,10 @@ def status(
         sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
         metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
         say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
+    if record.confirmation is not None:
+        say(f"confirmed: {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped: {record.stopped}")
 
 
 def _status(study: Study) -> dict[str, Any]:
@@ -332,7 +354,10 @@ def _status(study: Study) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
+        "partial": sum(trial.is_partial for trial in complete),
         "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
         "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
         "best": None
         if best is None
@@ -433,6 +458,12 @@ def unpack(
         say(str(_shown(path)))
 
 
+def _quiet_log() -> None:
+    """Keep AMCT's log off the screen under --quiet; its file has it."""
+    if err.quiet:
+        os.environ.setdefault("AMCT_LOG_LEVEL", "WARNING")
+
+
 @app.command()
 def config(
     model: ModelArgument,
@@ -444,5 +475,36 @@ def config(
 
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
+    _quiet_log()
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
     say(str(_shown(output)))
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    weights: WeightsArgument,
+    config: Annotated[Path, typer.Option(help="config.json, as `autonuq config` writes it.")],
+    evaluator: Annotated[str, typer.Option(help="file.py:Class or package.module:Class.")],
+    output: Annotated[str, typer.Option("--out", help="PREFIX: folder and beginning of the names.")],
+    batches: Annotated[int, typer.Option(min=1, help="Of the score, where the class does not say.")] = 1,
+) -> None:
+    """Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.
+
+    The evaluator feeds the calibration with the batch_num of config.json, then scores the original and the result;
+    exit code 8 says that it is not satisfied (the files are there all the same).
+
+    Example: `autonuq quantize net.prototxt net.caffemodel --config config.json --evaluator eval.py:Top1 --out nets/i8`
+    """
+    _quiet_log()
+    chosen = load_evaluator(evaluator, Path.cwd(), batches)
+    result = amct.quantize_static(model, weights, config, chosen, output)
+    verdict = "satisfied" if result.satisfied else "not satisfied"
+    say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
+    for name, levels in result.levels.items():
+        say(f"layer   {name}: {levels} levels")
+    say("wrote")
+    for path in result.written:
+        say(f"  {_shown(path)}")
+    if not result.satisfied:
+        raise typer.Exit(NOT_SATISFIED)

@@ -356,11 +356,11 @@ def predicted_data(record: StudyRecord) -> PredictedData:
     trials = [
         trial
         for trial in record.trials
-        if trial.state == "complete" and trial.predicted_margin is not None and trial.metric is not None
+        if trial.state == "complete" and trial.predicted is not None and trial.metric is not None
     ]
     if original is None or limit is None:
         trials = []
-    margins = np.clip(_floats(trial.predicted_margin for trial in trials), -MARGIN_LIMIT, MARGIN_LIMIT)
+    margins = np.clip(_floats(trial.predicted for trial in trials), -MARGIN_LIMIT, MARGIN_LIMIT)
     return PredictedData(
         numbers=np.array([trial.number for trial in trials], dtype=np.int64),
         predicted=(original or 0.0) + ((limit or 0.0) - (original or 0.0)) * np.exp(margins),

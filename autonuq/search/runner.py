@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -13,17 +12,21 @@ from datetime import UTC, datetime
 import optuna
 from optuna.trial import TrialState
 
-from autonuq.compress import ModelPair, QuantizedModel, write_fake_quant
+from autonuq.compress import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
-from autonuq.search.evaluator import is_satisfied, score
+from autonuq.search.rate_distortion import MARGIN_ERROR, RateDistortionSampler
+from autonuq.search.scoring import Scorer
 from autonuq.search.space import Space
-from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, TRIAL, WORKER, Study, requeue, trial_record
+from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, STOPPED, TRIAL, WORKER, Study, requeue, trial_record
 from autonuq.search.task import OnProgress, Progress, Task
-from autonuq.search.verdict import margin
 
 FAILURES_IN_A_ROW = 3
+STOP_GAIN = 0.005
+"""What is not worth another trial, as a share of the ratio, where the task says nothing of it."""
+LEAST_TRIALS, UNASKED_TRIALS = 10, 40
+"""Before a study may end because little is left to gain: where the task asks for it, and where it says nothing."""
 
 
 class Runner:
@@ -38,19 +41,22 @@ class Runner:
         original_metric: float,
         on_progress: OnProgress,
     ) -> None:
-        self.task, self.study, self.model, self.points = task, study, model, points
-        self.original_metric, self.on_progress = original_metric, on_progress
+        self.task, self.study, self.on_progress = task, study, on_progress
         curves = {name: found.curve for name, found in points.items()}
         self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
         self.layers = Study(study).record().layers
+        sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
+        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def run(self, deadline: float | None) -> None:
         """Run what is left; raise EvaluatorError after three failures in a row."""
-        self._enqueue_seeds()
+        if self.task.sampler != "rate-distortion":
+            self._enqueue_seeds()
         failures = 0
         target = min(self.task.n_trials, self.space.size)
-        while self._finished() < target and (deadline is None or time.monotonic() < deadline):
+        while self._finished() < target and (deadline is None or time.monotonic() < deadline) and not self._is_done():
             trial = self.study.ask()
             trial.set_user_attr(WORKER, self.worker)
             try:
@@ -65,6 +71,19 @@ class Runner:
                     f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
                     "then start a study of another name"
                 )
+
+    def _is_done(self) -> bool:
+        """Say whether too little is left to gain; why is stored and told."""
+        asked = self.task.stop_gain
+        share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
+        if self.task.sampler != "rate-distortion" or share <= 0 or self._finished() < least:
+            return False
+        if self.predictor.has_gain_left(self.study, share):
+            return False
+        reason = f"with 90 % probability no plan is more than {share:.1%} above the best"
+        self.study.set_user_attr(STOPPED, reason)
+        self.on_progress(Progress("stop", reason, self._finished(), self.task.n_trials))
+        return True
 
     def _enqueue_seeds(self) -> None:
         """Queue the seeds that are not in the storage yet: all of them, or what a killed start left out."""
@@ -106,10 +125,13 @@ class Runner:
                     metric=known.metric,
                     satisfied=known.satisfied,
                     margin=known.margin,
+                    margin_error=known.margin_error,
+                    standard_error=known.standard_error,
+                    batches=0,
                     origin=f"copy of {known.number}",
                 )
             else:
-                record = self._score(record)
+                record = self.scorer.score(record)
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:
@@ -125,19 +147,6 @@ class Runner:
         records = (trial_record(trial) for trial in trials)
         return next((record for record in records if record.points == plan), None)
 
-    def _score(self, record: TrialRecord) -> TrialRecord:
-        folder = self.task.out / f"trial{record.number}"  # the same one if the trial was killed and runs again
-        folder.mkdir(exist_ok=True)
-        try:
-            pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-            write_fake_quant(self.model, self.points, record.points, pair)
-            metric = score(self.task.evaluator, pair)
-        finally:
-            shutil.rmtree(folder)
-        satisfied = is_satisfied(self.task.evaluator, self.original_metric, metric)
-        edge = margin(self.task.evaluator.is_satisfied, self.original_metric, metric)
-        return replace(record, metric=metric, satisfied=satisfied, margin=edge)
-
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
         stored = {key: value for key, value in asdict(record).items() if key not in ("number", "state")}
         trial.set_user_attr(TRIAL, stored)
@@ -145,5 +154,7 @@ class Runner:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             trial.set_constraint(CONSTRAINT, record.margin)
+            if record.margin_error is not None:
+                trial.set_user_attr(MARGIN_ERROR, record.margin_error)
             self.study.tell(trial, record.ratio)
         return record

@@ -17,19 +17,22 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
-from autonuq.search.rate_distortion import PREDICTED_MARGIN
+from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
 from autonuq.search.storage import open_storage
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
 ORIGINAL_METRIC = "autonuq:original_metric"
+ORIGINAL_ERROR = "autonuq:original_standard_error"
 LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
 WEIGHTS = "autonuq:weights/"
 """Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
+CONFIRMATION = "autonuq:confirmation"
+RACE = "autonuq:race"
+STOPPED = "autonuq:stopped"
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
 ORIGIN = "autonuq:origin"
@@ -89,6 +92,9 @@ class Study:
             trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
+            confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
+            original_standard_error=attributes.get(ORIGINAL_ERROR),
+            stopped=attributes.get(STOPPED, ""),
         )
 
     @property
@@ -128,9 +134,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Read one trial as plain data."""
     stored = trial.user_attrs.get(TRIAL, {})
     origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
-    own = {"number": trial.number, "state": _STATES[trial.state], "origin": origin}
-    predicted = trial.system_attrs.get(PREDICTED_MARGIN)
-    return TrialRecord(**{**stored, **own, "predicted_margin": predicted})
+    return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
 
 
 def load_study(name: str, storage: str) -> Study:

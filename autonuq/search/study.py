@@ -16,16 +16,19 @@ from typing import Any
 from autonuq.compress import ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.search.confirmation import confirm
 from autonuq.search.evaluator import check_evaluator, evaluator_name
 from autonuq.search.preparation import calibrate, prepare_points, score_original
 from autonuq.search.runner import Runner
 from autonuq.search.sampler import make_sampler
+from autonuq.search.scoring import prepare_race
 from autonuq.search.storage import open_storage
 from autonuq.search.stored import (
     CODEC,
     FINGERPRINT,
     FINISHED,
     PROVENANCE,
+    STOPPED,
     TARGET_TRIALS,
     Study,
     check_fingerprint,
@@ -139,7 +142,9 @@ def run_study(
     timeout: float | None = None,
 ) -> Study:
     """Start (or, if it exists, go on with) a study and run it to its end; see `tune` and `resume`."""
-    check_evaluator(task.evaluator)
+    for evaluator in (task.evaluator, task.confirm):
+        if evaluator is not None:
+            check_evaluator(evaluator)
     if task.codec not in CODEC_NAMES:
         raise StudyError(f"codec must be one of {', '.join(CODEC_NAMES)}. Got '{task.codec}' instead.", study=task.name)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -157,7 +162,9 @@ def run_study(
         study.set_user_attr(CODEC, task.codec)
         study.set_user_attr(FINGERPRINT, fingerprint)
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
+    study.set_user_attr(STOPPED, "")
     original_metric = score_original(task, study, on_progress)
+    prepare_race(task, study, original_metric, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
     curves = {name: found.curve for name, found in points.items()}
@@ -165,6 +172,7 @@ def run_study(
     trials = len(study.get_trials(deepcopy=False))
     study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials)
     Runner(task, study, model, points, original_metric, on_progress).run(deadline)
+    confirm(task, study, model, points, on_progress)
     return Study(study)
 
 

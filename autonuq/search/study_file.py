@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,15 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "channels": str,
     },
     "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str},
-    "search": {"trials": int, "sampler": str, "storage": str, "seed": int},
+    "search": {
+        "trials": int,
+        "sampler": str,
+        "storage": str,
+        "seed": int,
+        "racing": bool,
+        "stop_gain": _NUMBER,
+    },
+    "confirm": {},
 }
 _REQUIRED = (
     ("", "name"),
@@ -82,8 +90,6 @@ class StudyFile:
     Attributes
     ----------
     path : Path
-    text : str
-        As it was read.
     name : str
     source : ModelPair
     evaluator : str or AccuracySettings
@@ -99,10 +105,14 @@ class StudyFile:
     storage : str
         URL with absolute paths.
     out : Path
+    racing : bool or None
+    stop_gain : float or None
+        None where nothing is said.
+    confirm : StudyFile or None
+        The same with what [confirm] says in place of [evaluator].
     """
 
     path: Path
-    text: str
     name: str
     source: ModelPair
     evaluator: str | AccuracySettings
@@ -116,6 +126,9 @@ class StudyFile:
     seed: int
     storage: str
     out: Path
+    racing: bool | None
+    stop_gain: float | None
+    confirm: StudyFile | None = None
 
 
 def load_study_file(path: Path, *, out: Path | None = None, storage: str | None = None) -> StudyFile:
@@ -134,12 +147,30 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         The file cannot be read, is no TOML, or a key is unknown, missing, or of the wrong kind.
     """
     try:
-        text = path.read_text()
-        tables = tomllib.loads(text)
+        tables = tomllib.loads(path.read_text())
     except OSError as error:
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
+    confirming = tables.pop("confirm", None)
+    file = _study_file(tables, path, out, storage)
+    if confirming is None:
+        return file
+    try:
+        return replace(file, confirm=_study_file(_with_confirming(tables, confirming), path, out, storage))
+    except StudyError as error:
+        raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
+
+
+def _with_confirming(tables: Mapping[str, Any], confirming: object) -> dict[str, Any]:
+    """Put [confirm] in the place of [evaluator]; where it names no evaluator of its own, it changes that one's keys."""
+    if not isinstance(confirming, dict):
+        raise StudyError(f"'confirm' must be a table. Got {confirming!r} instead.")
+    own = "class" in confirming or "kind" in confirming
+    return {**tables, "evaluator": confirming if own else {**tables["evaluator"], **confirming}}
+
+
+def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage: str | None) -> StudyFile:
     values = _checked(tables, path)
     folder = path.resolve().parent
     name = values["", "name"]
@@ -149,7 +180,6 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
     cfg = values.get(("quantization", "cfg"))
     return StudyFile(
         path=path,
-        text=text,
         name=name,
         source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
         evaluator=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
@@ -163,6 +193,8 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
         out=target,
+        racing=values.get(("search", "racing")),
+        stop_gain=values.get(("search", "stop_gain")),
     )
 
 
@@ -256,6 +288,8 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     for place in _POSITIVE:
         if values.get(place, 1) < 1:
             raise StudyError(f"'{_dotted(*place)}' must be positive. Got {values[place]} instead.", path=path)
+    if values.get(("search", "stop_gain"), 0) < 0:
+        raise StudyError("'search.stop_gain' must not be negative; 0 never stops", path=path)
     for place, choices in _CHOICES.items():
         if place in values and values[place] not in choices:
             hint = suggest_name(values[place], choices)

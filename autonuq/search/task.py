@@ -47,6 +47,14 @@ class Task:
         Total of the study, resumed runs included.
     provenance : mapping of str to str
         What the study's provenance shall hold beside what the task itself knows, such as the command.
+    confirm : object or None
+        Another evaluator, or one of other data, for the winner only.
+    racing : bool or None
+        Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
+        that propose such trials, which "rate-distortion" hardly does.
+    stop_gain : float or None
+        The study ends when the model says with 90 % probability that no plan is better than the best by more than
+        this share; 0 never. None: 0.005, for studies of more than 40 trials.
     """
 
     name: str
@@ -62,6 +70,14 @@ class Task:
     seed: int = 0
     n_trials: int = 40
     provenance: Mapping[str, str] = field(default_factory=dict)
+    confirm: Any = None
+    racing: bool | None = None
+    stop_gain: float | None = None
+
+    @property
+    def is_raced(self) -> bool:
+        """Whether trials are raced, if the evaluator allows it."""
+        return self.sampler != "rate-distortion" if self.racing is None else self.racing
 
     @property
     def prefix(self) -> str:
@@ -85,7 +101,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "calibration", "curves", "trial"}
+    stage : {"baseline", "racing", "calibration", "curves", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.

@@ -55,7 +55,7 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
                 metric=metric,
                 satisfied=satisfied,
                 margin=float(np.clip(np.log(max(1e-9, (0.9124 - metric) / 0.01)), -7, 7)),
-                predicted_margin=None if number < 6 else float(rng.normal(0, 0.3)),
+                predicted=None if number < 6 else float(rng.normal(0, 0.3)),
                 size_bytes=size,
                 points=points,
                 started=f"2025-06-01T10:{number:02d}:00Z",

@@ -199,7 +199,7 @@ def test_the_limit_tells_which_way_the_metric_improves():
 
 
 def test_predictions_are_metrics():
-    margins = {"margin": math.log(0.5), "predicted_margin": math.log(2)}
+    margins = {"margin": math.log(0.5), "predicted": math.log(2)}
     data = predicted_data(study(trial(0, 2.0, 0.895, True), trial(1, 2.0, 0.895, True, **margins)))
     assert data.numbers.tolist() == [1]
     assert data.predicted.tolist() == pytest.approx([0.88])
