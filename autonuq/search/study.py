@@ -35,7 +35,7 @@ from autonuq.search.stored import (
     load_study,
     requeue_orphans,
 )
-from autonuq.search.task import OnProgress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.search.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
 
 __all__ = [
     "WINNER_FORMATS",
@@ -162,6 +162,7 @@ def run_study(
         study.set_user_attr(CODEC, task.codec)
         study.set_user_attr(FINGERPRINT, fingerprint)
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
+    on_progress(Progress("study", "opened" if exists else "created", 1, 1))
     study.set_user_attr(STOPPED, "")
     original_metric = score_original(task, study, on_progress)
     prepare_race(task, study, original_metric, on_progress)

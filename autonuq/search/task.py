@@ -85,6 +85,11 @@ class Task:
         return str(self.out / self.name)
 
     @property
+    def log_file(self) -> Path:
+        """One line for each trial that was run with this folder."""
+        return self.out / f"{self.name}.log"
+
+    @property
     def record_file(self) -> Path:
         """The record file of the calibration."""
         return self.out / "calibration" / "record.txt"
