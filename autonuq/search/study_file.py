@@ -51,7 +51,14 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
-    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str, "levels": str},
+    "quantization": {
+        "cfg": str,
+        "batch_num": int,
+        "activation_offset": bool,
+        "python_layers": bool,
+        "codec": str,
+        "levels": str,
+    },
     "search": {
         "trials": int,
         "sampler": str,
@@ -100,7 +107,7 @@ class StudyFile:
     cfg : Path or None
         AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
     batch_num : int
-    activation_offset : bool
+    activation_offset, python_layers : bool
     amct_levels : bool
         `levels = "amct"`: 32 or 16 levels or uniform steps; otherwise any number.
     codec, sampler : str
@@ -124,6 +131,7 @@ class StudyFile:
     batch_num: int
     activation_offset: bool
     amct_levels: bool
+    python_layers: bool
     codec: str
     sampler: str
     trials: int
@@ -192,6 +200,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         batch_num=values.get(("quantization", "batch_num"), 1),
         activation_offset=values.get(("quantization", "activation_offset"), True),
         amct_levels=values.get(("quantization", "levels")) == "amct",
+        python_layers=values.get(("quantization", "python_layers"), False),
         codec=values.get(("quantization", "codec"), "entropy"),
         sampler=values.get(("search", "sampler"), "rate-distortion"),
         trials=values.get(("search", "trials"), 40),
