@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import autonuq.amct as amct
-from autonuq.errors import EvaluatorError, ModelError, QuantizationError
+from autonuq.errors import EvaluatorError, ModelError, QuantizationError, RuntimeFailure
 from autonuq.graph.files import load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 
@@ -175,3 +175,13 @@ def test_supported_layers(tmp_path, network, recwarn, layer_type, parameters, no
     assert settings["wts_algo"] == ("arq_quantize" if no_nuq else "nuq_quantize")
     log = (tmp_path / "amct_log/amct_caffe.log").read_text()
     assert (no_nuq in log) if no_nuq else "WARNING" not in log
+
+
+def test_a_gpu_is_never_missing_silently(monkeypatch):
+    amct.set_cpu_mode()
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeFailure, match="a GPU is asked for, but .* install onnxruntime-gpu"):
+        amct.set_gpu_mode()
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning, match="weights are quantized on the CPU; CUDAExecutionProvider runs the networks"):
+        amct.set_gpu_mode()
