@@ -12,8 +12,10 @@ from pathlib import Path
 
 from autonuq.amct.config import load_config
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
-from autonuq.compress import ModelPair
+from autonuq.amct.static import warn_of_gain
+from autonuq.compress import ModelPair, deploy_pair
 from autonuq.errors import StudyError
+from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -90,6 +92,9 @@ def auto_nuq(
     Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
     export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
     _say_winner(best, save_dir)
+    stored = load_caffemodel(deploy_pair(save_dir).weights)
+    chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
+    warn_of_gain({name: stored[name][0].values for name in chosen if name})
 
 
 def _say_winner(best: Best, save_dir: str) -> None:
