@@ -7,6 +7,7 @@ without a satisfied trial, 130 where it was interrupted.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
+from autonuq.search.study import work as run_worker
 from autonuq.search.study_file import StudyFile, load_study_file
 from autonuq.search.task import Progress as Step
 
@@ -47,12 +49,15 @@ WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", s
 TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
 StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+ArtifactsOption = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; overrides the file's.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Workers of this machine.")]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
     try:
         app()
     except (AutonuqError, OSError) as error:
@@ -131,12 +136,15 @@ def tune(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
 ) -> None:
     """Start a study, run it, and write the best network.
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
-    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=False)
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    _run(file, trials, timeout, jobs, exists=False)
 
 
 @app.command()
@@ -146,21 +154,47 @@ def resume(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
 ) -> None:
     """Go on with a study where its storage stands.
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=True)
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    _run(file, trials, timeout, jobs, exists=True)
 
 
-def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: bool) -> None:
+@app.command()
+def work(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    artifacts: ArtifactsOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Run trials of a study that was started elsewhere, until none is left.
+
+    This machine needs the study file, its evaluator and its data; the network comes from the artifacts.
+
+    Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
+    """
+    task = _task(load_study_file(study, out=out, storage=storage, artifacts=artifacts), has_network=False)
+    try:
+        with _Display() as display:
+            run_worker(task, on_progress=display.show, timeout=timeout)
+    except KeyboardInterrupt:
+        err.print("interrupted; its trial is queued again")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(file: StudyFile, trials: int | None, timeout: float | None, jobs: int, *, exists: bool) -> None:
     task = _task(file)
     task = replace(task, n_trials=trials or task.n_trials)
     interrupted = False
     try:
         with _Display() as display:
-            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout)
+            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout, jobs=jobs)
     except KeyboardInterrupt:
         interrupted = True
         err.print("interrupted; go on with 'autonuq resume'")
@@ -182,10 +216,10 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
         raise typer.Exit(NOT_SATISFIED)
 
 
-def _task(file: StudyFile) -> Task:
-    """Turn a study file into a task: load its evaluator and its configuration."""
+def _task(file: StudyFile, *, has_network: bool = True) -> Task:
+    """Turn a study file into a task: load its evaluator and, where the network is there, its configuration."""
     config = None
-    if file.cfg is not None:
+    if file.cfg is not None and has_network:
         loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
         for warning in loaded.warnings:
             err.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
@@ -203,6 +237,7 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        artifacts=file.artifacts,
     )
 
 

@@ -20,6 +20,7 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import Evaluator
+from autonuq.search.storage import default_url
 from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
 
 AutoNuqEvaluatorBase = Evaluator
@@ -69,7 +70,7 @@ def auto_nuq(
         source=ModelPair(Path(model_file), Path(weights_file)),
         evaluator=nuq_evaluator,
         out=out,
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        storage=default_url(out.resolve()),
         config=_searched(loaded.config, able),
         n_trials=n_trials,
     )

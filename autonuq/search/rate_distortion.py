@@ -140,6 +140,14 @@ class RateDistortionSampler(BaseSampler):
         gains = self._proposer.remaining_gain(history, self._generator(len(history.plans)))
         return float(np.expm1(np.quantile(gains, probability)))
 
+    def propose(self, study: Study) -> dict[str, float]:
+        """Return the parameters that the study's next trial would be given, without making the trial."""
+        trials = study.get_trials(deepcopy=False)
+        if self._proposer is None:
+            return {}
+        plan = self._propose(self._proposer, trials, len(trials))
+        return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
+
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the whole space, from the first trial on."""
         return dict(self.distributions)

@@ -13,14 +13,14 @@ from autonuq.compress import ModelPair
 from autonuq.errors import StudyError
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.sampler import SAMPLERS
-from autonuq.search.storage import absolute_url
+from autonuq.search.storage import absolute_url, default_url
 
 _KEYS: Mapping[str, Mapping[str, type]] = {
     "": {"name": str, "out": str},
     "model": {"prototxt": str, "weights": str},
     "evaluator": {"class": str, "evaluate_batch_num": int},
     "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str},
-    "search": {"trials": int, "sampler": str, "storage": str, "seed": int},
+    "search": {"trials": int, "sampler": str, "storage": str, "seed": int, "artifacts": str},
 }
 _REQUIRED = (
     ("", "name"),
@@ -51,6 +51,8 @@ class StudyFile:
     trials, seed : int
     storage : str
         URL with absolute paths.
+    artifacts : str
+        Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
     """
 
@@ -67,18 +69,22 @@ class StudyFile:
     trials: int
     seed: int
     storage: str
+    artifacts: str
     out: Path
 
 
-def load_study_file(path: Path, *, out: Path | None = None, storage: str | None = None) -> StudyFile:
+def load_study_file(
+    path: Path, *, out: Path | None = None, storage: str | None = None, artifacts: str | None = None
+) -> StudyFile:
     """Read and check a study file.
 
     Parameters
     ----------
     path : Path
-    out, storage : optional
+    out, storage, artifacts : optional
         Override the file's; relative ones are relative to the working directory. The default folder is
-        `out/<name>` beside the file, the default storage `study.db` in that folder.
+        `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
+        version started the study there).
 
     Raises
     ------
@@ -96,7 +102,7 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
     name = values["", "name"]
     target = (out or folder / values.get(("", "out"), f"out/{name}")).resolve()
     url = values.get(("search", "storage"))
-    file_url = absolute_url(url, folder) if url else f"sqlite:///{target / 'study.db'}"
+    file_url = absolute_url(url, folder) if url else default_url(target)
     cfg = values.get(("quantization", "cfg"))
     return StudyFile(
         path=path,
@@ -112,8 +118,15 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         trials=values.get(("search", "trials"), 40),
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
+        artifacts=_location(artifacts, Path.cwd()) or _location(values.get(("search", "artifacts")), folder),
         out=target,
     )
+
+
+def _location(artifacts: str | None, folder: Path) -> str:
+    if not artifacts or "://" in artifacts:
+        return artifacts or ""
+    return str((folder / artifacts).resolve())
 
 
 def _checked(tables: Mapping[str, Any], path: Path) -> dict[tuple[str, str], Any]:

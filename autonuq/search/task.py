@@ -45,6 +45,9 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    artifacts : str
+        Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
+        `out`.
     """
 
     name: str
@@ -59,6 +62,12 @@ class Task:
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    artifacts: str = ""
+
+    @property
+    def artifacts_location(self) -> str:
+        """Where the artifacts are."""
+        return self.artifacts or str(self.out / "artifacts")
 
     @property
     def prefix(self) -> str:
@@ -82,7 +91,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "calibration", "curves", "trial"}
+    stage : {"baseline", "calibration", "curves", "trial", "waiting"}
     message : str
     done, total : int
         Within the stage.
