@@ -106,7 +106,8 @@ class Artifacts:
                 yield chunk
             if hashed.hexdigest() != digest:
                 raise StudyError(
-                    f"{name} in the artifacts at {self.location} is damaged; publish with 'autonuq resume'"
+                    f"{name} among the artifacts at {self.location} is damaged; remove it ({digest}) there, and run "
+                    "'autonuq resume' where the study was started"
                 )
 
         with self._mapped():

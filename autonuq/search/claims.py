@@ -4,10 +4,12 @@ The total of a study is a matter of numbers: trials 0 to total - 1 are run, whoe
 until the total is raised. So no worker can start one too many. A plan is scored by one worker only, because a trial
 waits until every earlier trial of the same plan is finished, and then takes over its result. Both rules rest on what
 never changes, a trial's number and its plan, and hold without any lock; the lock of `exclusion` keeps proposals apart.
+Where there is none, a worker makes its trial first and proposes when every earlier trial has its plan.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -23,6 +25,8 @@ from autonuq.search.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, requeue,
 
 MOST_DEATHS = 3
 """Workers that a plan may cost before its trial counts as failed."""
+
+LONGEST_TURN_S, TURN_POLL_S = 5.0, 0.02
 
 Plan = tuple[int, ...]
 
@@ -149,14 +153,27 @@ class Claims:
 
     def _new(self, total: int) -> optuna.Trial | None:
         """Make a running trial; its parameters are written with it where the sampler proposes without a trial."""
-        sampler = self._study.sampler
-        parameters = sampler.propose(self._study) if isinstance(sampler, RateDistortionSampler) else {}
+        sampler, parameters = self._study.sampler, {}
+        if self._storage.has_lock and isinstance(sampler, RateDistortionSampler):
+            parameters = sampler.propose(self._study)
         trial_id = self._create(TrialState.RUNNING, parameters, {LEASE: self._session.lease.as_attribute()})
         trial = optuna.Trial(self._study, trial_id)
         if trial.number >= total:  # without a lock another worker took the last one
             requeue(self._study, trial_id)
             return None
+        if not self._storage.has_lock:
+            self._wait_for_turn(trial.number)
         return self._completed(trial)
+
+    def _wait_for_turn(self, number: int) -> None:
+        """Wait until every earlier trial has its plan, unless that takes so long that a worker must be dead."""
+        deadline = time.monotonic() + LONGEST_TURN_S
+        while time.monotonic() < deadline:
+            trials = self._trials()
+            self._learn_plans(trials)
+            if all(trial.state.is_finished() or trial.number in self._plans for trial in trials[:number]):
+                return
+            time.sleep(TURN_POLL_S)
 
     def _create(self, state: TrialState, parameters: dict[str, float], attributes: dict[str, object]) -> int:
         """Make a trial by one write."""

@@ -1,8 +1,8 @@
 """Mutual exclusion of a study's workers, by the means of each storage.
 
 Trials are claimed, given back and proposed by one worker at a time, so that each sees what the others run. Every lock
-here ends by itself when its holder dies or loses the storage. What the gRPC proxy cannot lock is decided by the trials'
-numbers (see `claims`), at the price of a proposal made twice now and then.
+here ends by itself when its holder dies or loses the storage. Through the gRPC proxy nothing can be locked; there
+`claims` lets workers take turns by their trials' numbers.
 """
 
 from __future__ import annotations

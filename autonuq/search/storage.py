@@ -53,6 +53,11 @@ class Storage:
     backend: BaseStorage
     exclusive: Exclusion
 
+    @property
+    def has_lock(self) -> bool:
+        """Whether `exclusive` keeps others out; without it, trials take turns by their numbers."""
+        return self.exclusive is not no_exclusion
+
     def create(self, name: str) -> optuna.Study:
         """Make a new study.
 
@@ -106,7 +111,8 @@ def open_storage(url: str) -> Storage:
     """
     scheme = url.partition("://")[0]
     kind = scheme.partition("+")[0]
-    with _mapped(_shown(url), None, kind):
+    with _mapped(_shown(url), None, kind), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         backend, exclusive = _OPEN.get(kind, _open_other)(url)
     return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
 
@@ -123,9 +129,7 @@ def _open_redis(url: str) -> tuple[BaseStorage, Exclusion]:
 
 def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
     place = urlsplit(url)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        proxy = GrpcStorageProxy(host=place.hostname or "localhost", port=place.port or _GRPC_PORT)
+    proxy = GrpcStorageProxy(host=place.hostname or "localhost", port=place.port or _GRPC_PORT)
     proxy.wait_server_ready(timeout=10)
     return proxy, no_exclusion
 
