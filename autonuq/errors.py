@@ -15,6 +15,8 @@ A message is one line that says what is wrong, where, and what to do. Misuse of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,6 +54,13 @@ class AutonuqError(Exception):
 def _one_line(message: str) -> str:
     """Escape what is not printable: names out of a damaged file may hold anything."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+
+
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest of the known names, or nothing if none is near."""
+    spelled = {one.lower(): one for one in known}
+    nearest = get_close_matches(name.lower(), spelled, n=1)
+    return f" Did you mean '{spelled[nearest[0]]}'?" if nearest else ""
 
 
 class ModelError(AutonuqError):

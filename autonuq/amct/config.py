@@ -10,7 +10,6 @@ missing, or says ``"quant_enable":false``, stays float. Every other key that is 
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from autonuq.atomic import replace_text
-from autonuq.errors import QuantizationError
+from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 
@@ -169,12 +168,6 @@ def _search_step(start: float, end: float) -> Rule:
         f"a number in (0, {end - start:.6g}], the width of search_range",
         lambda value: _is_number(value) and 0 < value <= widest,
     )
-
-
-def suggest_name(name: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest of the known names, or nothing if none is near."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 def shorten_float(value: float) -> float:

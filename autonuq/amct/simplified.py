@@ -32,10 +32,9 @@ from autonuq.amct.config import (
     check_skip_layers,
     default_weights,
     settle_weights,
-    suggest_name,
 )
 from autonuq.amct.mapping import load_marks
-from autonuq.errors import QuantizationError
+from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 

@@ -28,6 +28,12 @@ class Evaluator:
         Ignored: AMCT's sample passes `self` a second time.
     evaluate_batch_num : int, optional
         Batches of a scoring pass; subclasses may set the attribute themselves.
+
+    Notes
+    -----
+    An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
+    calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
+    source file; `standard_error(metric) -> float`; `name`, a str for the report.
     """
 
     evaluate_batch_num: int
@@ -138,8 +144,8 @@ def check_evaluator(evaluator: Any) -> None:
         )
 
 
-def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int) -> object:
-    """Call `eval_model` and return whatever it returns.
+def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int, method: str = "eval_model") -> object:
+    """Call `eval_model`, or another method with its arguments, and return whatever it returns.
 
     Raises
     ------
@@ -147,11 +153,23 @@ def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int) -> object:
         It raised; errors of our own about calibration or the engine pass through.
     """
     try:
-        return evaluator.eval_model(str(pair.model), str(pair.weights), batch_num)
+        return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:
-        raise EvaluatorError(f"eval_model raised {_reason(error)}") from error
+        raise EvaluatorError(f"{method} raised {_reason(error)}") from error
+
+
+def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
+    """Run the calibration pass: by `calibrate_model` where the evaluator has one, by `eval_model` elsewhere.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised; see `run_evaluator`.
+    """
+    method = "calibrate_model" if hasattr(evaluator, "calibrate_model") else "eval_model"
+    run_evaluator(evaluator, pair, batch_num, method)
 
 
 def score(evaluator: Any, pair: ModelPair) -> float:
@@ -188,13 +206,18 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
 
 
 def evaluator_name(evaluator: Any) -> str:
-    """Return `file.py:Class`, or the class's full name where it comes from no file."""
+    """Return its own `name`; else `file.py:Class`, or the class's full name where it comes from no file."""
+    name = getattr(evaluator, "name", None)
+    if isinstance(name, str):
+        return name
     cls, source = type(evaluator), _source_file(evaluator)
     return f"{source.name}:{cls.__qualname__}" if source else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def evaluator_fingerprint(evaluator: Any) -> str:
-    """Return a digest that changes with the class, the file that defines it, or `evaluate_batch_num`."""
+    """Return its own `fingerprint`; else a digest of the class, the file that defines it, and `evaluate_batch_num`."""
+    if callable(getattr(evaluator, "fingerprint", None)):
+        return str(evaluator.fingerprint())
     cls, source = type(evaluator), _source_file(evaluator)
     digest = hashlib.sha256(f"{cls.__qualname__}\n{getattr(evaluator, 'evaluate_batch_num', None)}\n".encode())
     if source:

@@ -22,7 +22,7 @@ from autonuq.compress import (
 )
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.points import OperatingPoints
-from autonuq.search.evaluator import is_satisfied, run_evaluator, score
+from autonuq.search.evaluator import is_satisfied, run_calibration, score
 from autonuq.search.points_cache import load_points, store_points
 from autonuq.search.stored import ORIGINAL_METRIC, store_layers, stored_layers
 from autonuq.search.task import OnProgress, Progress, Task
@@ -52,7 +52,7 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
     write_calibration_model(model, pair, task.record_file.resolve())
-    run_evaluator(task.evaluator, pair, model.config.batch_num)
+    run_calibration(task.evaluator, pair, model.config.batch_num)
     model = calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
     return model

@@ -30,7 +30,7 @@ from autonuq.search.stored import (
     load_study,
 )
 from autonuq.search.task import OnProgress, Task, check_folder, fingerprint_of, quantized_model
-from autonuq.search.workers import PACKAGES, make_runner, run_local, work
+from autonuq.search.workers import PACKAGES, make_runner, run_local
 
 __all__ = [
     "WINNER_FORMATS",
@@ -42,7 +42,6 @@ __all__ = [
     "resume",
     "run_study",
     "tune",
-    "work",
 ]
 
 WINNER_FORMATS = ("caffe", "packed")

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 import joblib
@@ -32,6 +33,7 @@ from autonuq.search.runner import POLL_S, Runner, trial_folder
 from autonuq.search.sampler import make_sampler
 from autonuq.search.storage import Storage, open_storage
 from autonuq.search.stored import FINGERPRINT, FINISHED, PROVENANCE, Study, check_fingerprint
+from autonuq.search.study_file import StudyFile
 from autonuq.search.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
@@ -68,6 +70,20 @@ def work(task: Task, *, on_progress: OnProgress = lambda progress: None, timeout
         model, points = _materials(task, study)
     make_runner(task, storage, study, model, points, on_progress, is_first=False).run(deadline)
     return Study(study)
+
+
+def fetch_network(
+    file: StudyFile, *, on_progress: OnProgress = lambda progress: None, timeout: float | None = None
+) -> StudyFile:
+    """Return the study file with the network of the study's artifacts, where its own is not on this machine."""
+    if file.source.model.exists():
+        return file
+    task = Task(file.name, file.source, None, file.out, file.storage, artifacts=file.artifacts)
+    check_folder(task)
+    study = open_storage(task.storage).load(task.name)
+    _wait_for_preparation(study, on_progress, None if timeout is None else time.monotonic() + timeout)
+    with FileLock(task.out / ".fetch"):
+        return replace(file, source=Artifacts(task.artifacts_location).fetch(task, study).source)
 
 
 def check_versions(study: optuna.Study) -> None:

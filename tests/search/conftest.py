@@ -153,11 +153,11 @@ class Top1(nuq.Evaluator):
         self.images, self.labels = data["images"], data["labels"]
 
     def eval_model(self, model_file, weights_file, batch_num):
+        with (HERE / "calls.log").open("a") as log:
+            log.write(f"{os.getpid()} {Path(model_file).name} {hash(Path(weights_file).read_bytes())}\\n")
         net = nuq.Net(model_file, weights_file, nuq.pycaffe.TEST)
         found = net.forward_all(data=self.images)["prob"].argmax(1)
         time.sleep(float(os.environ.get("PAUSE_S", 0)))
-        with (HERE / "calls.log").open("a") as log:
-            log.write(f"{os.getpid()} {Path(model_file).name} {hash(Path(weights_file).read_bytes())}\\n")
         return float((found == self.labels).mean())
 
     def is_satisfied(self, original_metric, new_metric):

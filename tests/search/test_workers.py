@@ -19,7 +19,8 @@ from autonuq.errors import EvaluatorError, StudyError
 from autonuq.search import workers
 from autonuq.search.artifacts import Artifacts
 from autonuq.search.evaluator import load_evaluator
-from autonuq.search.study import Task, load_study, run_study, work
+from autonuq.search.study import Task, load_study, run_study
+from autonuq.search.workers import work
 
 CLI = [sys.executable, "-c", "from autonuq.cli import main; main()"]
 
@@ -36,12 +37,16 @@ def scored(study):
     return [(pid, weights) for pid, name, weights in lines if name == "model.prototxt"]
 
 
-def check_complete(study, url, total):
-    """Check that every trial is finished once and no plan was scored twice, and return the trials."""
+def check_complete(study, url, total, *, stopped=0):
+    """Check that every trial is finished once and no plan was scored twice, and return the trials.
+
+    As many scorings as workers were stopped in the middle of one come on top.
+    """
     trials = load_study("tiny", url).record().trials
     assert [trial.number for trial in trials if trial.state == "complete"] == list(range(total))
     assert all("satisfied" in trial.constraints for trial in load_study("tiny", url).optuna.get_trials()[:total])
-    assert max(Counter(weights for _, weights in scored(study)).values()) == 1
+    counts = Counter(weights for _, weights in scored(study))
+    assert sum(counts.values()) - len(counts) <= stopped
     return trials[:total]
 
 
@@ -106,7 +111,7 @@ def test_a_killed_job_is_replaced(logging_study, monkeypatch):
     os.kill(worker_processes(logging_study).pop(), signal.SIGKILL)
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 0, messages
-    check_complete(logging_study, task_of(logging_study).storage, 14)
+    check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
 
 
 @pytest.mark.parametrize("to", ["the group", pytest.param("the parent alone", marks=pytest.mark.slow)])
@@ -128,7 +133,7 @@ def test_interrupt_with_jobs(logging_study, monkeypatch, to):
     record = load_study("tiny", task_of(logging_study).storage).record()
     assert not [trial for trial in record.trials if trial.state in ("running", "failed")]
     assert start(logging_study, "resume").wait(timeout=120) == 0
-    check_complete(logging_study, task_of(logging_study).storage, 14)
+    check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
 
 
 @pytest.fixture

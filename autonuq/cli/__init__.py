@@ -1,7 +1,8 @@
-"""The commands: thin layers over the public functions, and the only place that prints.
+"""The commands: thin layers over the public functions, and the only room that prints.
 
 Results go to stdout, progress and messages to stderr. Exit codes are those of `errors`, and 8 where a study finished
-without a satisfied trial, 130 where it was interrupted.
+without a satisfied trial, 130 where it was interrupted. `console` has the consoles and what every command takes,
+`display` the progress of a study, `documents` the schemas of `--json`, `starting` the commands before a study.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
 from autonuq.amct.simplified import load_simplified
+from autonuq.cli.console import CommandGroup, Verbosity, err, out, say, show_error, warn
 from autonuq.compress import FORMATS, ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError
@@ -31,17 +32,23 @@ from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
-from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
-from autonuq.search.study import work as run_worker
-from autonuq.search.study_file import StudyFile, load_study_file
+from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 from autonuq.search.task import Progress as Step
+from autonuq.search.workers import fetch_network
+from autonuq.search.workers import work as run_worker
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+app = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Make trained Caffe networks smaller without retraining.\n\nExit codes: 0 done, 2 usage, 3 model, "
+    "4 quantization, 5 runtime, 6 study or storage, 7 evaluator, 8 finished but nothing satisfied the constraint, "
+    "130 interrupted.",
+)
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
@@ -57,11 +64,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
+    Verbosity.reset()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
     try:
         app()
     except (AutonuqError, OSError) as error:
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        show_error(error)
         sys.exit(error.exit_code if isinstance(error, AutonuqError) else CANNOT_WRITE)
 
 
@@ -101,7 +109,7 @@ def inspect(
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
-        _print(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
+        say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
 
 
 def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
@@ -179,10 +187,11 @@ def work(
 
     Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
     """
-    task = _task(load_study_file(study, out=out, storage=storage, artifacts=artifacts), has_network=False)
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
     try:
         with _Display() as display:
-            run_worker(task, on_progress=display.show, timeout=timeout)
+            file = fetch_network(file, on_progress=display.show, timeout=timeout)
+            run_worker(_task(replace(file, cfg=None)), on_progress=display.show, timeout=timeout)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
         raise typer.Exit(INTERRUPTED) from None
@@ -216,18 +225,18 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, jobs: int, 
         raise typer.Exit(NOT_SATISFIED)
 
 
-def _task(file: StudyFile, *, has_network: bool = True) -> Task:
-    """Turn a study file into a task: load its evaluator and, where the network is there, its configuration."""
+def _task(file: StudyFile) -> Task:
+    """Turn a study file into a task: load its evaluator and its configuration."""
     config = None
-    if file.cfg is not None and has_network:
+    if file.cfg is not None:
         loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
         for warning in loaded.warnings:
-            err.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+            warn(warning)
         config = loaded.config
     return Task(
         name=file.name,
         source=file.source,
-        evaluator=load_evaluator(file.evaluator, file.path.resolve().parent, file.evaluate_batch_num),
+        evaluator=make_evaluator(file),
         out=file.out,
         storage=file.storage,
         config=config,
@@ -336,18 +345,14 @@ def status(
         typer.echo(json.dumps(document))
         return
     counts, best = document["trials"], document["best"]
-    _print(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
-    _print(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
+    say(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
+    say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
     if best is None:
-        _print("no trial satisfied the constraint so far")
+        say("no trial satisfied the constraint so far")
     else:
         sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
         metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
-        _print(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
-
-
-def _print(text: str) -> None:
-    out.print(text, soft_wrap=True)
+        say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
 
 
 def _status(study: Study) -> dict[str, Any]:
@@ -402,7 +407,7 @@ def plot(
                 write_figure(FIGURES[name](record), target)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-            _print(str(_shown(target)))
+            say(str(_shown(target)))
 
 
 @app.command()
@@ -419,7 +424,7 @@ def report(
     file, opened = _open(study, storage, out)
     target = output or file.out / "report.html"
     write_report(opened.record(), target)
-    _print(str(_shown(target)))
+    say(str(_shown(target)))
 
 
 @app.command()
@@ -446,7 +451,7 @@ def export(
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
     for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
-        _print(str(_shown(path)))
+        say(str(_shown(path)))
 
 
 @app.command()
@@ -460,7 +465,7 @@ def unpack(
     """
     pair = write_unpacked(file, output)
     for path in (pair.model, pair.weights):
-        _print(str(_shown(path)))
+        say(str(_shown(path)))
 
 
 @app.command()
@@ -475,4 +480,4 @@ def config(
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
-    _print(str(_shown(output)))
+    say(str(_shown(output)))

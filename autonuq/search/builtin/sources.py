@@ -1,0 +1,280 @@
+"""Labelled images: arrays in an `.npz`, a folder of pictures with a label file, a Caffe LMDB.
+
+Every source gives its images in a fixed order as arrays (height, width, channels), and their labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autonuq.errors import EvaluatorError
+from autonuq.graph.datum import Datum, parse_datum
+
+Order = Literal["RGB", "BGR"]
+_DECODERS = 4  # threads that decode pictures; Pillow works outside the interpreter's lock
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where labelled images are.
+
+    Attributes
+    ----------
+    kind : {"npz", "folder", "lmdb"}
+    path : Path
+    images, labels : str
+        npz: names of the arrays. folder: `labels` is the label file, lines of `picture label`.
+    layout : {"NHWC", "NCHW"} or None
+        Of an npz's images; None: told from the number of channels.
+    start : int
+        Images to pass over.
+    count : int or None
+        Images to use; None: all the others.
+    """
+
+    kind: Literal["npz", "folder", "lmdb"]
+    path: Path
+    images: str = "images"
+    labels: str = "labels"
+    layout: str | None = None
+    start: int = 0
+    count: int | None = None
+
+    @property
+    def span(self) -> slice:
+        """The images that are used."""
+        return slice(self.start, None if self.count is None else self.start + self.count)
+
+
+class LabelledImages(Protocol):
+    """What every source offers."""
+
+    labels: NDArray[np.int64]
+    order: Order
+    """Of the colours that `read` gives."""
+    wanted: Order
+    """The order that a network takes if nobody says otherwise."""
+
+    def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
+        """Return images as uint8 or float32 arrays of shape (height, width, channels)."""
+
+    def digest(self) -> str:
+        """Return what changes with the data, but not with where they lie."""
+
+
+def open_images(settings: DataSettings) -> LabelledImages:
+    """Open a source.
+
+    Raises
+    ------
+    EvaluatorError
+        It cannot be read, lacks something, or has no image in the span that the settings ask for.
+    """
+    kinds: dict[str, type[NpzImages] | type[FolderImages] | type[LmdbImages]]
+    kinds = {"npz": NpzImages, "folder": FolderImages, "lmdb": LmdbImages}
+    source = kinds[settings.kind](settings)
+    if len(source.labels) == 0 or (settings.count is not None and len(source.labels) < settings.count):
+        wanted = "one" if settings.count is None else f"{settings.count} images"
+        have = f"there are {len(source.labels)} from number {settings.start} on"
+        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.path)
+    return source
+
+
+class NpzImages:
+    """Arrays of images (N, H, W), (N, H, W, C) or (N, C, H, W), and of labels (N,)."""
+
+    order: Order = "RGB"
+    wanted: Order = "RGB"  # arrays are taken as they are
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings = settings
+        arrays = load_arrays(settings.path, (settings.images, settings.labels))
+        self._images, labels = arrays[settings.images], arrays[settings.labels]
+        if self._images.ndim not in (3, 4) or self._images.dtype.kind not in "uif":
+            raise self._error(
+                f"'{settings.images}' must hold numbers of shape (N, H, W), (N, H, W, C) or (N, C, H, W). "
+                f"Got {self._images.dtype} of shape {self._images.shape} instead."
+            )
+        if labels.shape != (len(self._images),) or labels.dtype.kind not in "ui":
+            raise self._error(
+                f"'{settings.labels}' must hold one whole number for each of {len(self._images)} images. "
+                f"Got {labels.dtype} of shape {labels.shape} instead."
+            )
+        self._images, self.labels = self._images[settings.span], labels[settings.span].astype(np.int64)
+
+    def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
+        """See `LabelledImages`."""
+        images = self._images[start:stop]
+        if images.ndim == 3:
+            images = images[..., np.newaxis]
+        elif self._layout(channels) == "NCHW":
+            images = images.transpose(0, 2, 3, 1)
+        if images.shape[-1] != channels:
+            raise self._error(f"its images have {images.shape[-1]} channels, the network takes {channels}")
+        kept = images if images.dtype == np.uint8 else images.astype(np.float32)
+        return list(kept)
+
+    def _layout(self, channels: int) -> str:
+        first, last = self._images.shape[1] == channels, self._images.shape[-1] == channels
+        if self._settings.layout is None and first and last:
+            raise self._error(f"shape {self._images.shape} may be NCHW or NHWC; say which with 'layout'")
+        return self._settings.layout or ("NCHW" if first else "NHWC")
+
+    def digest(self) -> str:
+        """Digest the file."""
+        digest = hashlib.sha256(repr(self._settings.span).encode())
+        with self._settings.path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def _error(self, message: str) -> EvaluatorError:
+        return EvaluatorError(message, path=self._settings.path)
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read arrays of an `.npz`.
+
+    Raises
+    ------
+    EvaluatorError
+        The file cannot be read or has no such array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in names:
+                if name not in arrays:
+                    raise EvaluatorError(f"has no array '{name}' (it has: {', '.join(arrays)})", path=path)
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no .npz of plain arrays"
+        raise EvaluatorError(f"cannot be read: {reason}", path=path) from error
+
+
+class FolderImages:
+    """Pictures in a folder, named with their labels in a text file."""
+
+    order: Order = "RGB"
+    wanted: Order = "BGR"  # as Caffe, which reads pictures with OpenCV
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._folder, self._settings = settings.path, settings
+        entries = list(self._entries(Path(settings.labels)))[settings.span]
+        self._names = [name for name, _ in entries]
+        self.labels = np.array([label for _, label in entries], np.int64)
+        missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
+        if missing is not None:
+            raise EvaluatorError(f"picture '{missing}' of {settings.labels} is not there", path=self._folder)
+
+    def _entries(self, file: Path) -> Iterator[tuple[str, int]]:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise EvaluatorError(f"label file cannot be read: {reason}", path=file) from error
+        for number, line in enumerate(lines, 1):
+            name, _, label = line.strip().rpartition(" ")
+            if name and label.isdecimal():
+                yield name.strip(), int(label)
+            elif line.strip():
+                raise EvaluatorError(f"line {number} must read 'picture label'. Got '{line}' instead.", path=file)
+
+    def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
+        """See `LabelledImages`."""
+        paths = [self._folder / name for name in self._names[start:stop]]
+        with ThreadPoolExecutor(_DECODERS) as pool:
+            return list(pool.map(lambda path: decode(path, channels, path), paths))
+
+    def digest(self) -> str:
+        """Digest the names, sizes and labels of the pictures; they are too many to read."""
+        digest = hashlib.sha256()
+        for name, label in zip(self._names, self.labels, strict=True):
+            digest.update(f"{name} {label} {(self._folder / name).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+def decode(file: Path | io.BytesIO, channels: int, path: Path) -> NDArray[np.uint8]:
+    """Decode a picture to (height, width, 1 or 3), RGB; `path` is for messages."""
+    if channels not in (1, 3):
+        raise EvaluatorError(f"pictures have 1 or 3 channels, the network takes {channels}", path=path)
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise EvaluatorError(f"picture cannot be read: {error}", path=path) from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+class LmdbImages:
+    """The records of a database that Caffe's `convert_imageset` or one like it wrote, in the order of their keys."""
+
+    order: Order = "BGR"
+    wanted: Order = "BGR"
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._path = settings.path
+        try:
+            self._lmdb = importlib.import_module("lmdb")
+        except ImportError as error:
+            raise EvaluatorError("reading an LMDB needs a package: pip install 'autonuq[lmdb]'") from error
+        with self._transaction() as transaction:
+            self._records = transaction.stat()["entries"]
+            span = range(*settings.span.indices(self._records))
+            found = [
+                (bytes(key), self._datum(key, value).label)
+                for number, (key, value) in enumerate(transaction.cursor())
+                if number in span
+            ]
+        self._keys = [key for key, _ in found]
+        self.labels = np.array([label for _, label in found], np.int64)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """Open the database for a moment: a handle must not be carried into another process."""
+        try:
+            environment = self._lmdb.open(
+                str(self._path), readonly=True, lock=False, create=False, subdir=self._path.is_dir()
+            )
+        except self._lmdb.Error as error:
+            raise EvaluatorError(f"is no LMDB that can be read: {error}", path=self._path) from error
+        with environment, environment.begin() as transaction:
+            yield transaction
+
+    def _datum(self, key: bytes, value: bytes) -> Datum:
+        return parse_datum(bytes(value), key.decode(errors="replace"), self._path)
+
+    def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
+        """See `LabelledImages`."""
+        keys = self._keys[start:stop]
+        with self._transaction() as transaction:
+            data = [self._datum(key, transaction.get(key)) for key in keys]
+        return [self._pixels(datum, channels) for datum in data]
+
+    def _pixels(self, datum: Datum, channels: int) -> NDArray[Any]:
+        if datum.values is None:
+            return decode(io.BytesIO(datum.encoded), channels, self._path)[..., ::-1]
+        if len(datum.values) != channels:
+            raise EvaluatorError(
+                f"its images have {len(datum.values)} channels, the network takes {channels}", path=self._path
+            )
+        return datum.values.transpose(1, 2, 0)
+
+    def digest(self) -> str:
+        """Digest the keys and labels, and the size of the database; the pixels are too many to read."""
+        digest = hashlib.sha256(f"{self._records}\n".encode() + b"\n".join(self._keys))
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()

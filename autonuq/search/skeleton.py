@@ -1,0 +1,164 @@
+"""What `autonuq new` writes: a study file and an evaluator that runs at once, on random data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+
+from autonuq.atomic import replace_text
+from autonuq.errors import StudyError
+from autonuq.graph.files import load_graph
+from autonuq.graph.layers import infer_shapes
+from autonuq.graph.model import Graph, Shape
+
+STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
+
+_STUDY = Template('''\
+# Study of ${title}: 'autonuq check', then 'autonuq tune' with this file. Paths are relative to it.
+name = ${name}
+
+[model]
+prototxt = ${prototxt}
+weights = ${weights}
+
+[evaluator]
+class = "${evaluator}:Closeness"  # it runs on random data: fill in what is marked TODO there
+evaluate_batch_num = 8
+# A classifier needs no class. Instead of the two lines above:
+# kind = "top1"                # or top5
+# drop = 1.0                   # points that may be lost; "1 %" is per cent of the original accuracy
+# data = {folder = "val", labels = "val.txt"}     # or {npz = "val.npz"}, {lmdb = "val_lmdb"}
+# calibration = {folder = "train", labels = "train.txt"}
+# transform = {resize = [256, 256], crop = ${crop}, mean = [104, 117, 123]}
+
+[quantization]
+batch_num = 2                  # batches that calibrate the activations
+codec = "entropy"              # or fixed; or ascend, ATC's weight compressor
+
+[search]
+trials = 20
+''')
+
+_EVALUATOR = Template('''\
+"""How good a network is, and whether that is good enough.
+
+As it stands, this measures on random data how close a network's output comes to the original network's. That shows
+that everything works and needs no labels, but it says little about your task: fill in what is marked TODO.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+import autonuq as nuq
+
+FOLDER = Path(__file__).parent
+ORIGINAL = str(FOLDER / ${prototxt}), str(FOLDER / ${weights})
+INPUTS = ${inputs}
+OUTPUT = ${output}  # ${others}
+
+
+class Closeness(nuq.Evaluator):
+    """1 minus the relative error of the output; 1 for the original network."""
+
+    def __init__(self, evaluate_batch_num):
+        super().__init__(evaluate_batch_num=evaluate_batch_num)
+        self.expected = {}
+
+    def batch(self, number):
+        """Return every input blob of a batch, the same each time."""
+        # TODO 1: return your images, prepared as for training (size, order of the colours, mean, scale), as float32.
+        rng = np.random.default_rng(number)
+        return {blob: rng.standard_normal(shape, np.float32) for blob, shape in INPUTS.items()}
+
+    def run(self, model_file, weights_file, batch_num):
+        net = nuq.Net(model_file, weights_file, nuq.pycaffe.TEST)
+        return np.stack([net.forward([OUTPUT], **self.batch(number))[OUTPUT] for number in range(batch_num)])
+
+    def eval_model(self, model_file, weights_file, batch_num):
+        """Run `batch_num` batches and return one number; also called to calibrate, when the number is ignored."""
+        output = self.run(model_file, weights_file, batch_num)
+        # TODO 2: return your metric. Of a classifier with labels of shape (batch_num, batch size), for example:
+        #     return float((output.reshape(*labels.shape, -1).argmax(-1) == labels).mean())
+        if batch_num not in self.expected:
+            self.expected[batch_num] = self.run(*ORIGINAL, batch_num)
+        expected = self.expected[batch_num]
+        return 1 - float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
+
+    def is_satisfied(self, original_metric, new_metric):
+        """Say whether a compressed network is good enough."""
+        # TODO 3: say how much may be lost.
+        return original_metric - new_metric < 0.1
+''')
+
+
+def write_skeleton(folder: Path, model: Path, weights: Path) -> tuple[Path, Path]:
+    """Write a study file and an evaluator for a network.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there; its name is the study's.
+    model, weights : Path
+        The files name them relative to `folder`.
+
+    Returns
+    -------
+    tuple of Path
+        The study file and the evaluator.
+
+    Raises
+    ------
+    StudyError
+        One of the files exists, or the folder cannot be written.
+    ModelError
+        The network cannot be used.
+    """
+    graph = load_graph(model, weights)
+    shapes = infer_shapes(graph)
+    targets = folder / STUDY_NAME, folder / EVALUATOR_NAME
+    for target in targets:
+        if target.exists():
+            raise StudyError("exists already; choose another folder, or remove it", path=target)
+    values = _values(graph, shapes, folder, model, weights)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, template in zip(targets, (_STUDY, _EVALUATOR), strict=True):
+            replace_text(target, template.substitute(values))
+    except OSError as error:
+        raise StudyError(f"folder cannot be written: {error.strerror}", path=folder) from error
+    return targets
+
+
+def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path, weights: Path) -> dict[str, str]:
+    output = likely_output(graph)
+    others = [f"{blob} {shapes[blob]}" for blob in graph.outputs if blob != output]
+    sides = next((shape[2:] for shape in graph.inputs.values() if len(shape) == 4), (224, 224))
+    prototxt, caffemodel = (
+        json.dumps(os.path.relpath(path.resolve(), folder.resolve()), ensure_ascii=False) for path in (model, weights)
+    )
+    return {
+        "title": graph.name.replace("\n", " ") or model.name,
+        "name": json.dumps(folder.resolve().name, ensure_ascii=False),
+        "prototxt": prototxt,
+        "weights": caffemodel,
+        "evaluator": EVALUATOR_NAME,
+        "inputs": repr(dict(graph.inputs)),
+        "output": json.dumps(output),
+        "others": f"{shapes[output]}; " + (f"the outputs are {', '.join(others)}" if others else "the only output"),
+        "crop": str(sides[0]) if sides[0] == sides[1] else str(list(sides)),
+    }
+
+
+def likely_output(graph: Graph) -> str:
+    """Guess the blob to look at: the last output with probabilities, else the last output.
+
+    A DetectionOutput's rows change in number, so the confidences that it reads stand for it.
+    """
+    makers = {top: layer for layer in graph.layers for top in layer.tops}
+    likely = [blob for blob in graph.outputs if makers[blob].type in ("Softmax", "Sigmoid")]
+    blob = (likely or list(graph.outputs))[-1]
+    return makers[blob].bottoms[1] if makers[blob].type == "DetectionOutput" else blob
