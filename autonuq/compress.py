@@ -1,6 +1,7 @@
 """Where quantization meets the graph: quantize, calibrate, build curves, apply a plan, write the results.
 
-In the order of a study::
+Static quantization stops after `calibrated` and `restrict_levels`, which makes the codebooks that AMCT's configuration
+asks for; a record file that somebody else made takes the place of both (`recorded`). In the order of a study::
 
     model = quantize(graph, config)                    # folded, int8 codes of every layer
     write_calibration_model(model, files)              # somebody runs it for config.batch_num passes ...
@@ -27,10 +28,12 @@ from numpy.typing import NDArray
 from autonuq import packed
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError
+from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import write_caffemodel, write_model
 from autonuq.graph.layers import infer_shapes
-from autonuq.graph.model import Graph, Layer
+from autonuq.graph.lowering import lower
+from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import (
     WEIGHT_TYPES,
     QuantizedBlobs,
@@ -38,6 +41,7 @@ from autonuq.graph.passes import (
     fold_batch_norm,
     insert_observers,
     insert_quantizers,
+    joint_groups,
 )
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.codecs import make_codec
@@ -45,9 +49,11 @@ from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
-from autonuq.quant.uniform import UniformWeights, dequantize, quantize_bias, quantize_weights
+from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
+from autonuq.quant.uniform import UniformWeights, dequantize, on_grid, quantize_bias, quantize_weights
 from autonuq.records import LayerRecord
-from autonuq.runtime.moments import load_moments, moments_folder
+from autonuq.runtime.moments import load_moments, request_moments
+from autonuq.runtime.session import Session
 
 Plan = Mapping[str, int]
 """Layer name -> index of a point on the layer's curve; layers that are missing stay uniform (point 0)."""
@@ -188,11 +194,8 @@ def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
     Raises
     ------
     QuantizationError
-        A layer of the configuration does not exist, cannot be quantized, or its weights are not finite; or joint
-        quantization is asked for.
+        A layer of the configuration does not exist, cannot be quantized, or its weights are not finite.
     """
-    if config.joint_quant:
-        raise QuantizationError("joint_quant is not available; set it to false")
     able = capabilities(graph, skip_fusion=config.skip_fusion_layers, do_fusion=config.do_fusion)
     _check_config(config, able)
     folded = fold_batch_norm(graph, config.skip_fusion_layers) if config.do_fusion else graph
@@ -238,6 +241,91 @@ def _channel_axis(layer: Layer, channel_wise: bool) -> int | None:
     return 0 if layer.type == "Convolution" else 1
 
 
+def restrict_levels(model: QuantizedModel, record_file: Path | None = None) -> QuantizedModel:
+    """Restrict every layer that is to have a codebook to the number of levels that its settings say.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        With uniform codes.
+    record_file : Path, optional
+        Beside it the calibration left the second moments of the layers' inputs; without them weights count alone.
+
+    Returns
+    -------
+    QuantizedModel
+        Its weights hold levels only, its factors the `cluster`; a plan has nothing left to choose.
+    """
+    weights, factors = dict(model.weights), dict(model.factors)
+    for name in model.nuq_layers:
+        steps = model.config.layers[name].weights.num_steps
+        moments = None if record_file is None else load_moments(record_file, name)
+        try:
+            weights[name] = restrict_codes(model.graph.by_name[name].blobs[0], weights[name], steps, moments)
+        except QuantizationError as error:
+            raise QuantizationError(str(error), layer=name) from error
+        factors[name] = replace(factors[name], cluster=cluster_of(weights[name].codes, steps))
+    return replace(model, weights=weights, factors=factors)
+
+
+def recorded(graph: Graph, records: Mapping[str, Factors], path: Path) -> QuantizedModel:
+    """Quantize a float network by the factors of a record file that was made elsewhere.
+
+    Parameters
+    ----------
+    graph : Graph
+        With blobs, not folded.
+    records : mapping of str to Factors
+        By layer name, complete; every other layer stays float. Weights of a layer with a `cluster` go to its levels.
+    path : Path
+        Of the record file, for messages.
+
+    Raises
+    ------
+    QuantizationError
+        The record does not match the network.
+    """
+    skip_fusion = tuple(name for name, factors in records.items() if factors.skip_fusion)
+    able = capabilities(graph, skip_fusion=skip_fusion)
+    config = QuantizationConfig({name: LayerSettings() for name in records}, skip_fusion_layers=skip_fusion)
+    _check_config(config, able)
+    folded = fold_batch_norm(graph, skip_fusion)
+    shapes = infer_shapes(folded)
+    weights, settings = {}, {}
+    for layer in folded.layers:
+        if layer.name not in records:
+            continue
+        factors, kernel = records[layer.name], _kernel(layer)
+        axis = _channel_axis(layer, len(factors.scale_w) > 1)
+        _check_recorded(layer, factors, 1 if axis is None else kernel.shape[axis], shapes[layer.bottoms[0]], path)
+        if layer.type in WEIGHT_TYPES:
+            uniform = on_grid(kernel, np.asarray(factors.scale_w, np.float32), axis)
+            levels = np.asarray(factors.cluster, np.int8)
+            weights[layer.name] = snap_codes(uniform, levels) if factors.cluster else uniform
+        by_codebook = replace(LayerSettings().weights, algorithm="nuq" if factors.cluster else "arq")
+        settings[layer.name] = replace(LayerSettings(), weights=by_codebook)
+    return QuantizedModel(folded, replace(config, layers=settings), weights, records, able)
+
+
+def _check_recorded(layer: Layer, factors: Factors, channels: int, bottom: Shape, path: Path) -> None:
+    """Refuse factors that cannot belong to a layer whose weights have so many scales and whose input has this shape."""
+    if len(factors.scale_w) != channels:
+        rule = f"scale_w must have length {channels}" if channels > 1 else "scale_w must have length 1"
+        raise QuantizationError(f"{rule}. Got {len(factors.scale_w)} instead.", path=path, layer=layer.name)
+    if len(factors.shift_bit) not in (0, channels):
+        rule = f"shift_bit must be left out or have length {channels}"
+        raise QuantizationError(f"{rule}. Got {len(factors.shift_bit)} instead.", path=path, layer=layer.name)
+    own = (*bottom[1:], 1, 1, 1)[:3]
+    found = (factors.channels, factors.height, factors.width)
+    if found[0] != own[0]:
+        raise QuantizationError(
+            f"channels, height, width must be those of the layer's input, {own}. Got {found} instead; is the record of "
+            "another network?",
+            path=path,
+            layer=layer.name,
+        )
+
+
 def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file: Path) -> None:
     """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
 
@@ -245,8 +333,7 @@ def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file:
     adds the inputs' factors to it, and, in our runtime, the second moments of the inputs beside it.
     """
     write_record(record_file, model.factors)
-    if model.nuq_layers:
-        moments_folder(record_file).mkdir(exist_ok=True)
+    request_moments(record_file, model.nuq_layers)
     config = model.config
     observed = insert_observers(
         model.graph.with_layers(
@@ -259,6 +346,7 @@ def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file:
         batch_num=config.batch_num,
         with_offset=config.activation_offset,
         record_file=record_file,
+        joint=joint_groups(model.graph, config.layers) if config.joint_quant else (),
     )
     write_model(observed, pair.model, pair.weights)
 
@@ -278,12 +366,12 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
         if found is None or found.scale_d is None:
             raise QuantizationError(
                 f"has no activation factors in {record_file}: the calibration needs {model.config.batch_num} forward "
-                "passes of the whole network; does eval_model run batch_num batches?",
+                "passes (batch_num) of the whole modified network",
                 layer=name,
             )
         if not np.array_equal(np.asarray(found.scale_w, np.float32), np.asarray(own.scale_w, np.float32)):
             raise QuantizationError(f"{record_file} holds the factors of other weights", layer=name)
-        factors[name] = found
+        factors[name] = replace(found, cluster=own.cluster)
     return replace(model, factors=factors)
 
 
@@ -367,15 +455,44 @@ def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints
 
 
 def _fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
-    quantized = {}
-    for name, factors in model.factors.items():
-        blobs = model.graph.by_name[name].blobs
-        if name in model.weights:
-            uniform = model.weights[name]
-            codes = planned_codes(model, points, plan, name)
-            blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
-        quantized[name] = QuantizedBlobs(blobs, factors)
-    return insert_quantizers(model.graph, quantized)
+    return insert_quantizers(
+        model.graph, {name: _fake_quant_blobs(model, points, plan, name) for name in model.factors}
+    )
+
+
+def _fake_quant_blobs(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, name: str
+) -> QuantizedBlobs:
+    blobs = model.graph.by_name[name].blobs
+    if name in model.weights:
+        uniform = model.weights[name]
+        codes = planned_codes(model, points, plan, name)
+        blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
+    return QuantizedBlobs(blobs, model.factors[name])
+
+
+def layer_outputs(
+    model: QuantizedModel, name: str, inputs: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the output of one layer alone for given inputs, float and fake-quantized.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        Calibrated.
+    name : str
+        A quantized layer.
+    inputs : ndarray of float32
+        In the shape of the layer's bottom, any number of images.
+    """
+    layer = model.graph.by_name[name]
+    source = Layer(caffe_pb2.LayerParameter(name="input", type="Input", top=layer.bottoms))
+    source.message.input_param.shape.add(dim=inputs.shape)
+    single = Graph(name, (source, layer))
+    fake = insert_quantizers(single, {name: _fake_quant_blobs(model, {}, {}, name)})
+    (bottom,), (top,) = layer.bottoms, layer.tops
+    outputs = (Session(lower(graph, outputs=[top])).run({bottom: inputs})[top] for graph in (single, fake))
+    return next(outputs), next(outputs)
 
 
 def write_deploy(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
@@ -492,17 +609,31 @@ def export(
         deploy, record = deploy_pair(prefix), record_file or Path(f"{prefix}_record.txt")
         write_deploy(model, points, plan, deploy)
         write_record(record, model.factors)
-        chosen = [name for name in model.nuq_layers if plan.get(name, 0)]
-        nuq_layers = replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen))
-        written += [deploy.model, deploy.weights, record, nuq_layers]
+        written += [deploy.model, deploy.weights, record, write_nuq_layers(model, plan, prefix)]
     if "caffe" in wanted:
-        quant_info = json.dumps(_quant_info(model, points, plan), indent=4)
-        written.append(replace_text(f"{prefix}_quant.json", quant_info))
+        written.append(write_quant_info(model, points, plan, prefix))
     if "packed" in wanted:
         path = packed_file(prefix)
         write_packed(model, points, plan, codec, path)
         written.append(path)
     return tuple(written)
+
+
+def chosen_layers(model: QuantizedModel, plan: Plan) -> tuple[str, ...]:
+    """Return the layers that have a codebook, by the plan or from `restrict_levels`, in network order."""
+    return tuple(name for name in model.weights if plan.get(name, 0) or model.factors[name].cluster)
+
+
+def write_nuq_layers(model: QuantizedModel, plan: Plan, prefix: str) -> Path:
+    """Write the list that ATC reads as `--compress_weight_conf`."""
+    return replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen_layers(model, plan)))
+
+
+def write_quant_info(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str
+) -> Path:
+    """Write what AMCT's accuracy comparison wants to know: where quantizers stand and what was folded."""
+    return replace_text(f"{prefix}_quant.json", json.dumps(_quant_info(model, points, plan), indent=4))
 
 
 def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> dict[str, object]:
@@ -513,9 +644,9 @@ def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], pl
             host = capability.reason.removeprefix("is folded into ").strip("'")
             folded.setdefault(host, []).append(capability.name)
     layers = {}
+    chosen = set(chosen_layers(model, plan))
     for name, factors in model.factors.items():
-        codes = planned_codes(model, points, plan, name) if name in model.weights else np.zeros(0, np.int8)
-        levels = np.unique(codes).tolist() if plan.get(name, 0) else []
+        levels = np.unique(planned_codes(model, points, plan, name)).tolist() if name in chosen else []
         layers[name] = {
             "type": model.graph.by_name[name].type,
             "quant_layer": f"{name}_0_quant_layer",

@@ -6,15 +6,33 @@ Names and constants are pycaffe's. What needs training or a patched build is not
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
+from autonuq import pycaffe_io as io
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.hosted.python_layer import PythonLayer as Layer
 from autonuq.graph.model import TEST, TRAIN
 from autonuq.runtime.net import Net
 
-__all__ = ["TEST", "TRAIN", "Layer", "Net", "install", "set_device", "set_mode_cpu", "set_mode_gpu"]
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "Layer",
+    "Net",
+    "init_log",
+    "install",
+    "io",
+    "proto",
+    "set_device",
+    "set_mode_cpu",
+    "set_mode_gpu",
+    "set_random_seed",
+]
 
 __version__ = "1.0.0"  # the pycaffe whose interface this is
+
+proto = ModuleType("caffe.proto", "Caffe's messages.")
+proto.caffe_pb2 = io.caffe_pb2  # type: ignore[attr-defined]
 
 
 def set_mode_cpu() -> None:
@@ -44,6 +62,19 @@ def set_device(device_id: int) -> None:
         raise RuntimeFailure(f"set_device: device {device_id} does not exist, the CPU is device 0")
 
 
+def init_log(*_ignored: object) -> None:
+    """Do nothing: there is no glog here."""
+
+
+def set_random_seed(seed: int) -> None:
+    """Do nothing: networks in phase TEST draw no numbers."""
+
+
 def install() -> None:
-    """Make `import caffe` give this module, in this process."""
-    sys.modules["caffe"] = sys.modules[__name__]
+    """Make `import caffe`, `caffe.io` and `caffe.proto.caffe_pb2` give ours, in this process."""
+    sys.modules |= {
+        "caffe": sys.modules[__name__],
+        "caffe.io": io,
+        "caffe.proto": proto,
+        "caffe.proto.caffe_pb2": io.caffe_pb2,
+    }

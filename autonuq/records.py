@@ -75,6 +75,17 @@ class TrialRecord:
         Why the trial failed; empty otherwise.
     worker : str
         host:pid of the process that ran it.
+    predicted : float or None
+        The margin that the curves and the trials before this one let expect.
+    standard_error : float or None
+        Of the metric, where the evaluator can tell.
+    part_margin : float or None
+        The margin on a part of the batches, where the trial was raced.
+    margin_error : float or None
+        Of a trial that was stopped on a part: the standard deviation of `margin`, which is estimated then, as is
+        `metric`. Such a trial is never satisfied.
+    batches : int or None
+        How many batches were scored for it in all.
     """
 
     number: int
@@ -90,6 +101,56 @@ class TrialRecord:
     duration_s: float | None = None
     error: str = ""
     worker: str = ""
+    predicted: float | None = None
+    standard_error: float | None = None
+    part_margin: float | None = None
+    margin_error: float | None = None
+    batches: int | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the trial was stopped on a part of the batches because its failure was clear."""
+        return self.margin_error is not None
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What another evaluator, or the same on other data, says of the winner; the search never saw it.
+
+    Attributes
+    ----------
+    evaluator : str
+        Its name and number of batches.
+    trial : int
+        The winner that was scored.
+    original_metric, metric : float or None
+        Of the original network and of the winner; None where `error` says why not.
+    satisfied : bool or None
+        The verdict of the confirming evaluator.
+    original_standard_error, standard_error : float or None
+        Of both metrics, where the evaluator can tell.
+    error : str
+        Why it could not be had; empty otherwise.
+    """
+
+    evaluator: str
+    trial: int
+    original_metric: float | None = None
+    metric: float | None = None
+    satisfied: bool | None = None
+    original_standard_error: float | None = None
+    standard_error: float | None = None
+    error: str = ""
+
+    @property
+    def summary(self) -> str:
+        """What was found, in one line."""
+        if self.metric is None:
+            return f"trial {self.trial} could not be confirmed: {self.error}"
+        before = format_metric(self.original_metric, self.original_standard_error)
+        after = format_metric(self.metric, self.standard_error)
+        verdict = "satisfied" if self.satisfied else "not satisfied"
+        return f"trial {self.trial} by {self.evaluator}: metric {before} -> {after}, {verdict}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +170,12 @@ class StudyRecord:
         How many trials the study shall have in all.
     provenance : mapping of str to str
         What is needed to repeat it: versions, seed, hashes, files.
+    confirmation : Confirmation or None
+        Of the best trial at the end of the last run, where the study has it.
+    original_standard_error : float or None
+        Of the original metric, where the evaluator can tell.
+    stopped : str
+        Why the study ended before it had all its trials; empty otherwise.
     """
 
     name: str
@@ -118,6 +185,9 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     target_trials: int
     provenance: Mapping[str, str] = field(default_factory=dict)
+    confirmation: Confirmation | None = None
+    original_standard_error: float | None = None
+    stopped: str = ""
 
     @property
     def original_bytes(self) -> int:
@@ -141,3 +211,10 @@ class StudyRecord:
             for layer in self.layers
             if layer.treatment != "float"
         }
+
+
+def format_metric(metric: float | None, standard_error: float | None = None) -> str:
+    """Write a metric, with its standard error where that is known."""
+    if metric is None:
+        return "-"
+    return f"{metric:g}" if standard_error is None else f"{metric:g} ± {standard_error:.2g}"

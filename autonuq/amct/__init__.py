@@ -1,9 +1,34 @@
 """AMCT's interface on autonuq: the names and files of `amct_caffe`, none of its algorithms here.
 
-What AMCT's documents leave open, and what is done about it, stands in `unsaid`.
+What AMCT's documents leave open, and what is done about it, stands in `unsaid`. `install` makes scripts that import
+`caffe` and `amct_caffe` find this package; `python -m autonuq.amct script.py` runs one that way.
 """
 
+from autonuq.amct.auto_calibration import (
+    AutoCalibrationEvaluatorBase,
+    BinarySearchStrategy,
+    CosineSimilaritySensitivity,
+    accuracy_based_auto_calibration,
+)
 from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase, auto_nuq
+from autonuq.amct.devices import set_cpu_mode, set_gpu_mode
+from autonuq.amct.imports import install
 from autonuq.amct.quant_config import create_quant_config
+from autonuq.amct.static import convert_model, init, quantize_model, save_model
 
-__all__ = ["AutoNuqEvaluatorBase", "auto_nuq", "create_quant_config"]
+__all__ = [
+    "AutoCalibrationEvaluatorBase",
+    "AutoNuqEvaluatorBase",
+    "BinarySearchStrategy",
+    "CosineSimilaritySensitivity",
+    "accuracy_based_auto_calibration",
+    "auto_nuq",
+    "convert_model",
+    "create_quant_config",
+    "init",
+    "install",
+    "quantize_model",
+    "save_model",
+    "set_cpu_mode",
+    "set_gpu_mode",
+]

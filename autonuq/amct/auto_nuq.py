@@ -7,12 +7,11 @@ it stopped; one that had finished, or was made for another network, configuratio
 from __future__ import annotations
 
 import shutil
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from autonuq.amct.config import load_config
-from autonuq.amct.quant_config import warn_of
+from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
 from autonuq.compress import ModelPair
 from autonuq.errors import StudyError
 from autonuq.graph.capability import Capability
@@ -21,6 +20,7 @@ from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import Evaluator
 from autonuq.search.storage import default_url
+from autonuq.search.stored import Best
 from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
 
 AutoNuqEvaluatorBase = Evaluator
@@ -62,7 +62,9 @@ def auto_nuq(
     graph = load_graph(model_file, weights_file)
     able = capabilities(graph)
     loaded = load_config(config_file, able)
-    warn_of(loaded)
+    warn_of(loaded.warnings)
+    config = _searched(loaded.config, able)
+    log_layers(able, config)
     prefix = Path(save_dir)
     out = prefix.parent / f"{prefix.name}_study"
     task = Task(
@@ -71,14 +73,24 @@ def auto_nuq(
         evaluator=nuq_evaluator,
         out=out,
         storage=default_url(out.resolve()),
-        config=_searched(loaded.config, able),
+        config=config,
         n_trials=n_trials,
     )
     study = _run(task)
-    if study.best is None:
+    best = study.best
+    if best is None:
         raise StudyError("no plan satisfied the evaluator, so nothing was written", study=task.name)
     Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
     export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
+    _say_winner(best, save_dir)
+
+
+def _say_winner(best: Best, save_dir: str) -> None:
+    log = open_log()
+    for name, levels in best.levels.items():
+        log.info("layer '%s': %d levels", name, levels)
+    log.info("trial %d wins: ratio %.2f, metric %g", best.trial, best.ratio, best.metric)
+    log.info("the quantized model is stored as %s_*", save_dir)
 
 
 def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> QuantizationConfig:
@@ -86,9 +98,7 @@ def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> Quant
     if any(settings.weights.algorithm == "nuq" for settings in config.layers.values()):
         return config
     capable = {capability.name for capability in able if capability.nuq}
-    warnings.warn(
-        "the configuration names no nuq_quantize layer; every layer that can carry a codebook is searched", stacklevel=3
-    )
+    warn_of(["the configuration names no nuq_quantize layer; every layer that can carry a codebook is searched"])
     layers = {
         name: replace(settings, weights=replace(settings.weights, algorithm="nuq")) if name in capable else settings
         for name, settings in config.layers.items()
@@ -98,6 +108,6 @@ def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> Quant
 
 def _run(task: Task) -> Study:
     if is_resumable(task):
-        return run_study(task, exists=True)
+        return run_study(task, exists=True, on_progress=ProgressLog())
     shutil.rmtree(task.out, ignore_errors=True)
-    return run_study(task, exists=False)
+    return run_study(task, exists=False, on_progress=ProgressLog())

@@ -437,8 +437,13 @@ def write_config(path: str | Path, config: QuantizationConfig, capabilities: Seq
     }
     document |= {name: _layer_object(config.layers[name]) for name in known if name in config.layers}
     _build_config(_Object(document.items()), capabilities, path)
-    # No newline at the end, as json.dump leaves it in AMCT.
-    replace_text(path, json.dumps(document, indent=4, separators=(",", ":"), ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, dump_json(document))
+
+
+def dump_json(document: object) -> str:
+    """Return JSON in the form of AMCT's files: indented by 4, no space behind colons, no newline at the end."""
+    return json.dumps(document, indent=4, separators=(",", ":"), ensure_ascii=False)
 
 
 def _layer_object(settings: LayerSettings) -> _Object:

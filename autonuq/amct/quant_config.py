@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
-from autonuq.amct.config import LoadedConfig, default_config, write_config
+from autonuq.amct.config import default_config, write_config
+from autonuq.amct.log import open_log, warn_of
 from autonuq.amct.simplified import load_simplified
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -43,6 +43,7 @@ def create_quant_config(
     ModelError, QuantizationError
         A file cannot be used, or a setting is outside its rule.
     """
+    log = open_log()
     able = capabilities(load_graph(model_file, weights_file))
     if config_defination is None:
         config = default_config(
@@ -50,12 +51,8 @@ def create_quant_config(
         )
     else:
         loaded = load_simplified(config_defination, able)
-        warn_of(loaded)
+        warn_of(loaded.warnings)
         config = loaded.config
     write_config(config_file, config, able)
-
-
-def warn_of(loaded: LoadedConfig) -> None:
-    """Say which wishes of a settings file were not fulfilled."""
-    for message in loaded.warnings:
-        warnings.warn(message, stacklevel=3)
+    codebooks = sum(layer.weights.algorithm == "nuq" for layer in config.layers.values())
+    log.info("wrote %s: %d layers are quantized, %d of them non-uniformly", config_file, len(config.layers), codebooks)

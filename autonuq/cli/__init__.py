@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.device import DDR_RATES
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
@@ -191,7 +191,7 @@ def work(
     try:
         with _Display() as display:
             file = fetch_network(file, on_progress=display.show, timeout=timeout)
-            run_worker(_task(replace(file, cfg=None)), on_progress=display.show, timeout=timeout)
+            run_worker(_task(replace(file, cfg=None, confirm=None)), on_progress=display.show, timeout=timeout)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
         raise typer.Exit(INTERRUPTED) from None
@@ -247,6 +247,9 @@ def _task(file: StudyFile) -> Task:
         seed=file.seed,
         n_trials=file.trials,
         artifacts=file.artifacts,
+        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
+        racing=file.racing,
+        stop_gain=file.stop_gain,
     )
 
 
@@ -289,6 +292,8 @@ class _Display:
 def _verdict(trial: TrialRecord) -> str:
     if trial.state == "failed":
         return "failed"
+    if trial.is_partial:
+        return "stopped on a part"
     return "satisfied" if trial.satisfied else "not satisfied"
 
 
@@ -316,7 +321,12 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
     out.print(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
-    out.print(f"metric  {record.original_metric:g} -> {best.metric:g}")
+    before = format_metric(record.original_metric, record.original_standard_error)
+    out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
+    if record.confirmation is not None:
+        say(f"confirm {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {_shown(path)}", soft_wrap=True)
@@ -340,12 +350,15 @@ def status(
 
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
-    document = _status(_open(study, storage, out)[1])
+    opened = _open(study, storage, out)[1]
+    document, record = _status(opened), opened.record()
     if as_json:
         typer.echo(json.dumps(document))
         return
     counts, best = document["trials"], document["best"]
-    say(f"{document['study']}: {counts['complete']} trials complete, {counts['satisfied']} of them satisfied, ")
+    raced = f" and {document['partial']} stopped on a part" if document["partial"] else ""
+    satisfied = f"{counts['satisfied']} of them satisfied{raced}, "
+    say(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
     say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
     if best is None:
         say("no trial satisfied the constraint so far")
@@ -353,6 +366,10 @@ def status(
         sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
         metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
         say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
+    if record.confirmation is not None:
+        say(f"confirmed: {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped: {record.stopped}")
 
 
 def _status(study: Study) -> dict[str, Any]:
@@ -367,7 +384,10 @@ def _status(study: Study) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
+        "partial": sum(trial.is_partial for trial in complete),
         "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
         "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
         "best": None
         if best is None

@@ -295,6 +295,7 @@ def insert_observers(
     batch_num: int,
     with_offset: bool,
     record_file: Path,
+    joint: Iterable[tuple[str, ...]] = (),
 ) -> Graph:
     """Put a calibration layer before every layer whose input range is wanted.
 
@@ -308,26 +309,78 @@ def insert_observers(
         Asymmetric activations, unless a layer's own setting says otherwise.
     record_file : Path
         Where the layers write what they found.
+    joint : iterable of tuple of str
+        Groups of layers, in network order, that get one range: one calibration layer, before the last of them.
+
+    Raises
+    ------
+    QuantizationError
+        The layers of a group have different settings, or an input is gone before the last of them.
     """
+    groups = {group[-1]: group for group in joint}
+    waiting = {name for group in groups.values() for name in group[:-1]}
     result: list[Layer] = []
     for layer in graph.layers:
-        if layer.name in settings:
+        if layer.name in settings and layer.name not in waiting:
+            group = groups.get(layer.name, (layer.name,))
+            _check_joint(graph, settings, group)
             own = settings[layer.name]
             offset = with_offset if own.asymmetric is None else own.asymmetric
-            result.append(Layer(_observer(layer, own, batch_num, offset, record_file)))
+            observed = [graph.by_name[name] for name in group]
+            result.append(Layer(_observer(observed, own, batch_num, offset, record_file)))
         result.append(layer)
     return graph.with_layers(result).validate()
 
 
+def joint_groups(graph: Graph, quantized: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of quantized layers whose outputs meet in an Eltwise layer, each in network order.
+
+    Only what an Eltwise reads directly counts; groups that have a layer in common are one.
+    """
+    names = set(quantized)
+    groups: list[set[str]] = []
+    for index, layer in enumerate(graph.layers):
+        if layer.type != "Eltwise":
+            continue
+        made = {graph.layers[producer].name for producer, _ in graph.sources[index]} & names
+        touching = [group for group in groups if group & made]
+        groups = [group for group in groups if not group & made]
+        groups.append(made.union(*touching))
+    ordered = (tuple(layer.name for layer in graph.layers if layer.name in group) for group in groups)
+    return tuple(group for group in ordered if len(group) > 1)
+
+
+def _check_joint(graph: Graph, settings: Mapping[str, RangeSettings], group: tuple[str, ...]) -> None:
+    """Refuse a group whose layers cannot have one range."""
+    *others, last = group
+    positions = {layer.name: index for index, layer in enumerate(graph.layers)}
+    together = " and ".join(group)
+    for name in others:
+        if settings[name] != settings[last]:
+            raise QuantizationError(
+                f"joint_quant gives {together} one activation range, but their activation settings differ; make them "
+                "equal or set joint_quant to false",
+                layer=name,
+            )
+        blob = graph.by_name[name].bottoms[0]
+        if any(blob in layer.tops for layer in graph.layers[positions[name] : positions[last]]):
+            raise QuantizationError(
+                f"joint_quant gives {together} one activation range, but its input '{blob}' is overwritten in place "
+                "before the last of them; set joint_quant to false",
+                layer=name,
+            )
+
+
 def _observer(
-    layer: Layer, settings: RangeSettings, batch_num: int, with_offset: bool, record_file: Path
+    observed: list[Layer], settings: RangeSettings, batch_num: int, with_offset: bool, record_file: Path
 ) -> caffe_pb2.LayerParameter:
-    name = f"{layer.name}_0_{settings.algorithm}_layer"
-    message = caffe_pb2.LayerParameter(name=name, type=settings.algorithm.upper(), bottom=layer.bottoms)
+    name = f"{observed[0].name}_0_{settings.algorithm}_layer"
+    bottoms = [layer.bottoms[0] for layer in observed]
+    message = caffe_pb2.LayerParameter(name=name, type=settings.algorithm.upper(), bottom=bottoms)
     common: dict[str, Any] = {
         "batch_num": batch_num,
         "with_offset": with_offset,
-        "object_layer": [layer.name],
+        "object_layer": [layer.name for layer in observed],
         "record_file_path": str(record_file),
     }
     if settings.algorithm == "hfmg":

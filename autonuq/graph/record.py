@@ -17,6 +17,8 @@ from autonuq.errors import QuantizationError
 from autonuq.graph import record_pb2
 
 CLUSTER_SIZES = (16, 32)
+# What a record that replaces a calibration must hold of every layer (convert_model page).
+_COMPLETE = ("scale_d", "offset_d", "scale_w", "offset_w", "channels", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,18 @@ class Factors:
     cluster: tuple[int, ...] = ()
 
 
-def load_record(path: str | Path) -> dict[str, Factors]:
+def load_record(path: str | Path, *, complete: bool = False) -> dict[str, Factors]:
     """Read a record file.
+
+    Parameters
+    ----------
+    complete : bool
+        Refuse layers without all the factors that a quantized model needs.
 
     Raises
     ------
     QuantizationError
-        The file cannot be read or parsed, a layer stands in it twice, or a factor is outside its range.
+        The file cannot be read or parsed, a layer stands in it twice, or a factor is outside its range or missing.
     """
     path = Path(path)
     message = record_pb2.ScaleOffsetRecord()
@@ -72,6 +79,9 @@ def load_record(path: str | Path) -> dict[str, Factors]:
     for entry in message.record:
         if entry.key in records:
             raise QuantizationError("stands twice in the record", path=path, layer=entry.key)
+        given = {field.name for field, _ in entry.value.ListFields()}
+        if complete and (missing := [key for key in _COMPLETE if key not in given]):
+            raise QuantizationError(f"has no {', '.join(missing)} in the record", path=path, layer=entry.key)
         records[entry.key] = checked_factors(_factors(entry.value), path, entry.key)
     return records
 
@@ -131,6 +141,7 @@ def checked_factors(factors: Factors, path: Path, layer: str) -> Factors:
         "offset_w must be 0": not any(factors.offset_w),
         "scale_w and offset_w must have the same length": len(factors.scale_w) == len(factors.offset_w),
         "shift_bit must lie in 0..16": all(shift <= 16 for shift in factors.shift_bit),
+        "shift_bit must be all 0 or all positive": all(factors.shift_bit) or not any(factors.shift_bit),
         f"cluster must hold {' or '.join(map(str, CLUSTER_SIZES))} int8 values": not factors.cluster
         or (len(factors.cluster) in CLUSTER_SIZES and all(-128 <= step <= 127 for step in factors.cluster)),
     }

@@ -131,6 +131,11 @@ def quantize_weights(weights: NDArray[Any], *, channel_axis: int | None) -> Unif
         raise QuantizationError("weights must be finite; they hold NaN or infinity")
     positive = largest > -smallest
     scale = checked_scale(np.atleast_1d(np.where(positive, largest / np.float32(127), -smallest / np.float32(128))))
+    return on_grid(weights, scale, channel_axis)
+
+
+def on_grid(weights: NDArray[np.float32], scale: NDArray[np.float32], channel_axis: int | None) -> UniformWeights:
+    """Round weights to a grid whose scale is given, clipping to int8; the parameters are those of `UniformWeights`."""
     steps = round_half_away(weights / _scale_over(scale, weights.ndim, channel_axis))
     return UniformWeights(np.clip(steps, -128, 127).astype(np.int8), scale, channel_axis)
 

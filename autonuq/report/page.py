@@ -17,7 +17,7 @@ import plotly.io
 import plotly.offline
 
 from autonuq.atomic import replace_text
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord, format_metric
 from autonuq.report.figures import FIGURES, TEMPLATE, TITLE_PX, format_bytes
 
 FIGURE_ORDER = ("front", "history", "layers", "curves")  # from the verdict to the detail
@@ -93,21 +93,26 @@ def _verdict(record: StudyRecord) -> str:
         for state in ("complete", "failed", "running")
     }
     satisfied = sum(trial.state == "complete" and bool(trial.satisfied) for trial in record.trials)
-    before = format_bytes(record.original_bytes)
+    partial = sum(trial.is_partial for trial in record.trials)
+    raced = f"{partial} stopped on a part of the batches" if partial else ""
+    running = f"{count['running']} running"
     if best is not None:
-        after = "" if best.size_bytes is None else f": {before} → {format_bytes(best.size_bytes)}"
-        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{after}"
+        whole = format_bytes(record.original_bytes)
+        size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
+        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}"
     elif count["complete"]:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
         sentence = "<strong>No finished trial yet.</strong>"
     sizes = (f"{record.original_bytes:,}", _number(best.size_bytes if best else None, ",.0f"))
-    metrics = (_number(record.original_metric, ".6g"), _number(best.metric if best else None, ".6g"))
+    before = _metric(record.original_metric, record.original_standard_error)
+    after = _metric(best.metric, best.standard_error) if best else ABSENT
     tiles = [
         ("Weights, bytes", f"{sizes[0]} → {sizes[1]}", "float32 → compressed"),
-        ("Metric", f"{metrics[0]} → {metrics[1]}", "original → compressed"),
-        ("Trials", f"{count['complete']} of {record.target_trials} done", f"{count['running']} running"),
-        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", ""),
+        ("Metric", f"{before} → {after}", "original → compressed"),
+        *_confirmation(record),
+        ("Trials", f"{count['complete']} of {record.target_trials} done", record.stopped or running),
+        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", raced),
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
         ("Codec", record.codec, ""),
     ]
@@ -119,6 +124,23 @@ def _verdict(record: StudyRecord) -> str:
         f"<header><p>autonuq study</p><h1>{_text(record.name)}</h1>"
         f'<p class="verdict">{sentence}</p><dl class="tiles">{items}</dl></header>'
     )
+
+
+def _confirmation(record: StudyRecord) -> list[tuple[str, str, str]]:
+    """Return the tile of what the search never saw, if the study has it."""
+    found = record.confirmation
+    if found is None:
+        return []
+    if found.metric is None:
+        return [("Confirmation", "failed", found.error)]
+    before = _metric(found.original_metric, found.original_standard_error)
+    verdict = "satisfied" if found.satisfied else "not satisfied"
+    value = f"{before} → {_metric(found.metric, found.standard_error)}"
+    return [("Confirmation", value, f"trial {found.trial} {verdict}, by {found.evaluator}")]
+
+
+def _metric(metric: float | None, standard_error: float | None) -> str:
+    return ABSENT if metric is None or not np.isfinite(metric) else format_metric(metric, standard_error)
 
 
 _COLUMNS = (

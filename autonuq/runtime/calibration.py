@@ -16,7 +16,8 @@ from autonuq.graph.model import Array, Layer
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
 from autonuq.quant.config import ActivationSettings
-from autonuq.runtime.moments import MomentObserver, is_observable, moments_file, moments_folder
+from autonuq.runtime.moments import MomentObserver, are_requested, is_observable, moments_file
+from autonuq.runtime.samples import samples_folder, store_sample
 
 OBSERVER_TYPES = frozenset({"IFMR", "HFMG"})
 
@@ -29,8 +30,8 @@ class Observer:
     layer : Layer
         Of type IFMR or HFMG. IFMR keeps every value of its passes, HFMG a histogram.
     layers : mapping of str to Layer
-        The network's, by name: where the record file has a folder for them, the second moments of the object layers'
-        inputs are collected too.
+        The network's, by name: where somebody asked for them, the second moments of the object layers' inputs are
+        collected too, and samples of them.
     """
 
     def __init__(self, layer: Layer, layers: Mapping[str, Layer]) -> None:
@@ -41,11 +42,9 @@ class Observer:
         self._shapes: list[tuple[int, ...]] = []
         self._passes = 0
         self._moments: list[MomentObserver | None] = [None] * len(layer.bottoms)
-        if moments_folder(self.record_file).is_dir():
-            for index, name in enumerate(self._parameters.object_layer):
-                if name in layers and is_observable(layers[name]):
-                    path = moments_file(self.record_file, name)
-                    self._moments[index] = MomentObserver(layers[name], path)
+        for index, name in enumerate(self._parameters.object_layer):
+            if are_requested(self.record_file, name) and name in layers and is_observable(layers[name]):
+                self._moments[index] = MomentObserver(layers[name], moments_file(self.record_file, name))
 
     @property
     def finished(self) -> bool:
@@ -66,6 +65,9 @@ class Observer:
             The values are not finite.
         """
         self._passes += 1
+        if self._passes == 1 and samples_folder(self.record_file).is_dir():
+            for name, bottom in zip(self._parameters.object_layer, bottoms, strict=True):
+                store_sample(self.record_file, name, bottom)
         self._shapes = [bottom.shape for bottom in bottoms]
         for bottom, moments in zip(bottoms, self._moments, strict=True):
             if moments is not None:

@@ -1,12 +1,14 @@
 """Second moments of layers' inputs, collected while the calibration runs.
 
-A modified model asks for them by a folder beside its record file (`moments_folder`): nothing in the model says so,
-because another Caffe would refuse what it does not know. Each layer's matrix is a file that is added to in place.
+Whoever writes a modified model asks for them by files beside its record file (`request_moments`): nothing in the model
+says so, because another Caffe would refuse what it does not know. Each layer's matrix is a file, empty at first, that
+is added to in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,10 +31,23 @@ def moments_file(record_file: Path, layer: str) -> Path:
     return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
 
 
+def request_moments(record_file: Path, layers: Iterable[str]) -> None:
+    """Ask for the moments of some layers; what an earlier calibration left is deleted."""
+    shutil.rmtree(moments_folder(record_file), ignore_errors=True)
+    for layer in layers:
+        moments_folder(record_file).mkdir(exist_ok=True)
+        moments_file(record_file, layer).touch()
+
+
+def are_requested(record_file: Path, layer: str) -> bool:
+    """Say whether somebody asked for a layer's moments."""
+    return moments_file(record_file, layer).exists()
+
+
 def load_moments(record_file: Path, layer: str) -> InputMoments | None:
     """Map a layer's moments, or return None if there are none."""
     path = moments_file(record_file, layer)
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return None
     stored = np.load(path, mmap_mode="r")
     return InputMoments(stored[:-1], int(stored[-1, 0]))

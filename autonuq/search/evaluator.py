@@ -172,15 +172,15 @@ def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
     run_evaluator(evaluator, pair, batch_num, method)
 
 
-def score(evaluator: Any, pair: ModelPair) -> float:
-    """Return the metric of a network over `evaluate_batch_num` batches.
+def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
+    """Return the metric of a network over so many batches, by default `evaluate_batch_num`.
 
     Raises
     ------
     EvaluatorError
         It raised, or returned anything but one finite number.
     """
-    result = run_evaluator(evaluator, pair, evaluator.evaluate_batch_num)
+    result = run_evaluator(evaluator, pair, batch_num or evaluator.evaluate_batch_num)
     try:
         metric = math.nan if isinstance(result, (str, bytes)) else float(result)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -203,6 +203,15 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
         return bool(evaluator.is_satisfied(original_metric, new_metric))
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
+
+
+def standard_error(evaluator: Any, metric: float) -> float | None:
+    """Return the standard error of a metric; None where the evaluator does not define it or gives no finite number."""
+    try:
+        error = float(evaluator.standard_error(metric))
+    except Exception:  # no such method, or one that fails: a result is not worth less for that
+        return None
+    return error if math.isfinite(error) and error >= 0 else None
 
 
 def evaluator_name(evaluator: Any) -> str:

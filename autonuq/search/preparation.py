@@ -22,9 +22,9 @@ from autonuq.compress import (
 )
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.points import OperatingPoints
-from autonuq.search.evaluator import is_satisfied, run_calibration, score
+from autonuq.search.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.search.points_cache import load_points, store_points
-from autonuq.search.stored import ORIGINAL_METRIC, store_layers, stored_layers
+from autonuq.search.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_layers
 from autonuq.search.task import OnProgress, Progress, Task
 
 
@@ -39,6 +39,7 @@ def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> 
         raise EvaluatorError(
             f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
         )
+    study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
     study.set_user_attr(ORIGINAL_METRIC, metric)
     on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
     return metric

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.search.allocation import Floats, Ints, Layers, Relaxed, frontier
-from autonuq.search.sensitivity import Belief, Evidence, Prior, learn, normal_cdf
+from autonuq.search.sensitivity import Belief, Evidence, Model, Prior, learn, normal_cdf
 
 MIDDLE = 0.45
 """Where the edge is expected, between the loosest plan's log size (0) and the tightest's (1)."""
@@ -47,6 +47,9 @@ CURIOSITY = 1.5
 SAMPLES = 256
 """Draws from the posterior behind an expected gain."""
 
+GAIN_DRAWS = 64
+"""Draws from the posterior behind what is left to gain, each an exact plan."""
+
 MOST_EVIDENCE = 256
 """Evaluations that are learnt from: those nearest the edge."""
 
@@ -68,7 +71,7 @@ class History:
     ----------
     plans : ndarray of int64, shape (n, L)
         Evaluated.
-    margins, senses : ndarray, shape (n,)
+    margins, senses, errors : ndarray, shape (n,)
         As in `Evidence`.
     feasible : ndarray of bool, shape (n,)
         The verdicts.
@@ -81,6 +84,7 @@ class History:
     plans: Ints
     margins: Floats
     senses: Ints
+    errors: Floats
     feasible: NDArray[np.bool_]
     pending: Ints
     failed: Ints
@@ -142,27 +146,54 @@ class Proposer:
         """Return what is known of the layers."""
         nearest = np.sort(np.argsort(np.abs(history.margins), kind="stable")[:MOST_EVIDENCE])
         distortions = self.layers.distortions_of(history.plans[nearest])
-        evidence = Evidence(distortions, history.margins[nearest], history.senses[nearest])
+        evidence = Evidence(distortions, history.margins[nearest], history.senses[nearest], history.errors[nearest])
         return learn(len(self.layers), FLOOR, self._prior, evidence)
 
-    def remaining_gain(self, history: History, rng: np.random.Generator) -> Floats:
-        """Draw from the posterior of log(best possible ratio / best feasible ratio so far), shape (SAMPLES,).
+    def predict(self, history: History, plan: Ints) -> tuple[float, float]:
+        """Return the most probable margin of a plan, as it would be measured, and its standard deviation."""
+        belief = self.belief(history)
+        margins, slopes = belief.margins_and_slopes(self.layers.distortions_of(plan[None]))
+        variance = float(slopes[0] @ belief.posterior.covariance @ slopes[0])
+        noise = float(belief.model.deviations(np.maximum(margins, -5.0))[0])
+        return float(margins[0]), math.hypot(math.sqrt(variance), noise)
+
+    def remaining_gains(self, history: History, rng: np.random.Generator) -> Iterator[float]:
+        """Draw GAIN_DRAWS times from the posterior of log(best possible ratio / best feasible ratio so far).
 
         Notes
         -----
-        For each drawn theta the best possible plan is the hull plan at its own edge, and the best so far the smallest
-        of those that were found feasible and are so under that theta.
+        For each drawn theta the best possible plan is the exact one within its own edge, and the best so far the
+        smallest of those that were found feasible and are so under that theta.
+
+        **Cost**: a dynamic program a draw: 2 ms at 54 layers of 8 points, 15 ms at 54 of 64.
         """
         belief = self.belief(history)
-        thetas = belief.posterior.mean + belief.draw(SAMPLES, rng)
-        log_weights = thetas[:, : len(self.layers)]
+        draws = belief.draw(GAIN_DRAWS, rng)
+        thetas = self._consistent(belief, belief.posterior.mean + draws)
+        best = self._best_under(belief, history, draws.T)
+        for theta, found in zip(thetas, best, strict=True):
+            yield max(0.0, float(-self.log_bytes(self._optimal(belief.model, theta))[0] - found))
 
-        def margins(plans: Ints) -> Floats:
-            return belief.model.margins_each(thetas, self.layers.distortions_of(plans))
+    def _consistent(self, belief: Belief, thetas: Floats) -> Floats:
+        """Shift each drawn scale so that the plan at the edge keeps the margin that its linear model says.
 
-        optimal = _plans_at(self._relaxed, log_weights, np.zeros(SAMPLES), margins)
-        best = self._best_under(belief, history, (thetas - belief.posterior.mean).T)
-        return np.asarray(np.maximum(-self.log_bytes(optimal) - best, 0.0))
+        f is convex in the factors, so that draws around their most probable values would raise every margin.
+        """
+        edge = self.layers.distortions_of(self._optimal(belief.model, belief.posterior.mean))
+        margins, slopes = belief.margins_and_slopes(edge)
+        linear = margins + (thetas - belief.posterior.mean) @ slopes[0]
+        shifted = thetas.copy()
+        shifted[:, -2] += linear - [float(belief.model.margins(theta, edge)[0]) for theta in thetas]
+        return shifted
+
+    def _optimal(self, model: Model, theta: Floats) -> Ints:
+        """Return the smallest plan within the edge that theta says, shape (1, L)."""
+        weights = np.exp(theta[: len(self.layers)])
+        loosest, tightest = self.layers.distortions_of(np.stack([0 * self.layers.last, self.layers.last])) @ weights
+        edge = model.edge(theta)
+        if not loosest < edge < tightest:
+            return np.atleast_2d(0 * self.layers.last if edge <= loosest else self.layers.last)
+        return frontier(self.layers, weights, np.array([edge]))
 
     def _candidates(self, belief: Belief, rng: np.random.Generator) -> Ints:
         if self._all is not None:

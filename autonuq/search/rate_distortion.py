@@ -8,9 +8,10 @@ that has none yet is about to be given one by another worker, which is worked ou
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
 from autonuq.search.allocation import stack_layers
-from autonuq.search.proposal import History, Proposer
+from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
 from autonuq.search.verdict import LIMIT
 
@@ -31,6 +32,9 @@ PLAN = "autonuq:plan"
 
 CONSTRAINT = "satisfied"
 """The constraint that is learnt from: log(drop / allowed drop)."""
+
+MARGIN_ERROR = "autonuq:margin_error"
+"""User attribute of a trial whose constraint is an estimate: its standard deviation."""
 
 FIXED = "fixed_params"
 """Optuna's system attribute of an enqueued trial."""
@@ -126,18 +130,37 @@ class RateDistortionSampler(BaseSampler):
         """Return the parameters of a plan, as `Study.enqueue_trial` takes them."""
         return self._space.parameters(plan)
 
+    def predict(self, study: Study, plan: Mapping[str, int], number: int | None = None) -> tuple[float, float] | None:
+        """Predict the constraint's value of a plan from the curves and the study's other trials.
+
+        Parameters
+        ----------
+        study : optuna.Study
+        plan : mapping of str to int
+            Layer -> index of its point.
+        number : int, optional
+            The trial that is not to be learnt from: the one that evaluates the plan.
+
+        Returns
+        -------
+        (float, float) or None
+            The most probable margin and its standard deviation; None if nothing is searched.
+        """
+        if self._proposer is None:
+            return None
+        history = self._history(study.get_trials(deepcopy=False), number)
+        return self._proposer.predict(history, np.array([plan[name] for name in self._names], dtype=np.int64))
+
     def remaining_gain(self, study: Study, probability: float = 0.9) -> float:
         """Return what is at most left to gain: the share of the ratio, with that probability under the model.
 
         Notes
         -----
         0.005 means that with the stated probability no plan's ratio is more than 0.5 % above the best so far. What is
-        feasible only by a lucky measurement does not count as found.
+        feasible only by a lucky measurement does not count as found. On the surrogates of `studies/bench/search.py`
+        82 % of the statements with 90 % were true (67 % at worst, after ten trials).
         """
-        if self._proposer is None:
-            return 0.0
-        history = self._history(study.get_trials(deepcopy=False), None)
-        gains = self._proposer.remaining_gain(history, self._generator(len(history.plans)))
+        gains = list(self._remaining_gains(study)) or [0.0]
         return float(np.expm1(np.quantile(gains, probability)))
 
     def propose(self, study: Study) -> dict[str, float]:
@@ -147,6 +170,18 @@ class RateDistortionSampler(BaseSampler):
             return {}
         plan = self._propose(self._proposer, trials, len(trials))
         return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
+
+    def has_gain_left(self, study: Study, share: float, probability: float = 0.9) -> bool:
+        """Say whether `remaining_gain` may be above a share; quickly where it is far above."""
+        allowed = (1 - probability) * GAIN_DRAWS
+        above = (gain > np.log1p(share) for gain in self._remaining_gains(study))
+        return any(count > allowed for count in itertools.accumulate(above))
+
+    def _remaining_gains(self, study: Study) -> Iterator[float]:
+        if self._proposer is None:
+            return iter(())
+        history = self._history(study.get_trials(deepcopy=False), None)
+        return self._proposer.remaining_gains(history, self._generator(len(history.plans)))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the whole space, from the first trial on."""
@@ -217,6 +252,7 @@ class RateDistortionSampler(BaseSampler):
             plans=self._space.points([trial.params for trial in done]),
             margins=np.array([margin for margin, _, _ in verdicts], dtype=float),
             senses=np.array([sense for _, sense, _ in verdicts], dtype=np.int64),
+            errors=np.array([trial.user_attrs.get(MARGIN_ERROR, 0.0) for trial in done], dtype=float),
             feasible=np.array([feasible for _, _, feasible in verdicts], dtype=bool),
             pending=np.array(unfinished) if unfinished else empty,
             failed=np.array(failed) if failed else empty,

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from autonuq.compress import ModelPair, QuantizedModel, write_fake_quant
+from autonuq.compress import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
 from autonuq.search.claims import Claims
-from autonuq.search.evaluator import is_satisfied, score
 from autonuq.search.lease import Heartbeat, Session
+from autonuq.search.rate_distortion import RateDistortionSampler
+from autonuq.search.scoring import Scorer
 from autonuq.search.space import Space
 from autonuq.search.storage import Storage
 from autonuq.search.stored import (
     FINISHED,
     ORIGIN,
     ORIGINAL_METRIC,
+    STOPPED,
     TRIAL,
     requeue,
     scored_record,
@@ -33,16 +33,14 @@ from autonuq.search.stored import (
     trial_record,
 )
 from autonuq.search.task import OnProgress, Progress, Task
-from autonuq.search.verdict import margin
 
 FAILURES_IN_A_ROW = 3
 POLL_S = 1.0
 """How often a worker without work looks whether another's trial has become free."""
-
-
-def trial_folder(task: Task, number: int) -> Path:
-    """Return where a trial's network lies while it is scored: the same if the trial was killed and runs again."""
-    return task.out / f"trial{number}"
+STOP_GAIN = 0.005
+"""What is not worth another trial, as a share of the ratio, where the task says nothing of it."""
+LEAST_TRIALS, UNASKED_TRIALS = 10, 40
+"""Before a study may end because little is left to gain: where the task asks for it, and where it says nothing."""
 
 
 class Runner:
@@ -57,11 +55,14 @@ class Runner:
         points: Mapping[str, OperatingPoints],
         on_progress: OnProgress,
     ) -> None:
-        self.task, self.study, self.model, self.points = task, study, model, points
-        self.original_metric, self.on_progress = float(study.user_attrs[ORIGINAL_METRIC]), on_progress
+        self.task, self.study, self.on_progress = task, study, on_progress
         curves = {name: found.curve for name, found in points.items()}
         self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
         self.layers = stored_layers(study)
+        sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
+        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        original_metric = float(study.user_attrs[ORIGINAL_METRIC])
+        self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
         self.session = Session()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
@@ -70,7 +71,7 @@ class Runner:
         """Run what is left; raise EvaluatorError after three failures in a row."""
         failures = 0
         with self.session:
-            while deadline is None or time.monotonic() < deadline:
+            while (deadline is None or time.monotonic() < deadline) and not self._is_done():
                 trial = self.claims.next()
                 if trial is None:
                     if self.claims.is_finished():
@@ -89,8 +90,32 @@ class Runner:
                     )
 
     def enqueue_seeds(self) -> None:
-        """Queue the plans that every study begins with."""
-        self.claims.enqueue(self.space.seeds(), "seed")
+        """Queue the plans that a study begins with whose sampler does not know where to begin."""
+        if self.task.sampler != "rate-distortion":
+            self.claims.enqueue(self.space.seeds(), "seed")
+
+    def tell_end(self) -> None:
+        """Tell why the study ended before its total, if it did."""
+        reason = self.study.user_attrs.get(STOPPED)
+        if reason:
+            self.on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
+
+    def _is_done(self) -> bool:
+        """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
+        asked = self.task.stop_gain
+        share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
+        if self.task.sampler != "rate-distortion" or share <= 0 or self._finished() < least:
+            return False
+        if self.study.user_attrs.get(STOPPED):
+            return True
+        if self.predictor.has_gain_left(self.study, share):
+            return False
+        self.study.set_user_attr(STOPPED, f"with 90 % probability no plan is more than {share:.1%} above the best")
+        self.tell_end()
+        return True
+
+    def _finished(self) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
     def _run_claimed(self, trial: optuna.Trial) -> TrialRecord:
         """Run a trial; whatever stops that gives it back."""
@@ -126,10 +151,13 @@ class Runner:
                     metric=known.metric,
                     satisfied=known.satisfied,
                     margin=known.margin,
+                    margin_error=known.margin_error,
+                    standard_error=known.standard_error,
+                    batches=0,
                     origin=f"copy of {known.number}",
                 )
             else:
-                record = self._score(record)
+                record = self.scorer.score(record)
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:
@@ -143,19 +171,6 @@ class Runner:
     def _scored(self, plan: dict[str, int]) -> TrialRecord | None:
         found = self.claims.scored(plan)
         return None if found is None else trial_record(found)
-
-    def _score(self, record: TrialRecord) -> TrialRecord:
-        folder = trial_folder(self.task, record.number)
-        folder.mkdir(exist_ok=True)
-        try:
-            pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-            write_fake_quant(self.model, self.points, record.points, pair)
-            metric = score(self.task.evaluator, pair)
-        finally:
-            shutil.rmtree(folder)
-        satisfied = is_satisfied(self.task.evaluator, self.original_metric, metric)
-        edge = margin(self.task.evaluator.is_satisfied, self.original_metric, metric)
-        return replace(record, metric=metric, satisfied=satisfied, margin=edge)
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
         """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""

@@ -92,11 +92,14 @@ class Evidence:
         Of an inequality: the bound.
     senses : ndarray of int64, shape (n,)
         0: the margin is as measured; -1: it is at most so; 1: it is at least so.
+    errors : ndarray of float64, shape (n,)
+        Standard deviations of margins that are estimates themselves, beyond what the model says; 0 elsewhere.
     """
 
     distortions: Floats
     margins: Floats
     senses: NDArray[np.int64]
+    errors: Floats
 
 
 class Model:
@@ -119,11 +122,9 @@ class Model:
         total = distortions @ np.exp(theta[: self.layers]) + self.floor * np.exp(theta[self.layers])
         return np.asarray(theta[-2] + np.exp(theta[-1]) * np.log(total))
 
-    def margins_each(self, thetas: Floats, distortions: Floats) -> Floats:
-        """Return f of n plans, each with its own theta, shape (n,)."""
-        total = (distortions * np.exp(thetas[:, : self.layers])).sum(axis=1)
-        total += self.floor * np.exp(thetas[:, self.layers])
-        return np.asarray(thetas[:, -2] + np.exp(thetas[:, -1]) * np.log(total))
+    def edge(self, theta: Floats) -> float:
+        """Return the weighted sum of distortions at which f is 0; negative if the floor is above."""
+        return math.exp(-theta[-2] / math.exp(theta[-1])) - self.floor * math.exp(theta[self.layers])
 
     def margins_and_slopes(self, theta: Floats, distortions: Floats) -> tuple[Floats, Floats]:
         """Return f of n plans, shape (n,), and its derivatives, shape (n, P)."""
@@ -175,9 +176,7 @@ class Belief:
     @property
     def edge(self) -> float:
         """The weighted sum of distortions at which the margin is most probably 0; negative if the floor is above."""
-        scale, beta = self.posterior.mean[-2:]
-        floor = self.model.floor * math.exp(self.posterior.mean[self.model.layers])
-        return math.exp(-scale / math.exp(beta)) - floor
+        return self.model.edge(self.posterior.mean)
 
     def margins(self, distortions: Floats) -> Floats:
         """Return the most probable margins of n plans, shape (n,)."""
@@ -248,7 +247,7 @@ def fit(model: Model, evidence: Evidence) -> Posterior:
     deviations = model.prior.deviations(model.layers)
     precision = np.diag(deviations**-2)
     theta = np.zeros(len(deviations))
-    trust = model.prior.near + model.prior.far * np.abs(evidence.margins)
+    trust = np.hypot(model.prior.near + model.prior.far * np.abs(evidence.margins), evidence.errors)
     trust = np.where(evidence.senses == 0, trust, np.maximum(trust, VERDICT_WIDTH))
     loss = _loss(model, evidence, trust, theta, deviations)
     hessian = precision

@@ -16,17 +16,22 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
 from autonuq.search.lease import LEASE
+from autonuq.search.rate_distortion import MARGIN_ERROR
 from autonuq.search.storage import open_storage, storage_file
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
 ORIGINAL_METRIC = "autonuq:original_metric"
+ORIGINAL_ERROR = "autonuq:original_standard_error"
 LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
+CONFIRMATION = "autonuq:confirmation"
+RACE = "autonuq:race"
+STOPPED = "autonuq:stopped"
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
 ORIGIN = "autonuq:origin"
@@ -85,6 +90,9 @@ class Study:
             trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
+            confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
+            original_standard_error=attributes.get(ORIGINAL_ERROR),
+            stopped=attributes.get(STOPPED, ""),
         )
 
     @property
@@ -161,6 +169,8 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
     trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state")})
     if record.margin is not None:
         storage.set_trial_system_attr(trial._trial_id, f"constraints:{CONSTRAINT}", record.margin)
+    if record.margin_error is not None:
+        trial.set_user_attr(MARGIN_ERROR, record.margin_error)
     storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # if it was given back meanwhile
     if record.state == "failed" or record.margin is None:
         trial.study.tell(trial, state=TrialState.FAIL)

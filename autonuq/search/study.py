@@ -16,14 +16,17 @@ from autonuq.compress import ModelPair, calibrated, export
 from autonuq.errors import StudyError
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.artifacts import Artifacts
+from autonuq.search.confirmation import confirm
 from autonuq.search.evaluator import check_evaluator, evaluator_name
 from autonuq.search.preparation import calibrate, prepare_points, score_original
+from autonuq.search.scoring import prepare_race
 from autonuq.search.storage import default_url, open_storage
 from autonuq.search.stored import (
     CODEC,
     FINGERPRINT,
     FINISHED,
     PROVENANCE,
+    STOPPED,
     TARGET_TRIALS,
     Study,
     check_fingerprint,
@@ -143,7 +146,9 @@ def run_study(
     jobs: int = 1,
 ) -> Study:
     """Start (or, if it exists, go on with) a study and run it to its end; see `tune` and `resume`."""
-    check_evaluator(task.evaluator)
+    for evaluator in (task.evaluator, task.confirm):
+        if evaluator is not None:
+            check_evaluator(evaluator)
     if task.codec not in CODEC_NAMES:
         raise StudyError(f"codec must be one of {', '.join(CODEC_NAMES)}. Got '{task.codec}' instead.", study=task.name)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -160,7 +165,9 @@ def run_study(
         study.set_user_attr(CODEC, task.codec)
         study.set_user_attr(FINGERPRINT, fingerprint)
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
-    score_original(task, study, on_progress)
+    study.set_user_attr(STOPPED, "")
+    original_metric = score_original(task, study, on_progress)
+    prepare_race(task, study, original_metric, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
     Artifacts(task.artifacts_location).publish(task, study, model)
@@ -170,6 +177,7 @@ def run_study(
         runner.run(deadline)
     else:
         run_local(runner, jobs, deadline)
+    confirm(task, study, model, points, on_progress)
     return Study(study)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,16 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "channels": str,
     },
     "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str},
-    "search": {"trials": int, "sampler": str, "storage": str, "seed": int, "artifacts": str},
+    "search": {
+        "trials": int,
+        "sampler": str,
+        "storage": str,
+        "seed": int,
+        "artifacts": str,
+        "racing": bool,
+        "stop_gain": _NUMBER,
+    },
+    "confirm": {},
 }
 _REQUIRED = (
     ("", "name"),
@@ -99,6 +108,11 @@ class StudyFile:
     artifacts : str
         Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
+    racing : bool or None
+    stop_gain : float or None
+        None where nothing is said.
+    confirm : StudyFile or None
+        The same with what [confirm] says in place of [evaluator].
     """
 
     path: Path
@@ -116,6 +130,9 @@ class StudyFile:
     storage: str
     artifacts: str
     out: Path
+    racing: bool | None
+    stop_gain: float | None
+    confirm: StudyFile | None = None
 
 
 def load_study_file(
@@ -142,6 +159,26 @@ def load_study_file(
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
+    confirming = tables.pop("confirm", None)
+    file = _study_file(tables, path, out, storage)
+    file = replace(file, artifacts=_location(artifacts or "", Path.cwd()) or file.artifacts)
+    if confirming is None:
+        return file
+    try:
+        return replace(file, confirm=_study_file(_with_confirming(tables, confirming), path, out, storage))
+    except StudyError as error:
+        raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
+
+
+def _with_confirming(tables: Mapping[str, Any], confirming: object) -> dict[str, Any]:
+    """Put [confirm] in the place of [evaluator]; where it names no evaluator of its own, it changes that one's keys."""
+    if not isinstance(confirming, dict):
+        raise StudyError(f"'confirm' must be a table. Got {confirming!r} instead.")
+    own = "class" in confirming or "kind" in confirming
+    return {**tables, "evaluator": confirming if own else {**tables["evaluator"], **confirming}}
+
+
+def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage: str | None) -> StudyFile:
     values = _checked(tables, path)
     folder = path.resolve().parent
     name = values["", "name"]
@@ -163,15 +200,16 @@ def load_study_file(
         trials=values.get(("search", "trials"), 40),
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
-        artifacts=_location(artifacts, Path.cwd()) or _location(values.get(("search", "artifacts")), folder),
+        artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
+        racing=values.get(("search", "racing")),
+        stop_gain=values.get(("search", "stop_gain")),
     )
 
 
-def _location(artifacts: str | None, folder: Path) -> str:
-    if not artifacts or "://" in artifacts:
-        return artifacts or ""
-    return str((folder / artifacts).resolve())
+def _location(artifacts: str, folder: Path) -> str:
+    is_absolute = not artifacts or "://" in artifacts
+    return artifacts if is_absolute else str((folder / artifacts).resolve())
 
 
 def make_evaluator(file: StudyFile) -> Any:
@@ -264,6 +302,8 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     for place in _POSITIVE:
         if values.get(place, 1) < 1:
             raise StudyError(f"'{_dotted(*place)}' must be positive. Got {values[place]} instead.", path=path)
+    if values.get(("search", "stop_gain"), 0) < 0:
+        raise StudyError("'search.stop_gain' must not be negative; 0 never stops", path=path)
     for place, choices in _CHOICES.items():
         if place in values and values[place] not in choices:
             hint = suggest_name(values[place], choices)

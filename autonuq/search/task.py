@@ -48,6 +48,14 @@ class Task:
     artifacts : str
         Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
         `out`.
+    confirm : object or None
+        Another evaluator, or one of other data, for the winner only.
+    racing : bool or None
+        Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
+        that propose such trials, which "rate-distortion" hardly does.
+    stop_gain : float or None
+        The study ends when the model says with 90 % probability that no plan is better than the best by more than
+        this share; 0 never. None: 0.005, for studies of more than 40 trials.
     """
 
     name: str
@@ -63,11 +71,23 @@ class Task:
     seed: int = 0
     n_trials: int = 40
     artifacts: str = ""
+    confirm: Any = None
+    racing: bool | None = None
+    stop_gain: float | None = None
+
+    @property
+    def is_raced(self) -> bool:
+        """Whether trials are raced, if the evaluator allows it."""
+        return self.sampler != "rate-distortion" if self.racing is None else self.racing
 
     @property
     def artifacts_location(self) -> str:
         """Where the artifacts are."""
         return self.artifacts or str(self.out / "artifacts")
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's network lies while it is scored: the same if the trial was killed and runs again."""
+        return self.out / f"trial{number}"
 
     @property
     def prefix(self) -> str:
@@ -91,7 +111,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "calibration", "curves", "trial", "waiting"}
+    stage : {"baseline", "racing", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.

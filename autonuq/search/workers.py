@@ -29,7 +29,7 @@ from autonuq.search.evaluator import check_evaluator
 from autonuq.search.journal_file import FileLock
 from autonuq.search.points_cache import load_points
 from autonuq.search.preparation import points_key
-from autonuq.search.runner import POLL_S, Runner, trial_folder
+from autonuq.search.runner import POLL_S, Runner
 from autonuq.search.sampler import make_sampler
 from autonuq.search.storage import Storage, open_storage
 from autonuq.search.stored import FINGERPRINT, FINISHED, PROVENANCE, Study, check_fingerprint
@@ -173,19 +173,20 @@ def run_local(runner: Runner, jobs: int, deadline: float | None) -> None:
     try:
         with _told(runner):
             _run_replacing(runner, jobs, deadline)
+        runner.tell_end()
     except BaseException:
         for number in runner.claims.give_back():
-            shutil.rmtree(trial_folder(runner.task, number), ignore_errors=True)
+            shutil.rmtree(runner.task.trial_folder(number), ignore_errors=True)
         raise
 
 
 def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
-    crashes, finished = 0, -1
+    crashes, finished, task = 0, -1, replace(runner.task, confirm=None)
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             joblib.Parallel(n_jobs=jobs, batch_size=1)(
-                joblib.delayed(_work_quietly)(runner.task, timeout, os.getpid()) for _ in range(jobs)
+                joblib.delayed(_work_quietly)(task, timeout, os.getpid()) for _ in range(jobs)
             )
             return
         except TerminatedWorkerError as error:
@@ -195,7 +196,7 @@ def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
                 raise StudyError(
                     f"{crashes} times in a row a worker was killed; out of memory? Run fewer with --jobs, then "
                     "'autonuq resume'",
-                    study=runner.task.name,
+                    study=task.name,
                 ) from error
 
 

@@ -66,15 +66,17 @@ NETWORKS: dict[str, Callable[[Path], Data]] = {
 
 
 class Top1(nuq.Evaluator):
-    """Top-1 in points; less than one point may be lost. Any number of batches but its own is the calibration."""
+    """Top-1 in points; less than one point may be lost. Networks called modified_model are calibrated, not scored."""
 
     def __init__(self, data: Data):
         super().__init__(evaluate_batch_num=len(data[0]) // BATCH)
         self.images, self.labels, self.calibration = data
+        self.batches_scored = 0
 
     def eval_model(self, model_file, weights_file, batch_num):
-        scoring = batch_num == self.evaluate_batch_num
+        scoring = Path(model_file).stem != "modified_model"
         images = self.images if scoring else self.calibration
+        self.batches_scored += batch_num if scoring else 0
         net = nuq.Net(model_file, weights_file)
         (name,), (output,) = net.inputs, net.outputs
         net.blobs[name].reshape(BATCH, *images.shape[1:])
@@ -88,3 +90,7 @@ class Top1(nuq.Evaluator):
 
     def is_satisfied(self, original_metric, new_metric):
         return original_metric - new_metric < 1
+
+    def standard_error(self, metric):
+        share = metric / 100
+        return 100 * (share * (1 - share) / (self.evaluate_batch_num * BATCH)) ** 0.5

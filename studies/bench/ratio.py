@@ -42,12 +42,9 @@ class Bench:
         self.original = self.evaluator.eval_model(source.model, source.weights, self.evaluator.evaluate_batch_num)
         graph = load_graph(source.model, source.weights)
         batches = min(10, len(self.evaluator.calibration) // BATCH)
-        if batches == self.evaluator.evaluate_batch_num:  # the number of batches tells the evaluator which pass it is
-            self.evaluator.images = np.concatenate([self.evaluator.images] * 2)
-            self.evaluator.labels = np.concatenate([self.evaluator.labels] * 2)
-            self.evaluator.evaluate_batch_num *= 2
         model = quantize(graph, default_config(graph, batch_num=batches))
-        pair, self.record = ModelPair(folder / "m.prototxt", folder / "m.caffemodel"), folder / "record.txt"
+        pair = ModelPair(folder / "modified_model.prototxt", folder / "modified.caffemodel")
+        self.record = folder / "record.txt"
         write_calibration_model(model, pair, self.record)
         self.evaluator.eval_model(pair.model, pair.weights, batches)
         self.model = calibrated(model, self.record)

@@ -1,4 +1,4 @@
-"""Servers that tests start for themselves, on loopback and in temporary folders."""
+"""A task that runs in a second, one that logs its calls, and servers on loopback in temporary folders."""
 
 import importlib.util
 import os
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from autonuq.compress import ModelPair
+from autonuq.search.evaluator import load_evaluator
+from autonuq.search.study import Task
 
 
 def free_port():
@@ -179,3 +183,15 @@ def logging_study(tiny_study, monkeypatch):
     tiny_study.write_text(text.replace("trials = 8", "trials = 14"))
     monkeypatch.setenv("PYTHONHASHSEED", "0")  # the log's hashes are of several processes
     return tiny_study
+
+
+@pytest.fixture
+def task(tiny):
+    return Task(
+        name="tiny",
+        source=ModelPair(tiny / "tiny.prototxt", tiny / "tiny.caffemodel"),
+        evaluator=load_evaluator("evaluate.py:Agreement", tiny, 8),
+        out=tiny / "out",
+        storage=f"sqlite:///{tiny}/study.db",
+        n_trials=3,
+    )

@@ -154,7 +154,7 @@ def test_factors_are_recovered_from_many_measurements():
     model = Model(4, 0.02, Prior())
     distortions = np.exp(rng.standard_normal((200, 4)) - 2)
     margins = model.margins(truth, distortions)
-    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64)))
+    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64), np.zeros(200)))
     differences = (posterior.mean - truth)[:4]
     assert differences - differences.mean() == pytest.approx(np.zeros(4), abs=0.05)
 
@@ -162,7 +162,7 @@ def test_factors_are_recovered_from_many_measurements():
 @pytest.mark.parametrize("sense", [-1, 1])
 def test_an_inequality_moves_the_scale_its_way(sense):
     model = Model(2, 0.02, Prior())
-    evidence = Evidence(np.full((3, 2), 0.5), np.full(3, sense), np.full(3, sense))
+    evidence = Evidence(np.full((3, 2), 0.5), np.full(3, sense), np.full(3, sense), np.zeros(3))
     assert sense * fit(model, evidence).mean[-2] > 1
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from autonuq.compress import ModelPair
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.lease import LEASE, Session
-from autonuq.search.study import Task, load_study, run_study
+from autonuq.search.study import load_study, run_study
 
 # Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
 SLOW = """
@@ -114,18 +113,6 @@ def test_killed_trial_directories_do_not_stay(slow_study):
     process.wait()
     start(slow_study, "resume").communicate(timeout=120)
     assert not list((slow_study.parent / "out/tiny").glob("trial*"))
-
-
-@pytest.fixture
-def task(tiny):
-    return Task(
-        name="tiny",
-        source=ModelPair(tiny / "tiny.prototxt", tiny / "tiny.caffemodel"),
-        evaluator=load_evaluator("evaluate.py:Agreement", tiny, 8),
-        out=tiny / "out",
-        storage=f"sqlite:///{tiny}/study.db",
-        n_trials=3,
-    )
 
 
 def test_resume_goes_on_to_the_total(task):

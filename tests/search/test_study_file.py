@@ -74,3 +74,29 @@ def test_mistakes(write, text, message):
 def test_missing_file(tmp_path):
     with pytest.raises(StudyError, match="study file cannot be read"):
         load_study_file(tmp_path / "none.toml")
+
+
+def test_confirm_changes_what_it_names(write):
+    file = load_study_file(write(GOOD + "[confirm]\nevaluate_batch_num = 100\n"))
+    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("evaluate.py:Top1", 100)
+    assert file.evaluate_batch_num == 20
+
+
+def test_confirm_with_an_evaluator_of_its_own(write):
+    file = load_study_file(write(GOOD + '[confirm]\nclass = "other.py:Top5"\nevaluate_batch_num = 7\n'))
+    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("other.py:Top5", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[confirm]\nclass = "other.py:Top5"\n', "in \\[confirm\\].*evaluate_batch_num' is missing"),
+        ("[confirm]\nevaluate_batch_nmu = 7\n", "in \\[confirm\\].*did you mean 'evaluate_batch_num'"),
+        ("[cofirm]\nevaluate_batch_num = 7\n", "did you mean 'confirm'"),
+        ("[search]\nstop_gain = -1\n", "'search.stop_gain' must not be negative"),
+        ("[search]\nracing = 1\n", "'search.racing' must be true or false"),
+    ],
+)
+def test_mistakes_of_the_end_of_a_search(write, text, message):
+    with pytest.raises(StudyError, match=message):
+        load_study_file(write(GOOD + text))

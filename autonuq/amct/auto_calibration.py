@@ -1,0 +1,287 @@
+"""AMCT's accuracy_based_auto_calibration: leave just the layers float that the user's metric cannot do without."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from autonuq.amct.config import dump_json, load_config, parse_json
+from autonuq.amct.log import FOLDER, log_layers, open_log, warn_of
+from autonuq.amct.static import check_batch_norm, load_float_network, write_outputs
+from autonuq.atomic import replace_text
+from autonuq.compress import (
+    ModelPair,
+    QuantizedModel,
+    calibrated,
+    fake_quant_pair,
+    layer_outputs,
+    quantize,
+    restrict_levels,
+    write_calibration_model,
+    write_fake_quant,
+)
+from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError
+from autonuq.graph.model import Graph
+from autonuq.graph.passes import capabilities
+from autonuq.graph.record import write_record
+from autonuq.quant.config import QuantizationConfig
+from autonuq.runtime.samples import load_sample, samples_folder
+from autonuq.search.rollback import (
+    BinarySearchStrategy,
+    CosineSimilaritySensitivity,
+    Probe,
+    Sensitivity,
+    Strategy,
+    Verdict,
+    roll_back,
+)
+
+__all__ = [
+    "AutoCalibrationEvaluatorBase",
+    "BinarySearchStrategy",
+    "CosineSimilaritySensitivity",
+    "accuracy_based_auto_calibration",
+]
+
+_NAME = "accuracy_based_auto_calibration"
+
+
+class AutoCalibrationEvaluatorBase:
+    """Base of evaluators for `accuracy_based_auto_calibration`.
+
+    Parameters
+    ----------
+    *_ignored
+        Samples pass `self` a second time.
+    """
+
+    def __init__(self, *_ignored: object) -> None:
+        pass
+
+    def calibration(self, model_file: str, weights_file: str) -> None:
+        """Run the configuration's batch_num forward passes of the modified model."""
+        raise NotImplementedError(f"{type(self).__name__} must define calibration")
+
+    def evaluate(self, model_file: str, weights_file: str) -> Any:
+        """Return the metric of a network."""
+        raise NotImplementedError(f"{type(self).__name__} must define evaluate")
+
+    def metric_eval(self, original_metric: Any, new_metric: Any) -> Verdict:
+        """Return whether the new metric is good enough beside the original one, and what was lost."""
+        raise NotImplementedError(f"{type(self).__name__} must define metric_eval")
+
+
+def accuracy_based_auto_calibration(
+    model_file: str,
+    weights_file: str,
+    model_evaluator: AutoCalibrationEvaluatorBase,
+    config_file: str,
+    record_file: str,
+    save_dir: str,
+    strategy: str | Strategy = "BinarySearch",
+    sensitivity: str | Sensitivity = "CosineSimilarity",
+) -> None:
+    """Quantize as many layers as the user's metric allows, and write the network.
+
+    Parameters
+    ----------
+    model_file, weights_file : str
+        The float network.
+    model_evaluator : AutoCalibrationEvaluatorBase
+    config_file : str
+        config.json of `create_quant_config`; only `quant_enable` is varied.
+    record_file : str
+        The record file to write.
+    save_dir : str
+        Folder and beginning of the names of the outputs, despite its name.
+    strategy : {"BinarySearch"} or Strategy
+    sensitivity : {"CosineSimilarity"} or Sensitivity
+
+    Raises
+    ------
+    EvaluatorError
+        The user's code raised, or does not even accept the original network.
+    AutonuqError
+        See `errors`.
+    ValueError, TypeError
+        A parameter is misused.
+
+    Notes
+    -----
+    Writes what `save_model` writes, and beside it the final configuration and the ranking; the history of the search
+    goes to amct_log. Where not a single layer can be quantized, no network is written.
+    """
+    chosen_strategy = _instance("strategy", strategy, "BinarySearch", BinarySearchStrategy)
+    measure = _instance("sensitivity", sensitivity, "CosineSimilarity", CosineSimilaritySensitivity)
+    for method in ("calibration", "evaluate", "metric_eval"):
+        if not callable(getattr(model_evaluator, method, None)):
+            raise EvaluatorError(f"{type(model_evaluator).__name__} has no method '{method}'")
+    network = load_float_network(model_file, weights_file)
+    check_batch_norm(network)
+    able = capabilities(network)
+    loaded = load_config(config_file, able)
+    warn_of(loaded.warnings)
+    log_layers(able, loaded.config)
+    folder = Path(save_dir).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    log = open_log()
+    user = _User(model_evaluator)
+    original = user.evaluate(ModelPair(Path(model_file), Path(weights_file)))
+    log.info("accuracy of the original model is %s", original)
+    if not user.verdict(original, original)[0]:
+        raise EvaluatorError(f"metric_eval({original}, {original}) is not satisfied by the original network itself")
+    stamp = datetime.now().strftime("%Y%m%d%H%M%S%f")
+    with tempfile.TemporaryDirectory(prefix=f"temp{stamp}", dir=folder) as scratch:
+        trials = _Trials(network, loaded.config, user, Path(scratch))
+        everything = trials.run(dict.fromkeys(loaded.config.layers, True))
+        log.info("accuracy of the global quantized model is %s", everything.metric)
+        ranking = _ranking(everything, measure)
+        verdict = user.verdict(original, everything.metric)
+        quantized, probes = dict.fromkeys(ranking, True), [Probe(dict.fromkeys(ranking, True), verdict)]
+        best: _Trial | None = everything
+        if not verdict[0]:
+            found = {frozenset(ranking): everything}
+
+            def probe(wanted: Mapping[str, bool]) -> Verdict:
+                trial = trials.run(wanted)
+                found[_names(wanted)] = trial
+                answer = user.verdict(original, trial.metric)
+                floats = [name for name, is_quantized in wanted.items() if not is_quantized]
+                state = "satisfied" if answer[0] else "not satisfied"
+                log.info("float: %s; metric %s, loss %s: %s", ", ".join(floats), trial.metric, answer[1], state)
+                return answer
+
+            quantized, probes = roll_back(ranking, chosen_strategy, verdict, probe)
+            best = found.get(_names(quantized))
+        _write_json(folder / f"{_NAME}_ranking_information.json", sorted(ranking.items(), key=lambda item: item[1]))
+        _write_json(Path(FOLDER) / f"{_NAME}_record.json", [_history(probe) for probe in probes])
+        _write_json(folder / f"{_NAME}_final_config.json", _final_config(config_file, quantized))
+        if best is None:
+            warn_of(["every layer had to stay float to satisfy metric_eval, so no quantized model was written"])
+            return
+        Path(record_file).parent.mkdir(parents=True, exist_ok=True)
+        write_record(record_file, best.model.factors)
+        write_outputs(best.model, "Both", str(save_dir))
+    log.info("accuracy of the saved model is %s", best.metric)
+    log.info("the record file is stored as %s", record_file)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One network that was calibrated and scored; `record_file` leads to the samples of its layers' inputs."""
+
+    model: QuantizedModel
+    metric: Any
+    record_file: Path
+
+
+class _User:
+    """The user's evaluator, its exceptions mapped."""
+
+    def __init__(self, evaluator: AutoCalibrationEvaluatorBase) -> None:
+        self._evaluator = evaluator
+
+    def calibrate(self, pair: ModelPair) -> None:
+        self._call("calibration", str(pair.model), str(pair.weights))
+
+    def evaluate(self, pair: ModelPair) -> Any:
+        return self._call("evaluate", str(pair.model), str(pair.weights))
+
+    def verdict(self, original: Any, new: Any) -> Verdict:
+        answer = self._call("metric_eval", original, new)
+        try:
+            satisfied, loss = answer
+            return bool(satisfied), float(loss)
+        except (TypeError, ValueError) as error:
+            raise EvaluatorError(
+                f"metric_eval must return (bool, loss as a number). Got {answer!r} instead."
+            ) from error
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._evaluator, method)(*arguments)
+        except AutonuqError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise EvaluatorError(f"{method} raised {type(error).__name__}: {error}") from error
+
+
+class _Trials:
+    """Makes, calibrates and scores networks in a scratch folder."""
+
+    def __init__(self, network: Graph, config: QuantizationConfig, user: _User, scratch: Path) -> None:
+        self._network, self._config, self._user, self._scratch = network, config, user, scratch
+        self._count = 0
+
+    def run(self, quantized: Mapping[str, bool]) -> _Trial:
+        """Make the network in which the layers of a mapping are quantized or float."""
+        folder = self._scratch / str(self._count)
+        folder.mkdir()
+        layers = {name: layer for name, layer in self._config.layers.items() if quantized[name]}
+        uniform = quantize(self._network, replace(self._config, layers=layers))
+        record_file = folder / "record.txt"
+        if self._count == 0:
+            samples_folder(record_file).mkdir()
+        self._count += 1
+        modified = ModelPair(folder / "modified_model.prototxt", folder / "modified_model.caffemodel")
+        write_calibration_model(restrict_levels(uniform), modified, record_file)
+        self._user.calibrate(modified)
+        model = restrict_levels(calibrated(uniform, record_file), record_file)
+        pair = fake_quant_pair(str(folder / "probe"))
+        write_fake_quant(model, {}, {}, pair)
+        return _Trial(model, self._user.evaluate(pair), record_file)
+
+
+def _ranking(trial: _Trial, measure: Sensitivity) -> dict[str, float]:
+    """Measure every quantized layer, alone, on inputs of the calibration."""
+    ranking = {}
+    for name in trial.model.factors:
+        inputs = load_sample(trial.record_file, name)
+        if inputs is None:
+            raise QuantizationError(
+                "there is no sample of its inputs to rank it by; calibration must run the modified model in this "
+                "package's Net",
+                layer=name,
+            )
+        ranking[name] = float(measure.compare(*layer_outputs(trial.model, name, inputs)))
+    return ranking
+
+
+def _names(quantized: Mapping[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, is_quantized in quantized.items() if is_quantized)
+
+
+def _history(probe: Probe) -> dict[str, Any]:
+    satisfied, loss = probe.verdict
+    shown = loss if math.isfinite(loss) else str(loss)
+    return {"roll_back_config": dict(probe.quantized), "metric_eval": [satisfied, shown]}
+
+
+def _final_config(config_file: str, quantized: Mapping[str, bool]) -> dict[str, Any]:
+    document: Any = parse_json(Path(config_file))
+    for name, is_quantized in quantized.items():
+        document[name]["quant_enable"] = is_quantized
+    return dict(document)
+
+
+def _write_json(path: Path, document: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, dump_json(document))
+
+
+def _instance(parameter: str, given: Any, name: str, make: Callable[[], Any]) -> Any:
+    """Return an instance for the one documented name, or the instance that was given."""
+    wanted = ("initialize", "update_quant_config") if parameter == "strategy" else ("compare",)
+    if given == name:
+        return make()
+    if all(callable(getattr(given, method, None)) for method in wanted) and not isinstance(given, type):
+        return given
+    raise ValueError(
+        f"The '{parameter}' parameter of {_NAME} must be '{name}' or an instance of {make.__name__}. "
+        f"Got {given!r} instead."
+    )

@@ -1,0 +1,247 @@
+"""AMCT's static flow: init, quantize_model, the user's own forward passes, save_model; and convert_model.
+
+Uniform and non-uniform quantization take the same way; only the configuration differs. The calibration layers of the
+modified model fill the record file while the user runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autonuq.amct.config import load_config
+from autonuq.amct.log import log_layers, open_log, warn_of
+from autonuq.compress import (
+    ModelPair,
+    QuantizedModel,
+    calibrated,
+    deploy_pair,
+    fake_quant_pair,
+    quantize,
+    recorded,
+    restrict_levels,
+    write_calibration_model,
+    write_deploy,
+    write_fake_quant,
+    write_nuq_layers,
+    write_quant_info,
+)
+from autonuq.graph.files import load_graph
+from autonuq.graph.model import Graph as Network
+from autonuq.graph.passes import capabilities
+from autonuq.graph.record import load_record, write_record
+from autonuq.quant.device import KEEP_RATIO, judge
+from autonuq.runtime.moments import request_moments
+
+SAVE_TYPES = ("Fakequant", "Deploy", "Both")
+_QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "IFMR", "HFMG", "SearchN"})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What `init` returns for `quantize_model` and `save_model`; AMCT documents nothing about its inside.
+
+    Attributes
+    ----------
+    model : QuantizedModel
+        With uniform int8 weights.
+    record_file : Path
+        Absolute, because the user may change the working directory before the forward passes.
+    """
+
+    model: QuantizedModel
+    record_file: Path
+
+
+def init(
+    config_file: str | Path, model_file: str | Path, weights_file: str | Path, scale_offset_record_file: str | Path
+) -> Graph:
+    """Read the network and its configuration and empty the record file.
+
+    Parameters
+    ----------
+    config_file : str
+        config.json of `create_quant_config` for the same network.
+    model_file, weights_file : str
+        prototxt and caffemodel.
+    scale_offset_record_file : str
+        Replaced if it exists.
+
+    Returns
+    -------
+    Graph
+        For `quantize_model` and `save_model`.
+
+    Raises
+    ------
+    ModelError
+        A file cannot be used, or a BatchNorm is not in inference mode.
+    QuantizationError
+        The configuration breaks a rule or belongs to another network.
+    """
+    network = load_float_network(model_file, weights_file)
+    check_batch_norm(network)
+    able = capabilities(network)
+    loaded = load_config(config_file, able)
+    warn_of(loaded.warnings)
+    log_layers(able, loaded.config)
+    model = quantize(network, loaded.config)
+    record_file = Path(scale_offset_record_file).resolve()
+    record_file.parent.mkdir(parents=True, exist_ok=True)
+    request_moments(record_file, ())
+    write_record(record_file, {})
+    return Graph(model, record_file)
+
+
+def quantize_model(graph: Graph, modified_model_file: str | Path, modified_weights_file: str | Path) -> None:
+    """Write the modified model, whose calibration layers watch the inputs of every quantized layer.
+
+    Its weights are fake-quantized; the record file gets their scales. Run it for the configuration's batch_num forward
+    passes before `save_model`.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of `init`.
+    modified_model_file, modified_weights_file : str
+        prototxt and caffemodel to write.
+
+    Raises
+    ------
+    QuantizationError
+        `joint_quant` cannot be had.
+    TypeError
+        `graph` is none of `init`.
+    """
+    _check_graph(graph, "quantize_model")
+    pair = ModelPair(Path(modified_model_file), Path(modified_weights_file))
+    for path in (pair.model, pair.weights):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_calibration_model(restrict_levels(graph.model), pair, graph.record_file)
+    passes = graph.model.config.batch_num
+    open_log().info("wrote %s; run it for %d forward passes, then call save_model", pair.model, passes)
+
+
+def save_model(graph: Graph, save_type: str, save_path: str) -> None:
+    """Write the quantized network after the calibration.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of `init`.
+    save_type : {"Fakequant", "Deploy", "Both"}
+        For simulation in Caffe, for ATC, or both.
+    save_path : str
+        Folder and beginning of the file names; an underscore is always added.
+
+    Raises
+    ------
+    QuantizationError
+        A layer has no complete factors in the record file (too few forward passes), or its bias does not fit int32.
+    ValueError, TypeError
+        A parameter is misused.
+
+    Notes
+    -----
+    Layers with a codebook are rounded to it by error feedback where our runtime did the forward passes, for it leaves
+    second moments beside the record file; see `unsaid`.
+    """
+    _check_graph(graph, "save_model")
+    if save_type not in SAVE_TYPES:
+        rule = f"one of {', '.join(SAVE_TYPES)}"
+        raise ValueError(f"The 'save_type' parameter of save_model must be {rule}. Got {save_type!r} instead.")
+    model = calibrated(graph.model, graph.record_file)
+    write_outputs(restrict_levels(model, graph.record_file), save_type, str(save_path))
+
+
+def convert_model(
+    model_file: str | Path, weights_file: str | Path, scale_offset_record_file: str | Path, save_path: str
+) -> None:
+    """Quantize a network by factors that were computed elsewhere.
+
+    Parameters
+    ----------
+    model_file, weights_file : str
+        The float network.
+    scale_offset_record_file : str
+        A record with all factors of every layer that is to be quantized; `skip_fusion` in it is obeyed.
+    save_path : str
+        Folder and beginning of the file names; an underscore is always added.
+
+    Raises
+    ------
+    ModelError
+        A file cannot be used, the network is quantized already, or a BatchNorm is not in inference mode.
+    QuantizationError
+        The record is incomplete, breaks a rule, or does not match the network; or a bias does not fit int32.
+    """
+    network = load_float_network(model_file, weights_file)
+    check_batch_norm(network)
+    path = Path(scale_offset_record_file)
+    model = recorded(network, load_record(path, complete=True), path)
+    log_layers(model.capabilities, model.config)
+    write_outputs(model, "Both", str(save_path))
+
+
+def write_outputs(model: QuantizedModel, save_type: str, prefix: str) -> None:
+    """Write what `save_model` writes: of a calibrated model whose levels are chosen."""
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    if save_type != "Fakequant":  # first, because an int32 overflow must leave nothing behind
+        write_deploy(model, {}, {}, deploy_pair(prefix))
+    if save_type != "Deploy":
+        write_fake_quant(model, {}, {}, fake_quant_pair(prefix))
+    write_quant_info(model, {}, {}, prefix)
+    write_nuq_layers(model, {}, prefix)
+    if any(factors.cluster for factors in model.factors.values()):
+        write_record(f"{prefix}_cluster_record.txt", model.factors, clusters=True)
+    warn_of_gain(model)
+    open_log().info("the quantized model is stored as %s_*", prefix)
+
+
+def warn_of_gain(model: QuantizedModel) -> None:
+    """Name the layers whose codebook gains nothing on a device, because ATC would not keep them compressed."""
+    messages = []
+    for name in model.nuq_layers:
+        codes = model.weights[name].codes
+        ratio = judge(codes, "fc" if codes.ndim == 2 else "conv")
+        if not ratio.is_kept:
+            messages.append(
+                f"layer '{name}': ATC compresses its weights to {ratio.ratio:.2f} and keeps only what is at most "
+                f"{KEEP_RATIO}, so its codebook gains nothing on a device"
+            )
+    warn_of(messages)
+
+
+def load_float_network(model_file: str | Path, weights_file: str | Path) -> Network:
+    """Load a network that is to be quantized.
+
+    Raises
+    ------
+    ModelError
+        It cannot be loaded, or is quantized already.
+    """
+    network = load_graph(model_file, weights_file)
+    for layer in network.layers:
+        if layer.type in _QUANTIZED_TYPES:
+            raise network.error(layer, f"type '{layer.type}' belongs to a quantized model; give the float model")
+    return network
+
+
+def check_batch_norm(network: Network) -> None:
+    """Refuse BatchNorm layers that do not say that they are in inference mode.
+
+    Raises
+    ------
+    ModelError
+        Of the first such layer.
+    """
+    for layer in network.layers:
+        if layer.type == "BatchNorm" and not layer.message.batch_norm_param.use_global_stats:
+            raise network.error(
+                layer, "quantization needs a BatchNorm in inference mode: set use_global_stats: true in its prototxt"
+            )
+
+
+def _check_graph(graph: object, function: str) -> None:
+    if not isinstance(graph, Graph):
+        raise TypeError(f"The 'graph' parameter of {function} must be what init returned. Got {graph!r} instead.")

@@ -1,0 +1,35 @@
+"""A few of each quantized layer's inputs, kept while the calibration runs, to tell how sensitive the layer is.
+
+As with `moments`, a modified model asks for them by a folder beside its record file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from autonuq.graph.model import Array
+
+MAX_IMAGES = 8
+
+
+def samples_folder(record_file: Path) -> Path:
+    """Return the folder of a record file's samples."""
+    return record_file.with_name(f"{record_file.name}.samples")
+
+
+def store_sample(record_file: Path, layer: str, bottom: Array) -> None:
+    """Keep the first images of a layer's input."""
+    np.save(_file(record_file, layer), bottom[:MAX_IMAGES])
+
+
+def load_sample(record_file: Path, layer: str) -> Array | None:
+    """Return what was kept of a layer's input, or None if nothing was."""
+    path = _file(record_file, layer)
+    return np.load(path) if path.exists() else None
+
+
+def _file(record_file: Path, layer: str) -> Path:
+    return samples_folder(record_file) / f"{quote(layer, safe='')}.npy"

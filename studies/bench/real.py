@@ -1,0 +1,125 @@
+"""What searches find on the five real networks, less than one point of top-1 lost, codec `entropy`.
+
+    python studies/bench/real.py [--shared ../shared] [--networks lenet-fashion ...] [--searches rate-distortion ...]
+                                 [--trials 40] [--seed 0] [--halves] [--keep FOLDER]
+
+`uniform` is the best single number of levels for all layers (exact k-means, as in `ratio.py`), found by bisection; the
+others are studies as `autonuq tune` runs them, on operating points that are built once a network. GP needs SciPy and
+PyTorch. Of each study: the best ratio, the points lost, trials, batches scored in all, minutes without the making of
+the points, and how far the margins were from what the curves and the trials before predicted (root mean square of log
+drops, of trials from the tenth on that lost at least a quarter of a point).
+
+With --halves the search sees one half of the test set, every second image, and the other half confirms: what the best
+plan loses there in excess is what luck was worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+from networks import BATCH, NETWORKS, Data, Top1
+from ratio import LEVELS, Bench, tightest, with_levels
+
+from autonuq.compress import ModelPair
+from autonuq.records import StudyRecord
+from autonuq.search.study import Task, run_study
+
+SEARCHES = ("uniform", "rate-distortion", "tpe", "gp")
+BURN_IN = 10
+
+
+def halves(data: Data) -> tuple[Data, Data]:
+    images, labels, calibration = data
+    size = len(images) // 2 // BATCH * BATCH
+    first, second = (slice(start, start + 2 * size, 2) for start in (0, 1))
+    return (images[first], labels[first], calibration), (images[second], labels[second], calibration)
+
+
+def prediction_error(record: StudyRecord) -> float:
+    """Return the root mean square of measured minus predicted margins near and beyond the edge."""
+    errors = [
+        trial.margin - trial.predicted
+        for trial in record.trials[BURN_IN:]
+        if trial.margin is not None and trial.predicted is not None and trial.margin > math.log(0.25)
+    ]
+    return float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
+
+
+def run_search(name: str, search: str, data: Data, shared: Path, folder: Path, options: argparse.Namespace) -> str:
+    """Run one study and describe what it found."""
+    source = ModelPair(*(shared / "models" / name / file for file in ("deploy.prototxt", "weights.caffemodel")))
+    task = Task(
+        name=name,
+        source=source,
+        evaluator=Top1(data),
+        out=folder / search,
+        storage=f"journal://{folder / search}.log",
+        batch_num=min(10, len(data[2]) // BATCH),
+        sampler=search,
+        seed=options.seed,
+        n_trials=1,
+    )
+    if (folder / "calibration").is_dir():
+        shutil.copytree(folder / "calibration", task.out / "calibration")
+    run_study(task, exists=False)
+    if not (folder / "calibration").is_dir():
+        shutil.copytree(task.out / "calibration", folder / "calibration")
+    began = time.perf_counter()
+    study = run_study(replace(task, n_trials=options.trials), exists=True)
+    minutes = (time.perf_counter() - began) / 60
+    record = study.record()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"{folder / search}.log", options.keep / f"{name}-{search}-{options.seed}.log")
+    best = record.best
+    found = "nothing" if best is None else f"{best.ratio:.2f}x | {record.original_metric - best.metric:.2f}"
+    done = sum(trial.state == "complete" for trial in record.trials)
+    batches = task.evaluator.batches_scored
+    return f"{found} | {done} | {batches} | {minutes:.1f} | {prediction_error(record):.2f}"
+
+
+def run_uniform(name: str, shared: Path, folder: Path) -> str:
+    bench = Bench(name, shared, folder)
+    plans = [with_levels(bench, levels) for levels in LEVELS]
+    began = time.perf_counter()
+    ratio, drop, evaluations = tightest(bench, plans)
+    minutes = (time.perf_counter() - began) / 60
+    return f"{ratio:.2f}x | {drop:.2f} | {evaluations} | {bench.evaluator.batches_scored} | {minutes:.1f} | -"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--searches", nargs="*", default=list(SEARCHES[:3]), choices=SEARCHES)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the studies' journals")
+    options = parser.parse_args(arguments)
+    versions = f"NumPy {np.__version__}, Optuna {optuna.__version__}"
+    print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
+    print("| network | search | ratio | points lost | trials | batches | minutes | error of predictions |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for name in options.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            data = NETWORKS[name](options.shared / "data")
+            for search in options.searches:
+                if search == "uniform":
+                    row = run_uniform(name, options.shared, Path(folder))
+                else:
+                    row = run_search(name, search, data, options.shared, Path(folder), options)
+                print(f"| {name} | {search} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
