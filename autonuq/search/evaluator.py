@@ -17,6 +17,7 @@ from typing import Any
 
 from autonuq.compress import ModelPair
 from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.graph.hosted.python_layer import importable
 
 
 class Evaluator:
@@ -125,17 +126,31 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+_METHODS = {
+    "eval_model": ("model_file", "weights_file", "batch_num"),
+    "is_satisfied": ("original_metric", "new_metric"),
+}
+
+
 def check_evaluator(evaluator: Any) -> None:
     """Check that an object has what an evaluator needs.
 
     Raises
     ------
     EvaluatorError
-        A method is missing, or `evaluate_batch_num` is not a positive int.
+        A method is missing or takes other arguments, or `evaluate_batch_num` is not a positive int.
     """
-    for method in ("eval_model", "is_satisfied"):
-        if not callable(getattr(evaluator, method, None)):
+    for method, arguments in _METHODS.items():
+        found = getattr(evaluator, method, None)
+        if not callable(found):
             raise EvaluatorError(f"{type(evaluator).__name__} has no method '{method}'")
+        try:
+            inspect.signature(found).bind(*arguments)
+        except TypeError as error:
+            call = f"{type(evaluator).__name__}.{method}({', '.join(arguments)})"
+            raise EvaluatorError(f"{call} cannot be called so: {error}") from error
+        except ValueError:
+            continue  # a callable that does not tell what it takes
     count = getattr(evaluator, "evaluate_batch_num", None)
     if not isinstance(count, int) or count < 1:
         raise EvaluatorError(
@@ -153,7 +168,8 @@ def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int, method: str =
         It raised; errors of our own about calibration or the engine pass through.
     """
     try:
-        return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
+        with importable(pair.model.parent):  # the module of Python layers, for a Caffe that is not ours
+            return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:
@@ -173,7 +189,7 @@ def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
 
 
 def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
-    """Return the metric of a network over so many batches, by default `evaluate_batch_num`.
+    """Return the metric of a network over `batch_num` batches, by default `evaluate_batch_num`.
 
     Raises
     ------

@@ -24,6 +24,8 @@ from autonuq.search.stored import (
     FINISHED,
     ORIGIN,
     ORIGINAL_METRIC,
+    RUNNING,
+    RUNNING_FIELDS,
     STOPPED,
     TRIAL,
     requeue,
@@ -33,6 +35,7 @@ from autonuq.search.stored import (
     trial_record,
 )
 from autonuq.search.task import OnProgress, Progress, Task
+from autonuq.search.trial_log import append_trial
 
 FAILURES_IN_A_ROW = 3
 POLL_S = 1.0
@@ -143,6 +146,7 @@ class Runner:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             worker=self.session.lease.worker,
         )
+        trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})
         known = self._scored(plan)
         try:
             if known is not None:
@@ -178,6 +182,7 @@ class Runner:
             store_record(trial, record)
         except UpdateFinishedTrialError:
             return trial_record(self.study._storage.get_trial(trial._trial_id))
+        append_trial(self.task.log_file, record)
         return record
 
 
