@@ -45,6 +45,7 @@ from autonuq.graph.passes import (
 )
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
+from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
@@ -52,7 +53,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, dequantize, on_grid, quantize_bias, quantize_weights
-from autonuq.records import LayerRecord
+from autonuq.records import LayerRecord, encode_levels
 from autonuq.runtime.moments import is_observable, load_moments, moments_file, request_moments
 from autonuq.runtime.session import Session
 
@@ -460,6 +461,8 @@ def layer_records(model: QuantizedModel, points: Mapping[str, OperatingPoints]) 
                 tuple(int(rate) for rate in curve.rates_bytes),
                 tuple(float(distortion) for distortion in curve.distortions),
                 (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+                tuple(code_histogram(model.weights[name].codes).tolist()),
+                tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
             )
         )
     return tuple(records)

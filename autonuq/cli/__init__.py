@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -266,6 +267,7 @@ def _task(file: StudyFile) -> Task:
         seed=file.seed,
         n_trials=file.trials,
         artifacts=file.artifacts,
+        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
         confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
         racing=file.racing,
         stop_gain=file.stop_gain,

@@ -6,6 +6,7 @@ finishes a trial by one transaction, and a trial whose worker died goes back int
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -255,6 +256,7 @@ def export_trial(
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
     packages = {name: version(name) for name in PACKAGES}
     return {
+        **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
         "evaluator": evaluator_name(task.evaluator),
@@ -263,6 +265,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "seed": str(task.seed),
         **_hashes(fingerprint),
         **{f"{name} version": number for name, number in packages.items()},
+        "python version": platform.python_version(),
     }
 
 

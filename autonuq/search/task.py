@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Task:
     artifacts : str
         Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
         `out`.
+    provenance : mapping of str to str
+        What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
     racing : bool or None
@@ -74,6 +76,7 @@ class Task:
     seed: int = 0
     n_trials: int = 40
     artifacts: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool | None = None
     stop_gain: float | None = None
