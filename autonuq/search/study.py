@@ -84,7 +84,7 @@ def tune(
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.journal` in the
         folder), `artifacts`, `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`,
-        `python_layers`.
+        `amct_levels`, `python_layers`.
 
     Returns
     -------
