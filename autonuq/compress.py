@@ -47,7 +47,7 @@ from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
 from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
-from autonuq.quant.config import LayerSettings, QuantizationConfig
+from autonuq.quant.config import AMCT_LEVELS, LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
@@ -429,6 +429,7 @@ def build_points(
                 make_codec(codec, uniform.codes.shape),
                 moments=load_moments(record_file, name),
                 nuq=name in searched,
+                sizes=AMCT_LEVELS if model.config.amct_levels else None,
             ),
         )
         on_layer(name)

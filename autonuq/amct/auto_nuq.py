@@ -36,6 +36,8 @@ def auto_nuq(
     save_dir: str,
     *,
     n_trials: int = 40,
+    codec: str = "entropy",
+    amct_levels: bool = False,
 ) -> None:
     """Find the smallest network that still satisfies the evaluator, and write it.
 
@@ -51,7 +53,11 @@ def auto_nuq(
     save_dir : str
         Folder and beginning of the names of the outputs, despite its name.
     n_trials : int
-        How many plans are tried; AMCT has no such argument.
+        How many plans are tried; AMCT has no such argument, nor the next two.
+    codec : str
+        What bytes are counted with; `ascend` is ATC's weight compressor.
+    amct_levels : bool
+        Give a layer only what AMCT can: 32 or 16 levels, or uniform steps.
 
     Raises
     ------
@@ -75,6 +81,8 @@ def auto_nuq(
         out=out,
         storage=f"sqlite:///{(out / 'study.db').resolve()}",
         config=config,
+        codec=codec,
+        amct_levels=amct_levels,
         n_trials=n_trials,
     )
     study = _run(task)
