@@ -95,7 +95,8 @@ def auto_nuq(
     _say_winner(best, save_dir)
     stored = load_caffemodel(deploy_pair(save_dir).weights)
     chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
-    warn_of_gain({name: stored[name][0].values for name in chosen if name})
+    weights = {name: stored[name][0] for name in chosen if name}
+    warn_of_gain({name: blob.values.reshape(blob.shape) for name, blob in weights.items()})
 
 
 def _say_winner(best: Best, save_dir: str) -> None:
