@@ -33,7 +33,7 @@ SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
 
 _BATCHES_TIMED = 4
-_WEIGHTS_TIMED = 300_000  # the largest layer up to this size stands for all when points are timed
+_WEIGHTS_TIMED = 100_000  # the largest layer up to this size stands for all when points are timed
 
 
 @dataclass(frozen=True)
