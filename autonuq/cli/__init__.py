@@ -75,9 +75,12 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
     try:
         app()
-    except (AutonuqError, OSError) as error:
-        show_error(error)
-        sys.exit(error.exit_code if isinstance(error, AutonuqError) else CANNOT_WRITE)
+    except AutonuqError as error:
+        show_error(error, str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        show_error(error, f"{error.filename}: cannot be used: {error.strerror}" if error.filename else str(error))
+        sys.exit(CANNOT_WRITE)
 
 
 @app.command()
@@ -181,7 +184,9 @@ def resume(
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=True)
+    file = load_study_file(study, out=out, storage=storage)
+    load_study(file.name, file.storage)  # before folders are made for a study that is not there
+    _run(file, trials, timeout, exists=True)
 
 
 def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: bool) -> None:

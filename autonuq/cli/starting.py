@@ -69,7 +69,7 @@ def check(
     else:
         _print_checks(checks, estimate)
     for error in errors:
-        show_error(error)
+        show_error(error, str(error))
     if errors:
         raise typer.Exit(errors[0].exit_code)
 

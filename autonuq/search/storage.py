@@ -102,3 +102,9 @@ def absolute_url(url: str, folder: Path) -> str:
         if url.startswith(scheme):
             return scheme + str((folder / url.removeprefix(scheme)).resolve())
     return url
+
+
+def storage_file(url: str) -> Path | None:
+    """Return the file of a storage that is one, None for a server."""
+    schemes = [scheme for scheme in ("sqlite:///", "journal://") if url.startswith(scheme)]
+    return Path(url.removeprefix(schemes[0])) if schemes else None

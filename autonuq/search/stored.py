@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
 from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
-from autonuq.search.storage import open_storage
+from autonuq.search.storage import open_storage, storage_file
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
@@ -135,6 +135,9 @@ def load_study(name: str, storage: str) -> Study:
     StudyError
         It does not exist, or the storage cannot be read.
     """
+    file = storage_file(storage)
+    if file is not None and not file.exists():
+        raise StudyError(f"not found: {storage} is not there; start it with 'autonuq tune'", study=name)
     return Study(open_storage(storage).load(name))
 
 
