@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what bad input is answered with, and the exit codes."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -87,11 +88,22 @@ def test_export_formats_and_unpack(run, tiny_study):
     assert not (folder / "newer").exists()
     assert run("unpack", "packed/x.nuq").returncode == 2
 
-    for name, words in (("onnx", "onnx is not available yet"), ("pickle", "there is no format 'pickle'")):
+    everything = run("export", tiny_study, "--trial", "0", "--format", "all", "--out", "all/x")
+    assert everything.returncode == 0, everything.stderr
+    paths = everything.stdout.split()
+    assert names(folder / "all") == {Path(path).name for path in paths}
+    assert {"autonuq_layers.py", "x.nuq", "x.onnx", "x_codebook.onnx"} <= names(folder / "all")
+    two = run("export", tiny_study, "--trial", "0", "--format", "onnx", "--format", "weights", "--out", "two/x")
+    assert two.stdout.split() == [
+        "two/x.onnx", "two/x_weights_only_model.prototxt", "two/x_weights_only_weights.caffemodel",
+    ]  # fmt: skip
+
+    for name, words in (("onx", "Did you mean 'onnx'?"), ("zip", "there is no format 'zip'")):
         refused = run("export", tiny_study, "--format", name, "--out", "other/x")
         assert refused.returncode == 2
         said = " ".join(refused.stderr.replace("│", " ").split())
-        assert f"{words}; --format must be one of caffe, deploy, packed" in said
+        assert words in said
+        assert "only caffe, pycaffe, weights, deploy, packed, onnx, onnx-codebook." in said
     assert not (folder / "other").exists()
 
 

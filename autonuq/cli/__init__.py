@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -43,9 +44,10 @@ from autonuq.cli.console import (
 )
 from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
-from autonuq.compress import FORMATS, ChipView, view_on_chip
+from autonuq.compress import ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError, suggest_name
+from autonuq.export import FORMATS, check_formats
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -228,10 +230,12 @@ def _task(file: StudyFile) -> Task:
         config=load_config(file),
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
+        python_layers=file.python_layers,
         codec=file.codec,
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
         confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
         racing=file.racing,
         stop_gain=file.stop_gain,
@@ -413,24 +417,29 @@ def export(
     output: Annotated[str | None, typer.Option("--out", help="PREFIX: folder and beginning of the names.")] = None,
     storage: StorageOption = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "caffe",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help=f"One of {', '.join(FORMATS)}; may be repeated. Or all.")
+    ] = None,
 ) -> None:
     """Write the files of a trial.
 
-    `caffe`: fake-quant and deploy pair, record, NUQ layer list, quant.json. `deploy`: deploy pair, record, NUQ layer
-    list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`.
+    `caffe` (the default): fake-quant pair with AMCT's layer types, deploy pair, record, NUQ layer list, quant.json.
+    `pycaffe`: fake-quant pair for a Caffe that nobody patched, with `Python` layers and their file,
+    `autonuq_layers.py`. `weights`: pair with float activations, for OpenCV and others. `deploy`: deploy pair, record,
+    NUQ layer list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`. `onnx`:
+    QuantizeLinear, DequantizeLinear and int8 weights. `onnx-codebook`: weights as indices into their levels.
 
-    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --out nets/lenet`
+    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --format onnx --out nets/lenet`
     """
     if trial != "best" and not trial.isdecimal():
         raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
-    if file_format not in FORMATS:
-        reason = "onnx is not available yet" if file_format == "onnx" else f"there is no format '{file_format}'"
-        hint = suggest_name(file_format, FORMATS)
-        raise typer.BadParameter(f"{reason}; --format must be one of {', '.join(FORMATS)}.{hint}")
+    try:
+        wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
-    for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
+    for path in export_trial(_task(file), opened, number, formats=wanted, prefix=output):
         say(str(shown(path)))
 
 

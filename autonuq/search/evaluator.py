@@ -16,6 +16,7 @@ from typing import Any
 
 from autonuq.compress import ModelPair
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
+from autonuq.graph.hosted.python_layer import importable
 
 
 class Evaluator:
@@ -167,7 +168,8 @@ def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int, method: str =
         It raised; errors of our own about calibration or the engine pass through.
     """
     try:
-        return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
+        with importable(pair.model.parent):  # the module of Python layers, for a Caffe that is not ours
+            return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:

@@ -6,14 +6,16 @@ finishes a trial by one transaction, and a trial that was running goes back into
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import ModelPair, calibrated, export
+from autonuq.compress import ModelPair, calibrated
 from autonuq.errors import StudyError
+from autonuq.export import export
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.confirmation import confirm
 from autonuq.search.evaluator import check_evaluator, evaluator_name
@@ -78,7 +80,7 @@ def tune(
         Seconds after which no further trial is started.
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`.
+        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `python_layers`.
 
     Returns
     -------
@@ -205,7 +207,7 @@ def export_trial(
     number : int, optional
         The best satisfied trial by default.
     formats : iterable of str
-        Out of `compress.FORMATS`.
+        Out of `export.FORMATS`.
     prefix : str, optional
         Folder and beginning of the file names; `<out>/<name>` by default.
     record_file : Path, optional
@@ -226,20 +228,42 @@ def export_trial(
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
     points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
+    provenance = {
+        "study": study.name,
+        "trial": str(found.number),
+        "ratio": f"{found.ratio}",
+        "codec": task.codec,
+        "metric": f"{found.metric}",
+        "original metric": f"{record.original_metric}",
+        **_hashes(fingerprint),
+    }
     return export(
-        model, points, found.points, prefix or task.prefix, task.codec, formats, record_file=record_file
+        model,
+        points,
+        found.points,
+        prefix or task.prefix,
+        task.codec,
+        formats,
+        record_file=record_file,
+        provenance=provenance,
     )
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
     packages = {name: version(name) for name in ("autonuq", "optuna", "numpy", "onnxruntime")}
     return {
+        **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
         "evaluator": evaluator_name(task.evaluator),
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
         "sampler": task.sampler,
         "seed": str(task.seed),
-        **{f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64},
+        **_hashes(fingerprint),
         **{f"{name} version": number for name, number in packages.items()},
+        "python version": platform.python_version(),
     }
+
+
+def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    return {f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64}

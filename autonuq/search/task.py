@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Task:
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+    python_layers : bool
+        The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
         One of `quant.codecs.CODEC_NAMES`.
     sampler : str
@@ -45,6 +47,8 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    provenance : mapping of str to str
+        What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
     racing : bool or None
@@ -63,10 +67,12 @@ class Task:
     config: QuantizationConfig | None = None
     batch_num: int = 1
     activation_offset: bool = True
+    python_layers: bool = False
     codec: str = "entropy"
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool | None = None
     stop_gain: float | None = None
