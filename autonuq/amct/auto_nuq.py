@@ -12,13 +12,16 @@ from pathlib import Path
 
 from autonuq.amct.config import load_config
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
-from autonuq.compress import ModelPair
+from autonuq.amct.static import warn_of_gain
+from autonuq.compress import ModelPair, deploy_pair
 from autonuq.errors import StudyError
+from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import Evaluator
+from autonuq.search.storage import default_url
 from autonuq.search.stored import Best
 from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
 
@@ -34,6 +37,8 @@ def auto_nuq(
     save_dir: str,
     *,
     n_trials: int = 40,
+    codec: str = "entropy",
+    amct_levels: bool = False,
 ) -> None:
     """Find the smallest network that still satisfies the evaluator, and write it.
 
@@ -49,7 +54,11 @@ def auto_nuq(
     save_dir : str
         Folder and beginning of the names of the outputs, despite its name.
     n_trials : int
-        How many plans are tried; AMCT has no such argument.
+        How many plans are tried; AMCT has no such argument, nor the next two.
+    codec : str
+        What bytes are counted with; `ascend` is ATC's weight compressor.
+    amct_levels : bool
+        Give a layer only what AMCT can: 32 or 16 levels, or uniform steps.
 
     Raises
     ------
@@ -71,8 +80,10 @@ def auto_nuq(
         source=ModelPair(Path(model_file), Path(weights_file)),
         evaluator=nuq_evaluator,
         out=out,
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        storage=default_url(out.resolve()),
         config=config,
+        codec=codec,
+        amct_levels=amct_levels,
         n_trials=n_trials,
     )
     study = _run(task)
@@ -82,6 +93,10 @@ def auto_nuq(
     Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
     export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
     _say_winner(best, save_dir)
+    stored = load_caffemodel(deploy_pair(save_dir).weights)
+    chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
+    weights = {name: stored[name][0] for name in chosen if name}
+    warn_of_gain({name: blob.values.reshape(blob.shape) for name, blob in weights.items()})
 
 
 def _say_winner(best: Best, save_dir: str) -> None:

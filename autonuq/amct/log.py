@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from autonuq.amct.config import QUANTIZABLE_TYPES
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import QuantizationConfig
@@ -23,8 +24,7 @@ FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _logger = logging.getLogger("amct_caffe")
-_logger.propagate = False
-_logger.setLevel(logging.DEBUG)
+_sources = (_logger, logging.getLogger("autonuq.calibration"))  # the calibration layers speak for themselves
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -44,11 +44,13 @@ def open_log() -> logging.Logger:
     if not present or Path(present[0].baseFilename) != path or not path.exists():
         path.parent.mkdir(exist_ok=True)
         for handler in tuple(_logger.handlers):
-            _logger.removeHandler(handler)
             handler.close()
-        for handler in (logging.FileHandler(path, encoding="utf-8"), _Screen()):
+        opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
+        for handler in opened:
             handler.setFormatter(logging.Formatter(_FORMAT))
-            _logger.addHandler(handler)
+        for source in _sources:
+            source.propagate, source.handlers = False, list(opened)
+            source.setLevel(logging.DEBUG)
     for handler in _logger.handlers:
         handler.setLevel(file if isinstance(handler, logging.FileHandler) else screen)
     return _logger
@@ -80,7 +82,7 @@ def warn_of(messages: Iterable[str]) -> None:
 
 
 def log_layers(able: Iterable[Capability], config: QuantizationConfig) -> None:
-    """Say of each layer with weights how it is quantized, or why it is not."""
+    """Say of each layer of a type that can be quantized how it is, or why it is not."""
     log = open_log()
     for capability in able:
         settings = config.layers.get(capability.name)
@@ -88,7 +90,7 @@ def log_layers(able: Iterable[Capability], config: QuantizationConfig) -> None:
             is_nuq = settings.weights.algorithm == "nuq"
             weights = f"non-uniform weights (num_steps {settings.weights.num_steps})" if is_nuq else "uniform weights"
             log.info("layer '%s': %s, inputs by %s", capability.name, weights, settings.activation.algorithm)
-        elif capability.weights:
+        elif capability.type in QUANTIZABLE_TYPES:
             reason = capability.reason or "left out by the configuration"
             log.info("layer '%s' (%s) stays float: %s", capability.name, capability.type, reason)
 
@@ -112,6 +114,6 @@ class ProgressLog:
         spent = time.monotonic() - self._started
         left = spent / max(1, step.done - self._first) * (step.total - step.done)
         verdict = "satisfied" if step.trial.satisfied else "not satisfied"
+        state = "failed" if step.trial.state == "failed" else verdict
         best = f"best {step.best.ratio:.2f}x" if step.best is not None else "none satisfied yet"
-        levels = "failed" if step.trial.state == "failed" else verdict
-        open_log().info("%s, %s; %s; about %.0f s left", message, levels, best, left)
+        open_log().info("%s, %s; %s; about %.0f s left", message, state, best, left)

@@ -22,7 +22,7 @@ from autonuq.search.builtin import (
 )
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.sampler import SAMPLERS
-from autonuq.search.storage import absolute_url
+from autonuq.search.storage import absolute_url, default_url
 
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
@@ -51,12 +51,20 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
-    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str, "python_layers": bool},
+    "quantization": {
+        "cfg": str,
+        "batch_num": int,
+        "activation_offset": bool,
+        "python_layers": bool,
+        "codec": str,
+        "levels": str,
+    },
     "search": {
         "trials": int,
         "sampler": str,
         "storage": str,
         "seed": int,
+        "artifacts": str,
         "racing": bool,
         "stop_gain": _NUMBER,
     },
@@ -76,6 +84,7 @@ _POSITIVE = (
 )
 _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "codec"): CODEC_NAMES,
+    ("quantization", "levels"): ("any", "amct"),
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),
     ("evaluator.transform", "channels"): ("RGB", "BGR"),
@@ -100,10 +109,14 @@ class StudyFile:
         AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
     batch_num : int
     activation_offset, python_layers : bool
+    amct_levels : bool
+        `levels = "amct"`: 32 or 16 levels or uniform steps; otherwise any number.
     codec, sampler : str
     trials, seed : int
     storage : str
         URL with absolute paths.
+    artifacts : str
+        Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
     racing : bool or None
     stop_gain : float or None
@@ -120,27 +133,32 @@ class StudyFile:
     cfg: Path | None
     batch_num: int
     activation_offset: bool
+    amct_levels: bool
     python_layers: bool
     codec: str
     sampler: str
     trials: int
     seed: int
     storage: str
+    artifacts: str
     out: Path
     racing: bool | None
     stop_gain: float | None
     confirm: StudyFile | None = None
 
 
-def load_study_file(path: Path, *, out: Path | None = None, storage: str | None = None) -> StudyFile:
+def load_study_file(
+    path: Path, *, out: Path | None = None, storage: str | None = None, artifacts: str | None = None
+) -> StudyFile:
     """Read and check a study file.
 
     Parameters
     ----------
     path : Path
-    out, storage : optional
+    out, storage, artifacts : optional
         Override the file's; relative ones are relative to the working directory. The default folder is
-        `out/<name>` beside the file, the default storage `study.db` in that folder.
+        `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
+        version started the study there).
 
     Raises
     ------
@@ -155,6 +173,7 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
     confirming = tables.pop("confirm", None)
     file = _study_file(tables, path, out, storage)
+    file = replace(file, artifacts=_location(artifacts or "", Path.cwd()) or file.artifacts)
     if confirming is None:
         return file
     try:
@@ -177,7 +196,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
     name = values["", "name"]
     target = (out or folder / values.get(("", "out"), f"out/{name}")).resolve()
     url = values.get(("search", "storage"))
-    file_url = absolute_url(url, folder) if url else f"sqlite:///{target / 'study.db'}"
+    file_url = absolute_url(url, folder) if url else default_url(target)
     cfg = values.get(("quantization", "cfg"))
     return StudyFile(
         path=path,
@@ -188,16 +207,23 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         cfg=folder / cfg if cfg else None,
         batch_num=values.get(("quantization", "batch_num"), 1),
         activation_offset=values.get(("quantization", "activation_offset"), True),
+        amct_levels=values.get(("quantization", "levels")) == "amct",
         python_layers=values.get(("quantization", "python_layers"), False),
         codec=values.get(("quantization", "codec"), "entropy"),
         sampler=values.get(("search", "sampler"), "rate-distortion"),
         trials=values.get(("search", "trials"), 40),
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
+        artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
         racing=values.get(("search", "racing")),
         stop_gain=values.get(("search", "stop_gain")),
     )
+
+
+def _location(artifacts: str, folder: Path) -> str:
+    is_absolute = not artifacts or "://" in artifacts
+    return artifacts if is_absolute else str((folder / artifacts).resolve())
 
 
 def make_evaluator(file: StudyFile) -> Any:

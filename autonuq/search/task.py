@@ -38,6 +38,8 @@ class Task:
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+    amct_levels : bool
+        A layer keeps 32 or 16 levels or stays uniform, as AMCT has it; otherwise any number is tried.
     python_layers : bool
         The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
@@ -47,6 +49,9 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    artifacts : str
+        Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
+        `out`.
     provenance : mapping of str to str
         What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
@@ -67,11 +72,13 @@ class Task:
     config: QuantizationConfig | None = None
     batch_num: int = 1
     activation_offset: bool = True
+    amct_levels: bool = False
     python_layers: bool = False
     codec: str = "entropy"
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    artifacts: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool | None = None
@@ -81,6 +88,15 @@ class Task:
     def is_raced(self) -> bool:
         """Whether trials are raced, if the evaluator allows it."""
         return self.sampler != "rate-distortion" if self.racing is None else self.racing
+
+    @property
+    def artifacts_location(self) -> str:
+        """Where the artifacts are."""
+        return self.artifacts or str(self.out / "artifacts")
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's network lies while it is scored: the same if the trial was killed and runs again."""
+        return self.out / f"trial{number}"
 
     @property
     def prefix(self) -> str:
@@ -109,7 +125,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "racing", "calibration", "curves", "trial", "stop", "confirmation"}
+    stage : {"baseline", "racing", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.
@@ -131,7 +147,7 @@ def quantized_model(task: Task) -> QuantizedModel:
     """Load the network and quantize its weights as the task says."""
     graph = load_graph(task.source.model, task.source.weights)
     config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    return quantize(graph, config)
+    return quantize(graph, replace(config, amct_levels=task.amct_levels))
 
 
 def check_folder(task: Task) -> None:

@@ -33,7 +33,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
     assert file.source.model == tmp_path / "a.prototxt"
     assert file.source.weights == tmp_path / "sub/a.caffemodel"
     assert file.out == tmp_path / "out/lenet"
-    assert file.storage == f"sqlite:///{tmp_path}/out/lenet/study.db"
+    assert file.storage == f"journal://{tmp_path}/out/lenet/study.journal"
     assert (file.batch_num, file.codec, file.trials, file.seed) == (1, "entropy", 40, 0)
 
 
@@ -69,6 +69,13 @@ def test_overrides_are_relative_to_the_working_directory(write, tmp_path, monkey
 def test_mistakes(write, text, message):
     with pytest.raises(StudyError, match=message):
         load_study_file(write(text))
+
+
+def test_levels_of_amct(write):
+    assert not load_study_file(write(GOOD)).amct_levels
+    assert load_study_file(write(GOOD + '[quantization]\nlevels = "amct"\n')).amct_levels
+    with pytest.raises(StudyError, match="'quantization.levels' must be one of any, amct"):
+        load_study_file(write(GOOD + '[quantization]\nlevels = "16"\n'))
 
 
 def test_missing_file(tmp_path):
