@@ -227,6 +227,7 @@ def _task(file: StudyFile) -> Task:
         config=load_config(file),
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
+        amct_levels=file.amct_levels,
         python_layers=file.python_layers,
         codec=file.codec,
         sampler=file.sampler,

@@ -80,7 +80,8 @@ def tune(
         Seconds after which no further trial is started.
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `python_layers`.
+        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `amct_levels`,
+        `python_layers`.
 
     Returns
     -------

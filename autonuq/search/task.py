@@ -38,6 +38,8 @@ class Task:
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+    amct_levels : bool
+        A layer keeps 32 or 16 levels or stays uniform, as AMCT has it; otherwise any number is tried.
     python_layers : bool
         The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
@@ -67,6 +69,7 @@ class Task:
     config: QuantizationConfig | None = None
     batch_num: int = 1
     activation_offset: bool = True
+    amct_levels: bool = False
     python_layers: bool = False
     codec: str = "entropy"
     sampler: str = "rate-distortion"
@@ -131,7 +134,7 @@ def quantized_model(task: Task) -> QuantizedModel:
     """Load the network and quantize its weights as the task says."""
     graph = load_graph(task.source.model, task.source.weights)
     config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    return quantize(graph, config)
+    return quantize(graph, replace(config, amct_levels=task.amct_levels))
 
 
 def check_folder(task: Task) -> None:
