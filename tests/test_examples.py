@@ -53,12 +53,12 @@ def test_amct_script(tmp_path):
 @pytest.mark.slow
 def test_face_detector(shared, tmp_path):
     network = shared / "models" / "ultraface-rfb-320"
-    options = ("--count", 30, "--trials", 4, "--loss", 0.2, "--out", tmp_path / "out")
+    options = ("--count", 10, "--trials", 2, "--loss", 0.5, "--out", tmp_path / "out")
     paths = (network / "deploy.prototxt", network / "weights.caffemodel", shared / "data" / "imagenet200")
     lines = run(EXAMPLES / "face_detector" / "tune.py", *paths, *options, folder=tmp_path)
-    boxes = int(re.search(r"(\d+) boxes in 30 pictures", lines)[1])
+    boxes = int(re.search(r"(\d+) boxes in 10 pictures", lines)[1])
     ratio, f1 = map(float, re.search(r"ratio ([\d.]+)x, F1 against the float network ([\d.]+)", lines).groups())
     assert boxes > 0
     assert ratio > 3
-    assert f1 > 0.8
+    assert f1 > 0.5
     assert (tmp_path / "out" / "report.html").exists()
