@@ -21,6 +21,7 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import Evaluator
+from autonuq.search.storage import default_url
 from autonuq.search.stored import Best
 from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
 
@@ -79,7 +80,7 @@ def auto_nuq(
         source=ModelPair(Path(model_file), Path(weights_file)),
         evaluator=nuq_evaluator,
         out=out,
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        storage=default_url(out.resolve()),
         config=config,
         codec=codec,
         amct_levels=amct_levels,
