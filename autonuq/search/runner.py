@@ -95,9 +95,8 @@ class Runner:
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
     def _progress(self, record: TrialRecord) -> Progress:
-        message = record.error or f"ratio {record.ratio:.2f}, metric {record.metric:g}"
         best = Study(self.study).record().best
-        return Progress("trial", message, self._finished(), self.task.n_trials, record, best)
+        return Progress("trial", record.summary, self._finished(), self.task.n_trials, record, best)
 
     def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
         """Propose, apply and score one plan, and finish the trial in the storage."""
