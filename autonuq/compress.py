@@ -155,6 +155,38 @@ class ChipView:
     judgement: Judgement
 
 
+def predict_marks(graph: Graph, chip: str) -> dict[str, Mark]:
+    """Predict which layers ATC marks for weight compression, out of those that can carry a codebook.
+
+    Parameters
+    ----------
+    graph : Graph
+        Folded or not, with or without blobs: shapes decide.
+    chip : str
+        Key of `quant.device.DDR_RATES`.
+    """
+    shapes = infer_shapes(graph)
+    marks = {}
+    for capability in capabilities(graph):
+        if not capability.nuq:
+            continue
+        top = graph.by_name[capability.name].tops[0]
+        is_fc = capability.type == "InnerProduct"
+        outputs, channels, height, width = (*capability.shape, 1, 1)[:4]
+        map_height, map_width = (1, 1) if is_fc else shapes[top][2:]
+        marks[capability.name] = predict_mark(
+            chip,
+            kernel_height=height,
+            kernel_width=width,
+            channels=channels,
+            outputs=outputs,
+            map_height=map_height,
+            map_width=map_width,
+            is_fc=is_fc,
+        )
+    return marks
+
+
 def view_on_chip(graph: Graph, chip: str) -> dict[str, ChipView]:
     """Predict what ATC does with every layer that can carry a codebook.
 
@@ -166,26 +198,14 @@ def view_on_chip(graph: Graph, chip: str) -> dict[str, ChipView]:
         Key of `quant.device.DDR_RATES`.
     """
     model = quantize(graph, default_config(graph))
-    shapes = infer_shapes(model.graph)
-    views = {}
-    for name in model.nuq_layers:
-        layer, codes = model.graph.by_name[name], model.weights[name].codes
-        is_fc = layer.type == "InnerProduct"
-        (height, width), (map_height, map_width) = (
-            ((1, 1), (1, 1)) if is_fc else (codes.shape[2:], shapes[layer.tops[0]][2:])
-        )
-        mark = predict_mark(
-            chip,
-            kernel_height=height,
-            kernel_width=width,
-            channels=codes.shape[1],
-            outputs=codes.shape[0],
-            map_height=map_height,
-            map_width=map_width,
-            is_fc=is_fc,
-        )
-        views[name] = ChipView(mark, judge(codes, "fc" if is_fc else "conv"))
-    return views
+    return {
+        name: ChipView(mark, judge_layer(model.weights[name])) for name, mark in predict_marks(graph, chip).items()
+    }
+
+
+def judge_layer(weights: UniformWeights) -> Judgement:
+    """Predict what ATC's compressor makes of a layer's int8 weights."""
+    return judge(weights.codes, "fc" if weights.codes.ndim == 2 else "conv")
 
 
 def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:

@@ -289,3 +289,29 @@ def test_missing_study_file(run):
     result = run("tune", "none.toml")
     assert result.returncode == 6
     assert "none.toml: study file cannot be read" in result.stderr
+
+
+def test_static_quantization_in_one_command(run, tiny):
+    (tiny / "quant.cfg").write_text(
+        'batch_num: 2 nuq_config { chip: "ascend310" } '
+        'override_layer_configs { layer_name: "fc" calibration_config { nuq_quantize { num_steps: 16 } } }'
+    )
+    made = run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "config.json", "--cfg", "quant.cfg")
+    assert made.returncode == 0
+    assert "warning: quant.cfg: on ascend310 no convolution" in made.stderr
+    command = ["quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "config.json", "--out", "nets/tiny"]
+    result = run(*command, "--evaluator", "evaluate.py:Agreement")
+    assert result.returncode == 0, result.stderr
+    assert "metric  1 -> " in result.stdout
+    assert "(satisfied)" in result.stdout
+    assert "layer   fc: 16 levels" in result.stdout
+    for line in result.stdout[result.stdout.index("wrote") :].splitlines()[1:]:
+        assert (tiny / line.strip()).stat().st_size
+    assert (tiny / "nets/tiny_nuq_layer_record.txt").read_text() == "fc"
+    edit(tiny / "evaluate.py", "limit = 0.1", "limit = 0")
+    edit(tiny / "evaluate.py", "return original_metric - new_metric <", "return original_metric - new_metric + 0.1 <")
+    strict = run(*command, "--evaluator", "evaluate.py:Agreement")
+    assert strict.returncode == 8
+    assert "(not satisfied)" in strict.stdout
+    lost = run(*command, "--evaluator", "evaluate.py:Nobody")
+    assert lost.returncode == 7

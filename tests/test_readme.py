@@ -20,6 +20,8 @@ def run(command, folder):
 
 
 def autonuq(line, folder):
+    if line.startswith("python "):
+        return run([sys.executable, *line.split()[1:]], folder)
     return run([sys.executable, "-c", "from autonuq.cli import main; main()", *line.split()[1:]], folder)
 
 

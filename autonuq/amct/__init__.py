@@ -14,7 +14,7 @@ from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase, auto_nuq
 from autonuq.amct.devices import set_cpu_mode, set_gpu_mode
 from autonuq.amct.imports import install
 from autonuq.amct.quant_config import create_quant_config
-from autonuq.amct.static import convert_model, init, quantize_model, save_model
+from autonuq.amct.static import convert_model, init, quantize_model, quantize_static, save_model
 
 __all__ = [
     "AutoCalibrationEvaluatorBase",
@@ -28,6 +28,7 @@ __all__ = [
     "init",
     "install",
     "quantize_model",
+    "quantize_static",
     "save_model",
     "set_cpu_mode",
     "set_gpu_mode",

@@ -85,8 +85,9 @@ def log_layers(able: Iterable[Capability], config: QuantizationConfig) -> None:
     for capability in able:
         settings = config.layers.get(capability.name)
         if settings is not None:
-            weights = f"nuq, {settings.weights.num_steps} steps" if settings.weights.algorithm == "nuq" else "int8"
-            log.info("layer '%s': %s weights, %s inputs", capability.name, weights, settings.activation.algorithm)
+            is_nuq = settings.weights.algorithm == "nuq"
+            weights = f"non-uniform weights (num_steps {settings.weights.num_steps})" if is_nuq else "uniform weights"
+            log.info("layer '%s': %s, inputs by %s", capability.name, weights, settings.activation.algorithm)
         elif capability.weights:
             reason = capability.reason or "left out by the configuration"
             log.info("layer '%s' (%s) stays float: %s", capability.name, capability.type, reason)

@@ -2,7 +2,8 @@
 
 ATC turns a deploy pair into an ``.om`` file, and ``atc --mode=1`` turns that into JSON. There every operator
 whose weights the device compresses carries a marker, and the names of the Caffe layers fused into it. The
-simplified configuration points at this file (``nuq_config.mapping_file``).
+simplified configuration points at this file (``nuq_config.mapping_file``). Without it the marks are predicted from
+shapes, for a chip (``nuq_config.chip``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.amct.config import parse_json
+from autonuq.compress import predict_marks
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
+from autonuq.graph.model import Graph
 
 # Files carry the first spelling, AMCT's pages the second.
 _MARKERS = ("_fe_weight_compress", "fe_weight_compress")
@@ -55,6 +58,24 @@ def marked_layers(path: str | Path, capabilities: Sequence[Capability]) -> tuple
     """
     able = {capability.name for capability in capabilities if capability.nuq}
     return tuple(name for name in load_marks(path, capabilities).layers if name in able)
+
+
+def predicted_layers(graph: Graph, chip: str) -> tuple[str, ...]:
+    """Return the layers that ATC would mark on a chip, in network order.
+
+    Parameters
+    ----------
+    graph : Graph
+        With or without blobs.
+    chip : str
+        Key of `quant.device.DDR_RATES`.
+
+    Notes
+    -----
+    Convolutions only: the one published file leaves its fully connected layer unmarked (`unsaid`).
+    """
+    marks = predict_marks(graph, chip)
+    return tuple(name for name, mark in marks.items() if mark.is_marked and graph.by_name[name].type == "Convolution")
 
 
 def load_marks(path: str | Path, capabilities: Sequence[Capability]) -> Marks:

@@ -44,13 +44,14 @@ def create_quant_config(
         A file cannot be used, or a setting is outside its rule.
     """
     log = open_log()
-    able = capabilities(load_graph(model_file, weights_file))
+    graph = load_graph(model_file, weights_file)
+    able = capabilities(graph)
     if config_defination is None:
         config = default_config(
             able, skip_layers=skip_layers or (), batch_num=batch_num, activation_offset=activation_offset
         )
     else:
-        loaded = load_simplified(config_defination, able)
+        loaded = load_simplified(config_defination, able, graph)
         warn_of(loaded.warnings)
         config = loaded.config
     write_config(config_file, config, able)

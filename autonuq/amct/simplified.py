@@ -2,8 +2,9 @@
 
 What a layer gets is decided by the most specific block that names it, taken whole: `override_layer_configs`,
 then `override_layer_types`, then `common_config`; what the block leaves out takes AMCT's default. On top of
-that, `nuq_config` gives the layers that its mapping file marks non-uniform weights, except where
-`override_layer_configs` names the layer. A layer that is skipped stays float, whatever else names it.
+that, `nuq_config` gives the layers that its mapping file marks (or, without one, that its chip is predicted to mark)
+non-uniform weights, except where `override_layer_configs` names the layer. A layer that is skipped stays float,
+whatever else names it.
 
 Where AMCT's pages say nothing, `unsaid` records what was chosen here and why.
 """
@@ -33,10 +34,12 @@ from autonuq.amct.config import (
     default_weights,
     settle_weights,
 )
-from autonuq.amct.mapping import load_marks
+from autonuq.amct.mapping import Marks, load_marks, predicted_layers
 from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import Capability
+from autonuq.graph.model import Graph
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
+from autonuq.quant.device import DDR_RATES
 
 _DEPRECATED = {
     "conv_calibration_config": ("Convolution", "Deconvolution"),
@@ -48,7 +51,9 @@ _DEPRECATED = {
 _SPELLING = {"num_bits": "quant_bits", "search_range": "search_range_start, search_range_end"}
 
 
-def load_simplified(path: str | Path, capabilities: Sequence[Capability]) -> LoadedConfig:
+def load_simplified(
+    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None
+) -> LoadedConfig:
     """Read a simplified configuration and resolve it to settings per layer.
 
     Parameters
@@ -58,6 +63,8 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability]) -> Loa
         first, as AMCT's samples have it, then in the folder of the ``.cfg``.
     capabilities : sequence of Capability
         Every layer of the folded network, in network order.
+    graph : Graph, optional
+        The network, with or without blobs; what `nuq_config.chip` marks is predicted from it.
 
     Returns
     -------
@@ -79,7 +86,7 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability]) -> Loa
     place = Place(path, spelling=_SPELLING)
     batch_num = message.batch_num if message.HasField("batch_num") else 1
     choices, warnings = _read_choices(message, capabilities, place)
-    marked, more = _read_marked(message, capabilities, path)
+    marked, more = _read_marked(message, capabilities, path, graph)
     warnings += more
     skipped = check_skip_layers("skip_layers", message.skip_layers, capabilities, place)
     skipped_types = _check_types("skip_layer_types", message.skip_layer_types, place)
@@ -245,25 +252,70 @@ def _check_types(key: str, types: Iterable[str], place: Place) -> frozenset[str]
 
 
 def _read_marked(
-    message: schema.AMCTConfig, capabilities: Sequence[Capability], path: Path
+    message: schema.AMCTConfig, capabilities: Sequence[Capability], path: Path, graph: Graph | None
 ) -> tuple[dict[str, WeightSettings], tuple[str, ...]]:
-    """Return the weight settings of the layers that the mapping file marks."""
+    """Return the weight settings of the layers that the mapping file marks, or that a chip is predicted to mark."""
     if not message.HasField("nuq_config"):
         return {}, ()
     block = message.nuq_config
+    place = Place(path, spelling=_SPELLING).under("nuq_config")
+    if not (block.HasField("mapping_file") or block.HasField("chip")):
+        raise QuantizationError(
+            "The 'nuq_config.mapping_file' key must be given, or 'nuq_config.chip' to predict the marks. Got nothing "
+            "instead.",
+            path=path,
+        )
     values = {"wts_algo": "nuq_quantize"} | _given(block.nuq_quantize)
-    place = Place(path, spelling=_SPELLING).under("nuq_config").under("nuq_quantize")
     types = {capability.name: capability.type for capability in capabilities}
-    wanted = {name: build_weights(values, name, place) for name in QUANTIZABLE_TYPES}
-    mapping_file = _find_mapping_file(block.mapping_file, path)
-    marks = load_marks(mapping_file, capabilities)
+    wanted = {name: build_weights(values, name, place.under("nuq_quantize")) for name in QUANTIZABLE_TYPES}
+    predicted = _predict(block.chip, graph, place) if block.HasField("chip") else ()
+    if not block.HasField("mapping_file"):
+        layers = predicted
+        warnings: tuple[str, ...] = () if predicted else (_gains_nothing(path, block.chip),)
+    else:
+        mapping_file = _find_mapping_file(block.mapping_file, path)
+        marks = load_marks(mapping_file, capabilities)
+        layers = marks.layers
+        warnings = _unused_marks(mapping_file, marks)
+        if block.HasField("chip"):
+            warnings += _differences(mapping_file, layers, block.chip, predicted)
+    return {name: wanted[types[name]] for name in layers}, warnings
+
+
+def _predict(chip: str, graph: Graph | None, place: Place) -> tuple[str, ...]:
+    if chip.lower() not in DDR_RATES:
+        place.refuse("chip", f"one of {', '.join(DDR_RATES)}", chip, suggest_name(chip.lower(), DDR_RATES))
+    if graph is None:
+        raise ValueError("The 'graph' parameter of load_simplified must be given where nuq_config has a chip.")
+    return predicted_layers(graph, chip.lower())
+
+
+def _unused_marks(mapping_file: Path, marks: Marks) -> tuple[str, ...]:
     warnings = tuple(
         f"{mapping_file}: the marked operator '{name}' holds no layer of the network that can be quantized."
         for name in marks.unmatched
     )
     if not marks.layers:
         warnings += (f"{mapping_file}: no layer of the network is marked, so nuq_config changes nothing.",)
-    return {name: wanted[types[name]] for name in marks.layers}, warnings
+    return warnings
+
+
+def _differences(
+    mapping_file: Path, marked: tuple[str, ...], chip: str, predicted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Compare the marks of the file with those predicted; the file counts."""
+    only_file = [name for name in marked if name not in predicted]
+    only_chip = [name for name in predicted if name not in marked]
+    sides = (("only the file marks", only_file), ("only the prediction marks", only_chip))
+    said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides if names)
+    return (f"{mapping_file} differs from the prediction for {chip}: {said}. The file counts.",) if said else ()
+
+
+def _gains_nothing(path: Path, chip: str) -> str:
+    return (
+        f"{path}: on {chip} no convolution takes longer to load its weights than to compute with them, so non-uniform "
+        "quantization gains nothing there and nuq_config changes nothing."
+    )
 
 
 def _find_mapping_file(name: str, cfg: Path) -> Path:

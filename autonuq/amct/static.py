@@ -6,8 +6,13 @@ modified model fill the record file while the user runs it.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from autonuq.amct.config import load_config
 from autonuq.amct.log import log_layers, open_log, warn_of
@@ -17,6 +22,7 @@ from autonuq.compress import (
     calibrated,
     deploy_pair,
     fake_quant_pair,
+    judge_layer,
     quantize,
     recorded,
     restrict_levels,
@@ -30,8 +36,9 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.model import Graph as Network
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
-from autonuq.quant.device import KEEP_RATIO, judge
+from autonuq.quant.device import KEEP_RATIO
 from autonuq.runtime.moments import request_moments
+from autonuq.search.evaluator import check_evaluator, is_satisfied, run_calibration, score
 
 SAVE_TYPES = ("Fakequant", "Deploy", "Both")
 _QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "IFMR", "HFMG", "SearchN"})
@@ -154,6 +161,64 @@ def save_model(graph: Graph, save_type: str, save_path: str) -> None:
     write_outputs(restrict_levels(model, graph.record_file), save_type, str(save_path))
 
 
+@dataclass(frozen=True)
+class StaticResult:
+    """What `quantize_static` made.
+
+    Attributes
+    ----------
+    original_metric, metric : float
+    satisfied : bool
+    levels : mapping of str to int
+        Distinct int8 steps of every layer with weights.
+    written : tuple of Path
+    """
+
+    original_metric: float
+    metric: float
+    satisfied: bool
+    levels: Mapping[str, int]
+    written: tuple[Path, ...]
+
+
+def quantize_static(
+    model_file: str | Path, weights_file: str | Path, config_file: str | Path, evaluator: Any, prefix: str
+) -> StaticResult:
+    """Take the whole static way in one call: an evaluator feeds the calibration and scores the result.
+
+    Parameters
+    ----------
+    model_file, weights_file : str
+        The float network.
+    config_file : str
+        config.json of `create_quant_config`.
+    evaluator : AutoNuqEvaluatorBase
+    prefix : str
+        Folder and beginning of the file names; `<prefix>_record.txt` is the record file.
+
+    Raises
+    ------
+    AutonuqError
+        See `init`, `save_model` and `search.evaluator`.
+    """
+    check_evaluator(evaluator)
+    record_file = Path(f"{prefix}_record.txt")
+    graph = init(config_file, model_file, weights_file, record_file)
+    original = score(evaluator, ModelPair(Path(model_file), Path(weights_file)))
+    with tempfile.TemporaryDirectory(dir=record_file.parent) as scratch:
+        modified = ModelPair(Path(scratch) / "modified_model.prototxt", Path(scratch) / "modified_model.caffemodel")
+        quantize_model(graph, modified.model, modified.weights)
+        run_calibration(evaluator, modified, graph.model.config.batch_num)
+    model = restrict_levels(calibrated(graph.model, graph.record_file), graph.record_file)
+    written = write_outputs(model, "Both", prefix)
+    request_moments(graph.record_file, ())
+    metric = score(evaluator, fake_quant_pair(prefix))
+    levels = {name: len(np.unique(uniform.codes)) for name, uniform in model.weights.items()}
+    return StaticResult(
+        original, metric, is_satisfied(evaluator, original, metric), levels, (*written, record_file)
+    )
+
+
 def convert_model(
     model_file: str | Path, weights_file: str | Path, scale_offset_record_file: str | Path, save_path: str
 ) -> None:
@@ -183,30 +248,33 @@ def convert_model(
     write_outputs(model, "Both", str(save_path))
 
 
-def write_outputs(model: QuantizedModel, save_type: str, prefix: str) -> None:
-    """Write what `save_model` writes: of a calibrated model whose levels are chosen."""
+def write_outputs(model: QuantizedModel, save_type: str, prefix: str) -> tuple[Path, ...]:
+    """Write what `save_model` writes, of a calibrated model whose levels are chosen, and return the paths."""
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    deploy, fake_quant = deploy_pair(prefix), fake_quant_pair(prefix)
+    written: list[Path] = []
     if save_type != "Fakequant":  # first, because an int32 overflow must leave nothing behind
-        write_deploy(model, {}, {}, deploy_pair(prefix))
+        write_deploy(model, {}, {}, deploy)
+        written += [deploy.model, deploy.weights]
     if save_type != "Deploy":
-        write_fake_quant(model, {}, {}, fake_quant_pair(prefix))
-    write_quant_info(model, {}, {}, prefix)
-    write_nuq_layers(model, {}, prefix)
+        write_fake_quant(model, {}, {}, fake_quant)
+        written += [fake_quant.model, fake_quant.weights]
+    written += [write_quant_info(model, {}, {}, prefix), write_nuq_layers(model, {}, prefix)]
     if any(factors.cluster for factors in model.factors.values()):
-        write_record(f"{prefix}_cluster_record.txt", model.factors, clusters=True)
+        written.append(write_record(f"{prefix}_cluster_record.txt", model.factors, clusters=True))
     warn_of_gain(model)
     open_log().info("the quantized model is stored as %s_*", prefix)
+    return tuple(written)
 
 
 def warn_of_gain(model: QuantizedModel) -> None:
     """Name the layers whose codebook gains nothing on a device, because ATC would not keep them compressed."""
     messages = []
     for name in model.nuq_layers:
-        codes = model.weights[name].codes
-        ratio = judge(codes, "fc" if codes.ndim == 2 else "conv")
-        if not ratio.is_kept:
+        judgement = judge_layer(model.weights[name])
+        if not judgement.is_kept:
             messages.append(
-                f"layer '{name}': ATC compresses its weights to {ratio.ratio:.2f} and keeps only what is at most "
+                f"layer '{name}': ATC compresses its weights to {judgement.ratio:.2f} and keeps only what is at most "
                 f"{KEEP_RATIO}, so its codebook gains nothing on a device"
             )
     warn_of(messages)

@@ -38,9 +38,9 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
     {
         "meaning of num_of_iteration": Choice(
             "free",
-            "auto_nuq reads and checks num_steps and num_of_iteration but is not bound by them: the "
-            "search chooses every layer's number of levels, and each codebook is optimal without "
-            "iterating.",
+            "Static NUQ keeps num_steps levels; num_of_iteration is checked and changes nothing, because each "
+            "codebook is optimal without iterating. auto_nuq is not bound by either: the search chooses every "
+            "layer's number of levels.",
             "The search algorithm is not published, and its aim is the smallest network that satisfies.",
         ),
         "search for the codebook": Choice(
@@ -54,12 +54,56 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "codebook per layer, in int8 steps.",
             "NUQ starts from the uniform int8 weights, and the deploy model must keep its dequantization layers.",
         ),
+        "order of codebook and calibration in static NUQ": Choice(
+            "inferred",
+            "quantize_model restricts the weights of the modified model by the weights alone, as AMCT must. Where our "
+            "runtime does the forward passes, it also leaves the second moments of those layers' inputs in a folder "
+            "beside the record file, and save_model chooses the levels anew and rounds with error feedback; where "
+            "another Caffe does them, save_model writes the modified model's weights. convert_model has a cluster at "
+            "most, and moves each weight to the nearest of its steps.",
+            "Weights are quantized before any data is seen; feedback makes the same file size lose far less.",
+        ),
         "cluster in the record": Choice(
             "free",
-            "A field of our own number, 20, for the kept int8 steps in ascending order; records that are "
-            "exported do not have it, because a strict reader of the public record refuses an unknown "
-            "field.",
+            "A field of our own number, 20, for the kept int8 steps in ascending order, filled up to 16 or 32 with "
+            "the unused steps nearest to 0. The record file that a user names never has it, because a strict reader of "
+            "the public record refuses an unknown field; static NUQ writes a second one, <prefix>_cluster_record.txt, "
+            "which convert_model takes.",
             "The public record has no such field; sister code reads 16 or 32 int8 values, in no stated order.",
+        ),
+        "files of save_model": Choice(
+            "free",
+            "Static quantization writes _nuq_layer_record.txt, too, empty where no layer has a codebook.",
+            "ATC wants the list whichever way the codebooks were made.",
+        ),
+        "nuq_config without a mapping file": Choice(
+            "free",
+            "The field chip of our own stands in its place: the marks are predicted from shapes by ATC's published "
+            "rule. With both, the file counts and the differences are shown.",
+            "A mapping file needs a uniformly quantized deploy model, ATC and its chip first.",
+        ),
+        "fully connected layers in the prediction": Choice(
+            "inferred",
+            "nuq_config.chip marks convolutions only; override_layer_configs adds others.",
+            "The published mapping file leaves fc1000 unmarked, although its 2,048,000 bytes are above the limit; "
+            "newer compilers mark every fully connected layer.",
+        ),
+        "use_global_stats": Choice(
+            "inferred",
+            "init, convert_model and accuracy_based_auto_calibration refuse a BatchNorm that does not say true; "
+            "auto_nuq and the native commands take a missing one as Caffe does, true in phase TEST.",
+            "The pages demand the field; Caffe has a default.",
+        ),
+        "ranking of accuracy_based_auto_calibration": Choice(
+            "inferred",
+            "Each quantized layer alone, float against fake-quantized, on the first 8 images of the calibration's "
+            "first pass, which our runtime keeps while it calibrates all layers.",
+            "Sister code compares single layers; the evaluator has no method that would run a network for it.",
+        ),
+        "files of accuracy_based_auto_calibration": Choice(
+            "inferred",
+            "The history is one JSON list. Where every layer must stay float, no network is written, with a warning.",
+            "Sister code writes one object after the other, which is no JSON, and deletes its models then.",
         ),
         "zero": Choice(
             "inferred",
@@ -169,8 +213,15 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
         "joint_quant": Choice(
             "free",
-            "Refused: the static scales of an Eltwise's inputs are not tied yet.",
+            "Quantized layers whose outputs an Eltwise reads directly, after folding, get one range over all their "
+            "inputs: one calibration layer with a bottom and an object_layer for each, before the last of them. Groups "
+            "with a layer in common are one. Different activation settings in a group are an error.",
             "One line of the pages and a calibration layer with several inputs are all that is public.",
+        ),
+        "calibration layers of HFMG": Choice(
+            "free",
+            "A layer type HFMG with a parameter message of our own.",
+            "The patched Caffe that is public knows IFMR only.",
         ),
         "quantize_preprocess": Choice(
             "inferred",

@@ -8,7 +8,9 @@ without a satisfied trial, 130 where it was interrupted. `console` has the conso
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +33,7 @@ from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.search import Study, load_study
+from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
 from autonuq.search.task import Progress as Step
@@ -60,6 +63,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
+    warnings.showwarning = lambda message, *_, **__: warn(str(message))
     try:
         app()
     except (AutonuqError, OSError) as error:
@@ -193,7 +197,8 @@ def _task(file: StudyFile) -> Task:
     """Turn a study file into a task: load its evaluator and its configuration."""
     config = None
     if file.cfg is not None:
-        loaded = load_simplified(file.cfg, capabilities(load_graph(file.source.model, file.source.weights)))
+        graph = load_graph(file.source.model, file.source.weights)
+        loaded = load_simplified(file.cfg, capabilities(graph), graph)
         for warning in loaded.warnings:
             warn(warning)
         config = loaded.config
@@ -451,6 +456,12 @@ def unpack(
         say(str(_shown(path)))
 
 
+def _quiet_log() -> None:
+    """Keep AMCT's log off the screen under --quiet; its file has it."""
+    if err.quiet:
+        os.environ.setdefault("AMCT_LOG_LEVEL", "WARNING")
+
+
 @app.command()
 def config(
     model: ModelArgument,
@@ -462,5 +473,36 @@ def config(
 
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
+    _quiet_log()
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
     say(str(_shown(output)))
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    weights: WeightsArgument,
+    config: Annotated[Path, typer.Option(help="config.json, as `autonuq config` writes it.")],
+    evaluator: Annotated[str, typer.Option(help="file.py:Class or package.module:Class.")],
+    output: Annotated[str, typer.Option("--out", help="PREFIX: folder and beginning of the names.")],
+    batches: Annotated[int, typer.Option(min=1, help="Of the score, where the class does not say.")] = 1,
+) -> None:
+    """Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.
+
+    The evaluator feeds the calibration with the batch_num of config.json, then scores the original and the result;
+    exit code 8 says that it is not satisfied (the files are there all the same).
+
+    Example: `autonuq quantize net.prototxt net.caffemodel --config config.json --evaluator eval.py:Top1 --out nets/i8`
+    """
+    _quiet_log()
+    chosen = load_evaluator(evaluator, Path.cwd(), batches)
+    result = amct.quantize_static(model, weights, config, chosen, output)
+    verdict = "satisfied" if result.satisfied else "not satisfied"
+    say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
+    for name, levels in result.levels.items():
+        say(f"layer   {name}: {levels} levels")
+    say("wrote")
+    for path in result.written:
+        say(f"  {_shown(path)}")
+    if not result.satisfied:
+        raise typer.Exit(NOT_SATISFIED)

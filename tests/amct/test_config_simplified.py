@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -236,7 +235,12 @@ REFUSED = {
     "not-closed": ("batch_num: 2\ncommon_config {\n", "line 2, column "),
     "negative": ("batch_num: -1", "line 1, column 12: "),
     "batch_num": ("batch_num: 0", "'batch_num' key must be an int > 0. Got 0"),
-    "mapping-missing": ("nuq_config {}", "'nuq_config.mapping_file' key must be given"),
+    "mapping-missing": ("nuq_config {}", "'nuq_config.mapping_file' key must be given, or 'nuq_config.chip'"),
+    "chip": (
+        'nuq_config { chip: "ascend31" }',
+        "'nuq_config.chip' key must be one of ascend310, ascend310b, ascend310p, ascend910. Got \"ascend31\" instead. "
+        "Did you mean 'ascend310'?",
+    ),
     "mapping-lost": ('nuq_config { mapping_file: "no.json" }', 'must name a file. Got "no.json" instead'),
     "type-missing": ("override_layer_types { calibration_config {} }", "layer_type' key must be given"),
     "skip-unknown": ('skip_layers: "conf1"', "Got \"conf1\" instead. Did you mean 'conv1'?"),
@@ -307,28 +311,3 @@ def test_resolved_settings_survive_config_json(load, tmp_path):
     config = load(NUQ + "batch_num: 2 common_config { hfmg_quantize {} }").config
     write_config(tmp_path / "config.json", config, NETWORK)
     assert load_config(tmp_path / "config.json", NETWORK).config == config
-
-
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "amct"
-
-
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the public AMCT sample files are not beside the checkout")
-def test_public_resnet50_sample(tmp_path, monkeypatch):
-    conv = dict(type="Convolution", weights=1, shape=(1, 1, 1, 1), quantizable=True, fusible=True, reason="")
-    pool = Capability("pool5", "Pooling", 0, (), True, False, False, "no weights")
-    blocks = [f"res5{block}_branch{branch}" for block in "abc" for branch in ("2a", "2b", "2c")]
-    network = [
-        Capability(name, nuq=True, **conv) for name in ("conv1", "res4a_branch1", "res5a_branch1", *blocks)
-    ]
-    network += [pool, Capability("fc1000", "InnerProduct", 1, (1, 1), True, True, False, "")]
-    files = tmp_path / "src" / "nuq_files"
-    files.mkdir(parents=True)
-    (files / "resnet50_om_model.json").symlink_to(SAMPLE / "resnet50_om_model.json")
-    monkeypatch.chdir(tmp_path)
-    loaded = load_simplified(SAMPLE / "quant.cfg", network)
-    assert (loaded.config.batch_num, loaded.config.activation_offset) == (2, True)
-    nuq = [name for name, layer in loaded.config.layers.items() if layer.weights.algorithm == "nuq"]
-    assert nuq == ["res5a_branch1", *blocks]
-    assert loaded.config.layers[nuq[0]] == LayerSettings(weights=WeightSettings("nuq", num_of_iteration=0))
-    assert loaded.config.layers["pool5"] == BY_LAYER
-    assert loaded.warnings == ()

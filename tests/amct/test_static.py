@@ -332,7 +332,7 @@ def test_log_names_what_stays_float_and_why(tiny, files):
     quantized(files, 'batch_num: 2 skip_layers: "conv"')
     log = (tiny / "amct_log/amct_caffe.log").read_text()
     assert "layer 'conv' (Convolution) stays float: left out by the configuration" in log
-    assert "layer 'fc': int8 weights, ifmr inputs" in log
+    assert "layer 'fc': uniform weights, inputs by ifmr" in log
 
 
 def test_levels_of_the_log_come_from_the_environment(tiny, files, monkeypatch, capfd):
@@ -344,6 +344,33 @@ def test_levels_of_the_log_come_from_the_environment(tiny, files, monkeypatch, c
     monkeypatch.setenv("AMCT_LOG_LEVEL", "LOUD")
     with pytest.raises(QuantizationError, match="AMCT_LOG_LEVEL must be one of DEBUG, INFO, .* Got 'LOUD'"):
         amct.create_quant_config("config.json", *files)
+
+
+class Agreement:
+    """Share of decisions that are those of the first network it sees."""
+
+    evaluate_batch_num, labels, limit = 2, None, 0.2
+
+    def eval_model(self, model_file, weights_file, batch_num):
+        net = Net(model_file, weights_file, 1)
+        labels = np.stack([net.forward(data=images)["prob"].argmax(1) for images in IMAGES[:batch_num]])
+        self.labels = labels if self.labels is None else self.labels
+        return (labels == self.labels).mean()
+
+    def is_satisfied(self, original_metric, new_metric):
+        return original_metric - new_metric < self.limit
+
+
+def test_one_call_is_the_whole_static_way(tiny, files):
+    quantized(files)
+    result = amct.quantize_static(*files, "config.json", Agreement(), "one/tiny")
+    assert names(tiny / "one") == SIMULATION | DEPLOYMENT | ALWAYS | {"tiny_record.txt"} == {
+        path.name for path in result.written
+    }
+    for name in SIMULATION | DEPLOYMENT:
+        assert (tiny / "one" / name).read_bytes() == (tiny / "out" / name).read_bytes(), name
+    assert result.original_metric == 1
+    assert result.satisfied == (result.metric > 0.8)
 
 
 def test_factors_of_other_weights_are_refused(tiny, files):

@@ -1,0 +1,163 @@
+"""accuracy_based_auto_calibration on the tiny network: its files, its search, its refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import autonuq.amct as amct
+from autonuq.amct.auto_calibration import AutoCalibrationEvaluatorBase
+from autonuq.errors import EvaluatorError, QuantizationError
+from autonuq.graph.files import load_graph
+from autonuq.graph.record import load_record
+from autonuq.runtime.net import Net
+
+IMAGES = np.random.default_rng(5).standard_normal((4, 4, 2, 8, 8), np.float32)
+FILES = "tiny.prototxt", "tiny.caffemodel"
+
+
+class Evaluator(AutoCalibrationEvaluatorBase):
+    """Mean probability error to the original; `blocked` layers must not be quantized."""
+
+    def __init__(self, blocked=()):
+        super().__init__(self)
+        self.blocked, self.calls = set(blocked), []
+
+    def calibration(self, model_file, weights_file):
+        self.calls.append("calibration")
+        net = Net(model_file, weights_file, 1)
+        for images in IMAGES[:2]:
+            net.forward(data=images)
+
+    def evaluate(self, model_file, weights_file):
+        self.calls.append("evaluate")
+        return {layer.name for layer in load_graph(model_file).layers}
+
+    def metric_eval(self, original_metric, new_metric):
+        broken = {name for name in self.blocked if f"{name}_0_quant_layer" in new_metric}
+        return not broken, np.float32(len(broken))
+
+
+@pytest.fixture
+def calibrate(tiny):
+    amct.create_quant_config("config.json", *FILES, None, 2, True)
+
+    def run(evaluator, **options):
+        amct.accuracy_based_auto_calibration(*FILES, evaluator, "config.json", "tmp/record.txt", "out/tiny", **options)
+        return {name: json.loads((tiny / path).read_text()) for name, path in JSONS.items()}
+
+    return run
+
+
+JSONS = {
+    "ranking": "out/accuracy_based_auto_calibration_ranking_information.json",
+    "final": "out/accuracy_based_auto_calibration_final_config.json",
+    "history": "amct_log/accuracy_based_auto_calibration_record.json",
+}
+
+
+def test_all_layers_stay_quantized_where_that_satisfies(tiny, calibrate):
+    evaluator = Evaluator()
+    files = calibrate(evaluator)
+    assert evaluator.calls == ["evaluate", "calibration", "evaluate"]
+    names = {path.name for path in (tiny / "out").iterdir()}
+    assert names == {
+        *(f"accuracy_based_auto_calibration_{kind}.json" for kind in ("ranking_information", "final_config")),
+        *(f"tiny_{kind}" for kind in ("fake_quant_model.prototxt", "fake_quant_weights.caffemodel")),
+        *(f"tiny_{kind}" for kind in ("deploy_model.prototxt", "deploy_weights.caffemodel")),
+        *(f"tiny_{kind}" for kind in ("quant.json", "nuq_layer_record.txt")),
+    }
+    assert files["history"] == [
+        {"roll_back_config": {"conv": True, "pool": True, "fc": True}, "metric_eval": [True, 0.0]}
+    ]
+    assert files["final"] == json.loads((tiny / "config.json").read_text())
+    assert all(0.9 < cosine <= 1 for _, cosine in files["ranking"])
+    assert [cosine for _, cosine in files["ranking"]] == sorted(cosine for _, cosine in files["ranking"])
+    assert list(load_record("tmp/record.txt")) == ["conv", "pool", "fc"]
+
+
+def test_the_most_sensitive_layers_become_float_first(tiny, calibrate):
+    order = [name for name, _ in calibrate(Evaluator())["ranking"]]
+    files = calibrate(Evaluator(blocked=order[:1]))
+    enabled = {name: files["final"][name]["quant_enable"] for name in order}
+    assert enabled == {order[0]: False, order[1]: True, order[2]: True}
+    assert set(load_record("tmp/record.txt")) == set(order[1:])
+    assert f'"{order[0]}_0_quant_layer"' not in (tiny / "out/tiny_deploy_model.prototxt").read_text()
+    assert [probe["metric_eval"][0] for probe in files["history"]] == [False, True]
+    final = load_record("tmp/record.txt")
+    amct.convert_model(*FILES, "tmp/record.txt", "out/again")
+    assert set(final) == {name for name, is_on in enabled.items() if is_on}
+
+
+def test_nothing_is_written_where_every_layer_must_be_float(tiny, calibrate):
+    evaluator = Evaluator()
+    order = [name for name, _ in calibrate(evaluator)["ranking"]]
+    for path in (tiny / "out").glob("tiny_*"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="every layer had to stay float"):
+        files = calibrate(Evaluator(blocked=order))
+    assert not list((tiny / "out").glob("tiny_*"))
+    assert not any(files["final"][name]["quant_enable"] for name in order)
+
+
+def test_own_sensitivity_decides_the_order(calibrate):
+    class Loudest:
+        def compare(self, data, other):
+            return -float(np.abs(data).max())
+
+    ranking = calibrate(Evaluator(), sensitivity=Loudest())["ranking"]
+    assert ranking == sorted(ranking, key=lambda item: item[1])
+    assert all(value <= 0 for _, value in ranking)
+
+
+class Raises(Evaluator):
+    def calibration(self, model_file, weights_file):
+        raise KeyError("images")
+
+
+class NoPair(Evaluator):
+    def metric_eval(self, original_metric, new_metric):
+        return True
+
+
+class Elsewhere(Evaluator):
+    def calibration(self, model_file, weights_file):
+        """Fill the record as another Caffe would, which leaves no samples."""
+        super().calibration(model_file, weights_file)
+        folder = next(path for path in Path("out").glob("temp*/0/*.samples"))
+        for path in folder.iterdir():
+            path.unlink()
+
+
+class OnePass(Evaluator):
+    def calibration(self, model_file, weights_file):
+        Net(model_file, weights_file, 1).forward(data=IMAGES[0])
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "options", "error", "message"),
+    [
+        (Raises(), {}, EvaluatorError, "calibration raised KeyError: 'images'"),
+        (NoPair(), {}, EvaluatorError, r"metric_eval must return \(bool, loss as a number\). Got True instead"),
+        (object(), {}, EvaluatorError, "object has no method 'calibration'"),
+        (Elsewhere(), {}, QuantizationError, "layer 'conv': there is no sample of its inputs"),
+        (OnePass(), {}, QuantizationError, "layer 'conv': has no activation factors .* needs 2 forward passes"),
+        (Evaluator(), {"strategy": "Greedy"}, ValueError, "'strategy' parameter .* must be 'BinarySearch' or"),
+        (Evaluator(), {"sensitivity": 1}, ValueError, "'sensitivity' parameter .* must be 'CosineSimilarity' or"),
+    ],
+    ids=["raises", "no-pair", "no-methods", "no-samples", "one-pass", "strategy", "sensitivity"],
+)
+def test_refusals(tiny, calibrate, evaluator, options, error, message):
+    with pytest.raises(error, match=message):
+        calibrate(evaluator, **options)
+    assert not list(tiny.glob("out/t*"))  # neither outputs nor the scratch folder
+
+
+def test_an_original_that_does_not_satisfy_is_refused(calibrate):
+    class Never(Evaluator):
+        def metric_eval(self, original_metric, new_metric):
+            return False, 1.0
+
+    with pytest.raises(EvaluatorError, match="is not satisfied by the original network itself"):
+        calibrate(Never())
