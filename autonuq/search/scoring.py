@@ -47,7 +47,7 @@ class Scorer:
     ) -> None:
         self.task, self.study, self.model, self.points = task, study, model, points
         self.original_metric, self.predictor = original_metric, predictor
-        stored = study.user_attrs.get(RACE, {}).get("race") if task.is_raced else None
+        stored = study.user_attrs.get(RACE, {}).get("race") if task.racing else None
         self.race = Race(**stored) if stored else None
 
     def score(self, record: TrialRecord) -> TrialRecord:
@@ -118,7 +118,7 @@ def margin_of(evaluator: Any, original: float, metric: float, satisfied: bool) -
 
 def prepare_race(task: Task, study: optuna.Study, original_metric: float, on_progress: OnProgress) -> None:
     """Find out, once in a study's life, whether its evaluator allows racing, and store what is needed for it."""
-    if not task.is_raced or RACE in study.user_attrs:
+    if not task.racing or RACE in study.user_attrs:
         return
     batches = task.evaluator.evaluate_batch_num
     on_progress(Progress("racing", "scoring the original network on parts of the batches", 0, 1))

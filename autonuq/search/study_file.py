@@ -108,7 +108,7 @@ class StudyFile:
     storage : str
         URL with absolute paths.
     out : Path
-    racing : bool or None
+    racing : bool
     stop_gain : float or None
         None where nothing is said.
     timeout_s : float or None
@@ -131,7 +131,7 @@ class StudyFile:
     seed: int
     storage: str
     out: Path
-    racing: bool | None
+    racing: bool
     stop_gain: float | None
     timeout_s: float | None
     confirm: StudyFile | None = None
@@ -199,7 +199,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
         out=target,
-        racing=values.get(("search", "racing")),
+        racing=values.get(("search", "racing"), False),
         stop_gain=values.get(("search", "stop_gain")),
         timeout_s=values.get(("evaluator", "timeout")),
     )

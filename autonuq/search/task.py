@@ -47,9 +47,9 @@ class Task:
         Total of the study, resumed runs included.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
-    racing : bool or None
-        Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
-        that propose such trials, which "rate-distortion" hardly does.
+    racing : bool
+        Whether hopeless trials are stopped on a part of the batches, see `racing`. It pays where a sampler proposes
+        such trials, which "rate-distortion" hardly does.
     stop_gain : float or None
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
         this share; 0 never. None: 0.005, for studies of more than 40 trials.
@@ -68,13 +68,8 @@ class Task:
     seed: int = 0
     n_trials: int = 40
     confirm: Any = None
-    racing: bool | None = None
+    racing: bool = False
     stop_gain: float | None = None
-
-    @property
-    def is_raced(self) -> bool:
-        """Whether trials are raced, if the evaluator allows it."""
-        return self.sampler != "rate-distortion" if self.racing is None else self.racing
 
     @property
     def prefix(self) -> str:

@@ -1,7 +1,7 @@
 """What searches find on the five real networks, less than one point of top-1 lost, codec `entropy`.
 
     python studies/bench/real.py [--shared ../shared] [--networks lenet-fashion ...] [--searches rate-distortion ...]
-                                 [--trials 40] [--seed 0] [--halves] [--racing yes|no] [--seeded] [--keep FOLDER]
+                                 [--trials 40] [--seed 0] [--halves] [--racing] [--seeded] [--keep FOLDER]
 
 `uniform` is the best single number of levels for all layers (exact k-means, as in `ratio.py`), found by bisection; the
 others are studies as `autonuq tune` runs them, on operating points that are built once a network. GP needs SciPy and
@@ -11,7 +11,7 @@ drops, of trials from the tenth on that lost at least a quarter of a point).
 
 With --halves the search sees one half of the test set, every second image, and the other half confirms: the points lost
 there in excess are what luck was worth. With --seeded, six uniform plans come first for the rate-distortion sampler,
-too. --racing overrides what the sampler's default is.
+too.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run_search(name: str, search: str, folder: Path, options: argparse.Namespace
         seed=options.seed,
         n_trials=1,
         confirm=Top1(unseen) if unseen is not None else None,
-        racing=None if options.racing is None else options.racing == "yes",
+        racing=options.racing,
         stop_gain=0.0,
     )
     if (folder / "calibration").is_dir():
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", action="store_true")
-    parser.add_argument("--racing", choices=("yes", "no"))
+    parser.add_argument("--racing", action="store_true")
     parser.add_argument("--seeded", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder for the studies' journals")
     options = parser.parse_args(arguments)
