@@ -9,6 +9,7 @@ The rooms, from the bottom up::
     runtime    execution: an onnxruntime session, a drop-in caffe.Net
     packed     the file format of a compressed network
     compress   quantize, calibrate, build curves, apply a plan, write the results
+    export     the formats in which people run the result: Caffe of three kinds, ONNX, packed
     search     studies: evaluators, space, samplers, storage
     report     figures and one HTML page
     amct       AMCT's interface

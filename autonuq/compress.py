@@ -8,7 +8,7 @@ asks for; a record file that somebody else made takes the place of both (`record
     model = calibrated(model, files.record)            # ... and the record file holds the input ranges
     points = dict(build_points(model, codec, record))  # once; no trial sees the raw weights again
     write_fake_quant(model, points, plan, pair)        # once a trial
-    export(model, points, plan, prefix, codec)         # the winner
+    export.export(model, points, plan, prefix, codec)  # the winner, in any of the formats there
 
 Names of written files: AMCT's save_model and auto_nuq pages; the packed file is ours (`packed`).
 """
@@ -44,6 +44,7 @@ from autonuq.graph.passes import (
     joint_groups,
 )
 from autonuq.graph.record import Factors, load_record, write_record
+from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
@@ -52,7 +53,7 @@ from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, dequantize, on_grid, quantize_bias, quantize_weights
 from autonuq.records import LayerRecord
-from autonuq.runtime.moments import load_moments, request_moments
+from autonuq.runtime.moments import is_observable, load_moments, moments_file, request_moments
 from autonuq.runtime.session import Session
 
 Plan = Mapping[str, int]
@@ -346,29 +347,32 @@ def _check_recorded(layer: Layer, factors: Factors, channels: int, bottom: Shape
         )
 
 
-def write_calibration_model(model: QuantizedModel, pair: ModelPair, record_file: Path) -> None:
+def write_calibration_model(
+    model: QuantizedModel, pair: ModelPair, record_file: Path, *, python_layers: bool = False
+) -> None:
     """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
 
     The record file is written with the weights' factors; running the model for `config.batch_num` forward passes
-    adds the inputs' factors to it, and, in our runtime, the second moments of the inputs beside it.
+    adds the inputs' factors to it, and, in our runtime and by `Python` layers, the second moments of the inputs beside
+    it. For `python_layers` see `write_fake_quant`.
     """
     write_record(record_file, model.factors)
     request_moments(record_file, model.nuq_layers)
     config = model.config
     observed = insert_observers(
-        model.graph.with_layers(
-            layer.with_(blobs=(model.weights[layer.name].dequantize(), *layer.blobs[1:]))
-            if layer.name in model.weights
-            else layer
-            for layer in model.graph.layers
-        ),
+        weights_only_graph(model, {}, {}),
         {name: settings.activation for name, settings in config.layers.items()},
         batch_num=config.batch_num,
         with_offset=config.activation_offset,
         record_file=record_file,
         joint=joint_groups(model.graph, config.layers) if config.joint_quant else (),
     )
-    write_model(observed, pair.model, pair.weights)
+    moments = {
+        name: moments_file(record_file, name)
+        for name in model.nuq_layers
+        if is_observable(model.graph.by_name[name])
+    }
+    _write_runnable(observed, pair, python_layers, moments)
 
 
 def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
@@ -469,26 +473,58 @@ def planned_codes(
     return points[name].codes[point] if point else model.weights[name].codes
 
 
-def write_fake_quant(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, pair: ModelPair) -> None:
-    """Write the network with a plan's weights and fake-quantized inputs, as it is scored."""
-    write_model(_fake_quant_graph(model, points, plan), pair.model, pair.weights)
+def write_fake_quant(
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    plan: Plan,
+    pair: ModelPair,
+    *,
+    python_layers: bool = False,
+) -> None:
+    """Write the network with a plan's weights and fake-quantized inputs, as it is scored.
+
+    Parameters
+    ----------
+    python_layers : bool
+        For a Caffe without AMCT's layers: they become `Python` layers, whose file is written beside the model.
+    """
+    _write_runnable(fake_quant_graph(model, points, plan), pair, python_layers)
 
 
-def _fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
-    return insert_quantizers(
-        model.graph, {name: _fake_quant_blobs(model, points, plan, name) for name in model.factors}
+def _write_runnable(
+    graph: Graph, pair: ModelPair, python_layers: bool, moments: Mapping[str, Path] | None = None
+) -> None:
+    if python_layers:
+        write_layers_module(pair.model.parent)
+        graph = with_python_layers(graph, moments)
+    write_model(graph, pair.model, pair.weights)
+
+
+def weights_only_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
+    """Return the network with a plan's weights, its activations left float."""
+    return model.graph.with_layers(
+        layer.with_(blobs=_planned_blobs(model, points, plan, layer)) for layer in model.graph.layers
     )
 
 
-def _fake_quant_blobs(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, name: str
-) -> QuantizedBlobs:
-    blobs = model.graph.by_name[name].blobs
-    if name in model.weights:
-        uniform = model.weights[name]
-        codes = planned_codes(model, points, plan, name)
-        blobs = (dequantize(codes, uniform.scale, uniform.channel_axis), *blobs[1:])
-    return QuantizedBlobs(blobs, model.factors[name])
+def _planned_blobs(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, layer: Layer
+) -> tuple[NDArray[Any], ...]:
+    """Return a layer's blobs, its weights as the plan has them in float32."""
+    uniform = model.weights.get(layer.name)
+    if uniform is None:
+        return layer.blobs
+    codes = planned_codes(model, points, plan, layer.name)
+    return (dequantize(codes, uniform.scale, uniform.channel_axis), *layer.blobs[1:])
+
+
+def fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
+    """Return the network of `write_fake_quant`."""
+    quantized = {
+        name: QuantizedBlobs(_planned_blobs(model, points, plan, model.graph.by_name[name]), factors)
+        for name, factors in model.factors.items()
+    }
+    return insert_quantizers(model.graph, quantized)
 
 
 def layer_outputs(
@@ -509,7 +545,8 @@ def layer_outputs(
     source = Layer(caffe_pb2.LayerParameter(name="input", type="Input", top=layer.bottoms))
     source.message.input_param.shape.add(dim=inputs.shape)
     single = Graph(name, (source, layer))
-    fake = insert_quantizers(single, {name: _fake_quant_blobs(model, {}, {}, name)})
+    blobs = _planned_blobs(model, {}, {}, layer)
+    fake = insert_quantizers(single, {name: QuantizedBlobs(blobs, model.factors[name])})
     (bottom,), (top,) = layer.bottoms, layer.tops
     outputs = (Session(lower(graph, outputs=[top])).run({bottom: inputs})[top] for graph in (single, fake))
     return next(outputs), next(outputs)
@@ -551,7 +588,7 @@ def write_packed(
             codes = planned_codes(model, points, plan, name)
             stream = make_codec(codec, codes.shape).encode(codes)
             layers[name] = packed.PackedLayer(factors, codec, model.weights[name].channel_axis, stream)
-    packed.write_packed(_fake_quant_graph(model, points, plan), layers, path)
+    packed.write_packed(fake_quant_graph(model, points, plan), layers, path)
 
 
 def unpack(path: str | Path, prefix: str) -> ModelPair:
@@ -576,67 +613,6 @@ def unpack(path: str | Path, prefix: str) -> ModelPair:
     replace_text(pair.model, network.prototxt)
     write_caffemodel(network.graph, pair.weights)
     return pair
-
-
-FORMATS = ("caffe", "deploy", "packed")
-"""What `export` can write: all that AMCT's auto_nuq writes, the part of it that ATC needs, or the packed file."""
-
-
-def export(
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    plan: Plan,
-    prefix: str,
-    codec: str,
-    formats: Iterable[str] = ("caffe",),
-    *,
-    record_file: Path | None = None,
-) -> tuple[Path, ...]:
-    """Write one plan's files and return their paths.
-
-    Parameters
-    ----------
-    prefix : str
-        Folder and beginning of the file names; the folder is made if need be.
-    codec : str
-        Of the packed file.
-    formats : iterable of str
-        Out of `FORMATS`.
-    record_file : Path, optional
-        Where the record goes; `<prefix>_record.txt` by default.
-
-    Raises
-    ------
-    QuantizationError
-        The factors are incomplete or a bias does not fit.
-    OSError
-        The folder cannot be written.
-    ValueError
-        There is no such format.
-    """
-    wanted = set(formats)
-    if unknown := wanted - set(FORMATS):
-        raise ValueError(
-            f"The 'formats' parameter of export must be out of {', '.join(FORMATS)}. Got {sorted(unknown)} instead."
-        )
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    if "caffe" in wanted:
-        fake_quant = fake_quant_pair(prefix)
-        write_fake_quant(model, points, plan, fake_quant)
-        written += [fake_quant.model, fake_quant.weights]
-    if wanted & {"caffe", "deploy"}:
-        deploy, record = deploy_pair(prefix), record_file or Path(f"{prefix}_record.txt")
-        write_deploy(model, points, plan, deploy)
-        write_record(record, model.factors)
-        written += [deploy.model, deploy.weights, record, write_nuq_layers(model, plan, prefix)]
-    if "caffe" in wanted:
-        written.append(write_quant_info(model, points, plan, prefix))
-    if "packed" in wanted:
-        path = packed_file(prefix)
-        write_packed(model, points, plan, codec, path)
-        written.append(path)
-    return tuple(written)
 
 
 def chosen_layers(model: QuantizedModel, plan: Plan) -> tuple[str, ...]:

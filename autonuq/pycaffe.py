@@ -9,9 +9,9 @@ import sys
 from types import ModuleType
 
 from autonuq import pycaffe_io as io
-from autonuq.errors import RuntimeFailure
 from autonuq.graph.hosted.python_layer import PythonLayer as Layer
 from autonuq.graph.model import TEST, TRAIN
+from autonuq.runtime.device import select_accelerator, select_card, select_cpu
 from autonuq.runtime.net import Net
 
 __all__ = [
@@ -36,30 +36,30 @@ proto.caffe_pb2 = io.caffe_pb2  # type: ignore[attr-defined]
 
 
 def set_mode_cpu() -> None:
-    """Run on the CPU, which is the default."""
+    """Run on the CPU from now on, which is the default."""
+    select_cpu()
 
 
 def set_mode_gpu() -> None:
-    """Refuse: this build runs on the CPU only.
+    """Run on the GPU or NPU from now on; nets that are there already follow.
 
     Raises
     ------
     RuntimeFailure
-        Always; a silent fall-back to the CPU would be worse.
+        The installed onnxruntime has no such device; there is no silent fall-back to the CPU.
     """
-    raise RuntimeFailure("set_mode_gpu: the installed onnxruntime runs on the CPU only; call set_mode_cpu instead")
+    select_accelerator()
 
 
 def set_device(device_id: int) -> None:
-    """Select a device; only device 0 exists on a CPU.
+    """Choose the card that `set_mode_gpu` means; 0 is the default.
 
     Raises
     ------
     RuntimeFailure
-        Another device is asked for.
+        There is no accelerator, or the process ran on another card already: quantization runs on one device only.
     """
-    if device_id != 0:
-        raise RuntimeFailure(f"set_device: device {device_id} does not exist, the CPU is device 0")
+    select_card(device_id)
 
 
 def init_log(*_ignored: object) -> None:

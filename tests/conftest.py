@@ -1,10 +1,13 @@
 """A small network that every room's tests can use, made on the spot."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autonuq.cli import main
 from autonuq.graph.files import load_graph, write_caffemodel
 
 TINY = """
@@ -90,3 +93,18 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip("the folder with real networks is not there")
     return folder
+
+
+@pytest.fixture
+def run(tiny, monkeypatch, capsys):
+    """Run a command in the folder of `tiny`, in this process; return it as a finished process."""
+
+    def call(*arguments):
+        monkeypatch.chdir(tiny)
+        monkeypatch.setattr(sys, "argv", ["autonuq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = 0 if ended.value.code is None else ended.value.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call

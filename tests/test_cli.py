@@ -1,29 +1,17 @@
 """The commands as a user types them: what they print, what bad input is answered with, and the exit codes."""
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
+import jsonschema
 import pytest
+import typer
 
-from autonuq.cli import main
+from autonuq.cli import app
+from autonuq.cli.documents import SCHEMAS
+from autonuq.graph.caffemodel import load_caffemodel
 
 PLOTS = ("curves", "front", "history", "layers")
-
-
-@pytest.fixture
-def run(tiny, monkeypatch, capsys):
-    """Run a command in the folder of `tiny`, in this process; return it as a finished process."""
-
-    def call(*arguments):
-        monkeypatch.chdir(tiny)
-        monkeypatch.setattr(sys, "argv", ["autonuq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = 0 if ended.value.code is None else ended.value.code
-        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
-
-    return call
 
 
 def edit(path, old, new):
@@ -40,10 +28,12 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     for word in ("retention", "conv", "fc", "ratio ", "metric ", "out/tiny/report.html"):
         assert word in tuned.stdout
 
+    assert len((tiny_study.parent / "out/tiny/tiny.log").read_text().splitlines()) == 8
     status = json.loads(run("status", tiny_study, "--json").stdout)
+    jsonschema.validate(status, SCHEMAS["status"])
     assert status["trials"] == {"complete": 8, "satisfied": status["trials"]["satisfied"], "failed": 0, "running": 0}
     assert set(status["best"]) == {"trial", "ratio", "metric", "levels", "bytes", "original_bytes"}
-    assert "8 trials complete" in run("status", tiny_study).stdout
+    assert "8 of 8" in run("status", tiny_study).stdout
 
     plots = run("plot", tiny_study)
     assert plots.returncode == 0, plots.stderr
@@ -98,16 +88,28 @@ def test_export_formats_and_unpack(run, tiny_study):
     assert not (folder / "newer").exists()
     assert run("unpack", "packed/x.nuq").returncode == 2
 
-    for name, words in (("onnx", "onnx is not available yet"), ("pickle", "there is no format 'pickle'")):
+    everything = run("export", tiny_study, "--trial", "0", "--format", "all", "--out", "all/x")
+    assert everything.returncode == 0, everything.stderr
+    paths = everything.stdout.split()
+    assert names(folder / "all") == {Path(path).name for path in paths}
+    assert {"autonuq_layers.py", "x.nuq", "x.onnx", "x_codebook.onnx"} <= names(folder / "all")
+    two = run("export", tiny_study, "--trial", "0", "--format", "onnx", "--format", "weights", "--out", "two/x")
+    assert two.stdout.split() == [
+        "two/x.onnx", "two/x_weights_only_model.prototxt", "two/x_weights_only_weights.caffemodel",
+    ]  # fmt: skip
+
+    for name, words in (("onx", "Did you mean 'onnx'?"), ("zip", "there is no format 'zip'")):
         refused = run("export", tiny_study, "--format", name, "--out", "other/x")
         assert refused.returncode == 2
         said = " ".join(refused.stderr.replace("│", " ").split())
-        assert f"{words}; --format must be one of caffe, deploy, packed" in said
+        assert words in said
+        assert "only caffe, pycaffe, weights, deploy, packed, onnx, onnx-codebook." in said
     assert not (folder / "other").exists()
 
 
 def test_inspect(run, tiny):
     document = json.loads(run("inspect", "tiny.prototxt", "tiny.caffemodel", "--json").stdout)
+    jsonschema.validate(document, SCHEMAS["inspect"])
     rows = {row["name"]: row for row in document["layers"]}
     assert document["weights"] == 8 * 2 * 9 + 10 * 128
     assert (rows["conv"]["quantizable"], rows["conv"]["nuq"], rows["conv"]["shape"]) == (True, True, [8, 2, 3, 3])
@@ -118,6 +120,7 @@ def test_inspect(run, tiny):
 
 def test_inspect_on_a_chip(run, tiny):
     result = run("inspect", "tiny.prototxt", "tiny.caffemodel", "--chip", "ascend310", "--json")
+    jsonschema.validate(json.loads(result.stdout), SCHEMAS["inspect"])
     rows = {row["name"]: row for row in json.loads(result.stdout)["layers"]}
     assert (rows["fc"]["marked"], rows["conv"]["marked"]) == (True, False)
     assert "144 bytes of weights" in rows["conv"]["mark_reason"]
@@ -142,6 +145,22 @@ def test_config(run, tiny):
     assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "config.json").returncode == 0
     document = json.loads((tiny / "config.json").read_text())
     assert list(document)[-3:] == ["conv", "pool", "fc"]
+
+
+@pytest.mark.parametrize("algorithm", ["uniform", "nuq"])
+def test_quantize(run, tiny, algorithm):
+    cfg = 'override_layer_configs { layer_name: "fc" calibration_config { nuq_quantize { num_steps: 16 } } }'
+    (tiny / "quant.cfg").write_text(cfg if algorithm == "nuq" else "batch_num: 2")
+    assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "c.json", "--cfg", "quant.cfg").returncode == 0
+    arguments = ("quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "c.json", "--out", "q/x", "--evaluator")
+    done = run(*arguments, "evaluate.py:Agreement")
+    assert done.returncode == 0, done.stderr
+    written = {f"q/x_{name}" for name in ("fake_quant_model.prototxt", "deploy_weights.caffemodel")}
+    assert written <= set(done.stdout.split())
+    codes = load_caffemodel(tiny / "q/x_deploy_weights.caffemodel")["fc"][0].values
+    assert (len(set(codes.tolist())) <= 16) == (algorithm == "nuq")
+    assert run(*arguments, "evaluate.py:Agrement").returncode == 7
+    assert run(*arguments[:4], "none.json", *arguments[5:], "evaluate.py:Agreement").returncode == 4
 
 
 def test_a_study_with_a_simplified_configuration(run, tiny_study):
@@ -259,6 +278,10 @@ def test_mistakes(run, tiny_study, mistake, code, words):
     for word in words:
         assert word in result.stderr
     assert not list(tiny_study.parent.glob("out/tiny/tiny_*"))
+    checked = run("check", tiny_study)
+    assert checked.returncode == code
+    for word in words:
+        assert word in checked.stderr
 
 
 def test_storage_of_another_study(run, tiny_study):
@@ -276,6 +299,36 @@ def test_unwritable_plot(run, tiny_study):
     wrong = run("plot", tiny_study, "front", "-o", "front.gif")
     assert wrong.returncode == 2
     assert ".png" in wrong.stderr
+
+
+def test_quiet_and_verbose(run, tiny_study):
+    quiet = run("tune", tiny_study, "-q", "--trials", "2")
+    assert quiet.returncode == 0
+    assert quiet.stderr == ""
+    assert "ratio " in quiet.stdout
+    assert "\x1b" not in quiet.stdout
+    again = run("-q", "tune", tiny_study, "-v")
+    assert "Traceback" in again.stderr
+    assert again.stderr.splitlines()[-1].startswith("error: study 'tiny': exists already")
+    assert "Traceback" not in run("tune", tiny_study).stderr
+
+
+def test_nearest_names(run, tiny_study):
+    assert "Did you mean 'status'?" in run("statsu", tiny_study).stderr
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    for arguments, near in (
+        (("plot", tiny_study, "histroy"), "history"),
+        (("export", tiny_study, "--format", "paked"), "packed"),
+        (("inspect", "tiny.prototxt", "tiny.caffemodel", "--chip", "ascend31"), "ascend310"),
+    ):
+        refused = run(*arguments)
+        assert refused.returncode == 2
+        assert f"Did you mean '{near}'?" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_every_command_has_an_example(run):
+    for name in typer.main.get_command(app).commands:
+        assert f"Example: autonuq {name}" in " ".join(run(name, "--help").stdout.split()), name
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,11 @@ ALLOWED = {
     "pycaffe": BASE | {"graph", "runtime", "pycaffe_io"},
     "packed": BASE | {"quant", "graph"},
     "compress": BASE | {"records", "quant", "graph", "runtime", "packed"},
-    "search": BASE | {"records", "quant", "graph", "runtime", "compress"},
+    "export": BASE | {"quant", "graph", "compress"},
+    "search": BASE | {"records", "quant", "graph", "runtime", "compress", "export"},
     "report": BASE | {"records", "compress", "runtime", "graph", "quant"},
-    "amct": BASE | {"records", "quant", "graph", "runtime", "pycaffe", "compress", "search", "report"},
-    "cli": BASE | {"records", "quant", "graph", "runtime", "compress", "search", "report", "amct"},
+    "amct": BASE | {"records", "quant", "graph", "runtime", "pycaffe", "compress", "export", "search", "report"},
+    "cli": BASE | {"records", "quant", "graph", "runtime", "compress", "export", "search", "report", "amct"},
 }
 # Third-party packages that only some places may import.
 GATES = {

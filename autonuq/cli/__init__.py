@@ -11,21 +11,42 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from autonuq import amct
-from autonuq.amct.simplified import load_simplified
-from autonuq.cli.console import CommandGroup, Verbosity, err, out, say, show_error, warn
-from autonuq.compress import FORMATS, ChipView, view_on_chip
+from autonuq.cli.console import (
+    CommandGroup,
+    JsonOption,
+    ModelArgument,
+    OutOption,
+    StorageOption,
+    StudyArgument,
+    TimeoutOption,
+    TrialsOption,
+    Verbosity,
+    WeightsArgument,
+    duration,
+    err,
+    out,
+    say,
+    show,
+    show_error,
+    shown,
+    warn,
+)
+from autonuq.cli.display import Display, Standing, standing
+from autonuq.cli.starting import check, load_config, new
+from autonuq.compress import ChipView, view_on_chip
 from autonuq.compress import unpack as write_unpacked
-from autonuq.errors import AutonuqError, StudyError
+from autonuq.errors import AutonuqError, StudyError, suggest_name
+from autonuq.export import FORMATS, check_formats
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -36,7 +57,6 @@ from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
-from autonuq.search.task import Progress as Step
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
@@ -49,16 +69,6 @@ app = typer.Typer(
     "4 quantization, 5 runtime, 6 study or storage, 7 evaluator, 8 finished but nothing satisfied the constraint, "
     "130 interrupted.",
 )
-
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
-WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
-TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
-StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
-TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
 
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
@@ -83,7 +93,7 @@ def inspect(
     Example: `autonuq inspect net.prototxt net.caffemodel --chip ascend310`
     """
     if chip is not None and chip not in DDR_RATES:
-        raise typer.BadParameter(f"--chip must be one of {', '.join(DDR_RATES)}, got '{chip}'")
+        raise _unknown("--chip", chip, DDR_RATES)
     graph = load_graph(model, weights)
     found = capabilities(graph)
     views = {} if chip is None else view_on_chip(graph, chip)
@@ -102,12 +112,18 @@ def inspect(
         count = f"{layer.weights:,}" if layer.weights else ""
         seen = _chip_cells(views.get(layer.name)) if chip else ()
         table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
-    out.print(table)
+    show(table)
     able = sum(layer.nuq for layer in found)
     out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
         say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:
+    """Make the error for a name that there is not."""
+    names = list(known)
+    return typer.BadParameter(f"{what} must be one of {', '.join(names)}, got '{name}'.{suggest_name(name, names)}")
 
 
 def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
@@ -133,6 +149,10 @@ def _chip_cells(view: ChipView | None) -> tuple[str, str]:
         return "", ""
     kept = "yes" if view.judgement.is_kept else "no"
     return f"{'yes' if view.mark.is_marked else 'no'}: {view.mark.reason}", f"{kept}: {view.judgement.ratio:.2f}"
+
+
+app.command()(new)
+app.command()(check)
 
 
 @app.command()
@@ -170,7 +190,7 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
     task = replace(task, n_trials=trials or task.n_trials)
     interrupted = False
     try:
-        with _Display() as display:
+        with Display(task.name, task.storage) as display:
             study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout)
     except KeyboardInterrupt:
         interrupted = True
@@ -195,22 +215,16 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: 
 
 def _task(file: StudyFile) -> Task:
     """Turn a study file into a task: load its evaluator and its configuration."""
-    config = None
-    if file.cfg is not None:
-        graph = load_graph(file.source.model, file.source.weights)
-        loaded = load_simplified(file.cfg, capabilities(graph), graph)
-        for warning in loaded.warnings:
-            warn(warning)
-        config = loaded.config
     return Task(
         name=file.name,
         source=file.source,
         evaluator=make_evaluator(file),
         out=file.out,
         storage=file.storage,
-        config=config,
+        config=load_config(file),
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
+        python_layers=file.python_layers,
         codec=file.codec,
         sampler=file.sampler,
         seed=file.seed,
@@ -219,50 +233,6 @@ def _task(file: StudyFile) -> Task:
         racing=file.racing,
         stop_gain=file.stop_gain,
     )
-
-
-class _Display:
-    """A progress bar on a terminal, one line a step elsewhere."""
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}"),
-            console=err,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Display:
-        if err.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, step: Step) -> None:
-        """Show one step."""
-        best = f"best {step.best.ratio:.2f}x at {step.best.metric:g}" if step.best is not None else ""
-        if not err.is_terminal:
-            number = f"trial {step.trial.number}: " if step.trial is not None else ""
-            verdict = f" ({_verdict(step.trial)}; {best or 'none satisfied yet'})" if step.trial is not None else ""
-            err.print(Text(f"{step.stage} {step.done}/{step.total} {number}{step.message}{verdict}"), soft_wrap=True)
-            return
-        message = best or step.message
-        if step.stage not in self._tasks:
-            self._tasks[step.stage] = self._bar.add_task(step.stage, total=step.total, message=message)
-        self._bar.update(self._tasks[step.stage], completed=step.done, total=step.total, message=message)
-
-
-def _verdict(trial: TrialRecord) -> str:
-    if trial.state == "failed":
-        return "failed"
-    if trial.is_partial:
-        return "stopped on a part"
-    return "satisfied" if trial.satisfied else "not satisfied"
 
 
 def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
@@ -287,7 +257,7 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     total = best.size_bytes or 0
     weights = sum(layer.weights for layer in record.layers)
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
-    out.print(table)
+    show(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
     before = format_metric(record.original_metric, record.original_standard_error)
     out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
@@ -297,12 +267,7 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
         say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
-        out.print(f"  {_shown(path)}", soft_wrap=True)
-
-
-def _shown(path: Path) -> Path:
-    """Return a path relative to the working directory where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        out.print(f"  {shown(path)}", soft_wrap=True)
 
 
 def _open(study: Path, storage: str | None, out: Path | None) -> tuple[StudyFile, Study]:
@@ -319,29 +284,16 @@ def status(
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
     opened = _open(study, storage, out)[1]
-    document, record = _status(opened), opened.record()
+    record = opened.record()
     if as_json:
-        typer.echo(json.dumps(document))
-        return
-    counts, best = document["trials"], document["best"]
-    raced = f" and {document['partial']} stopped on a part" if document["partial"] else ""
-    satisfied = f"{counts['satisfied']} of them satisfied{raced}, "
-    say(f"{document['study']}: {counts['complete']} trials complete, {satisfied}")
-    say(f"{counts['failed']} failed, {counts['running']} running, {document['remaining']} to go")
-    if best is None:
-        say("no trial satisfied the constraint so far")
+        typer.echo(json.dumps(_status(record)))
     else:
-        sizes = f"{best['original_bytes']:,} -> {best['bytes']:,} bytes"
-        metrics = f"{document['original_metric']:g} -> {best['metric']:g}"
-        say(f"best: trial {best['trial']}, {best['ratio']:.2f}x ({sizes}), metric {metrics}")
-    if record.confirmation is not None:
-        say(f"confirmed: {record.confirmation.summary}")
-    if record.stopped:
-        say(f"stopped: {record.stopped}")
+        show(_status_table(record, standing(record)))
 
 
-def _status(study: Study) -> dict[str, Any]:
-    record, best = study.record(), study.best
+def _status(record: StudyRecord) -> dict[str, Any]:
+    """Describe a study for --json."""
+    best = record.best
     complete = [trial for trial in record.trials if trial.state == "complete"]
     counts = {state: sum(trial.state == state for trial in record.trials) for state in ("failed", "running")}
     return {
@@ -352,22 +304,58 @@ def _status(study: Study) -> dict[str, Any]:
             "satisfied": sum(bool(trial.satisfied) for trial in complete),
             **counts,
         },
-        "partial": sum(trial.is_partial for trial in complete),
-        "remaining": max(0, record.target_trials - len(complete) - counts["failed"]),
-        "stopped": record.stopped,
-        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
-        "failures": {trial.number: trial.error for trial in record.trials if trial.state == "failed"},
+        **_when_there(record),
         "best": None
         if best is None
         else {
-            "trial": best.trial,
+            "trial": best.number,
             "ratio": best.ratio,
             "metric": best.metric,
-            "levels": dict(best.levels),
+            "levels": record.layer_levels(best),
             "bytes": best.size_bytes,
             "original_bytes": record.original_bytes,
         },
     }
+
+
+def _when_there(record: StudyRecord) -> dict[str, Any]:
+    """Return the keys that only studies with a race, a confirmation or an early end have."""
+    partial = sum(trial.is_partial for trial in record.trials)
+    found = {
+        "partial": partial,
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _status_table(record: StudyRecord, now: Standing) -> Table:
+    """Describe a study for a person."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
+    failures = [trial for trial in record.trials if trial.state == "failed"]
+    partial = sum(trial.is_partial for trial in record.trials)
+    raced = f", {partial} stopped on a part" if partial else ""
+    feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied{raced}"
+    table.add_row("study", f"{record.name}, codec {record.codec}")
+    counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
+    table.add_row("trials", counts + left)
+    if now.best is None:
+        table.add_row("best", "no trial satisfied the constraint so far")
+    else:
+        sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
+        table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
+        before = format_metric(record.original_metric, record.original_standard_error)
+        table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
+    if record.confirmation is not None:
+        table.add_row("confirmed", Text(record.confirmation.summary))
+    if record.stopped:
+        table.add_row("stopped", Text(record.stopped))
+    for trial in now.running:
+        table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
+    for trial in failures:
+        table.add_row("failed", Text(f"trial {trial.number}: {trial.error}"))
+    return table
 
 
 @app.command()
@@ -383,7 +371,7 @@ def plot(
     Example: `autonuq plot studies/fashion_lenet.toml front -o front.png`
     """
     if kind is not None and kind not in FIGURES:
-        raise typer.BadParameter(f"KIND must be one of {', '.join(FIGURES)}, got '{kind}'")
+        raise _unknown("KIND", kind, FIGURES)
     if kind is None and output is not None:
         raise typer.BadParameter("-o needs a KIND")
     file, opened = _open(study, storage, out)
@@ -395,7 +383,7 @@ def plot(
                 write_figure(FIGURES[name](record), target)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
-            say(str(_shown(target)))
+            say(str(shown(target)))
 
 
 @app.command()
@@ -412,7 +400,7 @@ def report(
     file, opened = _open(study, storage, out)
     target = output or file.out / "report.html"
     write_report(opened.record(), target)
-    say(str(_shown(target)))
+    say(str(shown(target)))
 
 
 @app.command()
@@ -422,24 +410,30 @@ def export(
     output: Annotated[str | None, typer.Option("--out", help="PREFIX: folder and beginning of the names.")] = None,
     storage: StorageOption = None,
     folder: Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "caffe",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help=f"One of {', '.join(FORMATS)}; may be repeated. Or all.")
+    ] = None,
 ) -> None:
     """Write the files of a trial.
 
-    `caffe`: fake-quant and deploy pair, record, NUQ layer list, quant.json. `deploy`: deploy pair, record, NUQ layer
-    list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`.
+    `caffe` (the default): fake-quant pair with AMCT's layer types, deploy pair, record, NUQ layer list, quant.json.
+    `pycaffe`: fake-quant pair for a Caffe that nobody patched, with `Python` layers and their file,
+    `autonuq_layers.py`. `weights`: pair with float activations, for OpenCV and others. `deploy`: deploy pair, record,
+    NUQ layer list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`. `onnx`:
+    QuantizeLinear, DequantizeLinear and int8 weights. `onnx-codebook`: weights as indices into their levels.
 
-    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --out nets/lenet`
+    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --format onnx --out nets/lenet`
     """
     if trial != "best" and not trial.isdecimal():
         raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
-    if file_format not in FORMATS:
-        reason = "onnx is not available yet" if file_format == "onnx" else f"there is no format '{file_format}'"
-        raise typer.BadParameter(f"{reason}; --format must be one of {', '.join(FORMATS)}")
+    try:
+        wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
-    for path in export_trial(_task(file), opened, number, formats=[file_format], prefix=output):
-        say(str(_shown(path)))
+    for path in export_trial(_task(file), opened, number, formats=wanted, prefix=output):
+        say(str(shown(path)))
 
 
 @app.command()
@@ -453,7 +447,7 @@ def unpack(
     """
     pair = write_unpacked(file, output)
     for path in (pair.model, pair.weights):
-        say(str(_shown(path)))
+        say(str(shown(path)))
 
 
 def _quiet_log() -> None:
@@ -475,7 +469,7 @@ def config(
     """
     _quiet_log()
     amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
-    say(str(_shown(output)))
+    say(str(shown(output)))
 
 
 @app.command()
@@ -503,6 +497,6 @@ def quantize(
         say(f"layer   {name}: {levels} levels")
     say("wrote")
     for path in result.written:
-        say(f"  {_shown(path)}")
+        say(f"  {shown(path)}")
     if not result.satisfied:
         raise typer.Exit(NOT_SATISFIED)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -16,6 +18,16 @@ err = Console(stderr=True, highlight=False)
 """Progress and messages; silent under --quiet."""
 alarms = Console(stderr=True, highlight=False)
 """Errors and warnings; never silent."""
+
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
+WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
+TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
+StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 class Verbosity:
@@ -81,3 +93,22 @@ def show_error(error: BaseException) -> None:
 def say(text: str) -> None:
     """Print a result as it is, however long its lines."""
     out.print(text, soft_wrap=True, markup=False)
+
+
+def show(table: Table) -> None:
+    """Print a table of results."""
+    out.print(table)
+
+
+def shown(path: Path) -> Path:
+    """Return a path relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def duration(seconds: float) -> str:
+    """Write a time so that a person can read it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -20,7 +20,7 @@ from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
 from autonuq.graph.model import Graph, Layer, Shape
-from autonuq.graph.operators.builder import LOWERINGS, Builder
+from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
 from autonuq.graph.operators.channels import batch_norm_statistics
 from autonuq.graph.operators.quantizers import observed_blob, quant_factors
 
@@ -32,6 +32,7 @@ __all__ = [
     "Lowered",
     "batch_norm_statistics",
     "lower",
+    "lower_layers",
     "observed_blob",
     "quant_factors",
 ]
@@ -93,18 +94,36 @@ def lower(
     ModelError
         A layer has no blobs, or its parameters are not supported.
     """
-    shapes = infer_shapes(graph, inputs)
     layers = graph.layers[first : None if last is None else last + 1]
     builder = Builder({})
-    flow = _ShapeFlow(graph, shapes, inputs)
-    for layer in graph.layers[:first]:
-        flow.advance(layer)
-    builder.shapes = flow.shapes
-    for layer in layers:
-        _lower_layer(graph, builder, layer, flow)
+    lower_layers(builder, graph, inputs, first=first, last=last)
     wanted = tuple(outputs) if outputs is not None else graph.with_layers(layers).outputs
     made = {blob: (builder.read(blob), builder.shapes[blob]) for blob in wanted}
     return _assemble(graph.name, builder, made | builder.observed if observe else made)
+
+
+def lower_layers(
+    builder: Builder,
+    graph: Graph,
+    inputs: Mapping[str, Shape] | None = None,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    lowerings: Mapping[str, Lowering] = LOWERINGS,
+) -> None:
+    """Let `builder` collect the nodes of the layers `first` to `last`; see `lower`.
+
+    Parameters
+    ----------
+    lowerings : mapping of str to Lowering
+        By layer type.
+    """
+    flow = _ShapeFlow(graph, infer_shapes(graph, inputs), inputs)
+    for layer in graph.layers[:first]:
+        flow.advance(layer)
+    builder.shapes = flow.shapes
+    for layer in graph.layers[first : None if last is None else last + 1]:
+        _lower_layer(graph, builder, layer, flow, lowerings)
 
 
 class _ShapeFlow:
@@ -122,7 +141,9 @@ class _ShapeFlow:
         return tops
 
 
-def _lower_layer(graph: Graph, builder: Builder, layer: Layer, flow: _ShapeFlow) -> None:
+def _lower_layer(
+    graph: Graph, builder: Builder, layer: Layer, flow: _ShapeFlow, lowerings: Mapping[str, Lowering]
+) -> None:
     if layer.type in HOST_LAYERS:
         raise graph.error(layer, f"type '{layer.type}' runs in Python; ONNX has no operator for it")
     bottom_shapes = [builder.shapes[bottom] for bottom in layer.bottoms]
@@ -132,7 +153,7 @@ def _lower_layer(graph: Graph, builder: Builder, layer: Layer, flow: _ShapeFlow)
     builder.shapes_of_tops = flow.advance(layer)
     builder.shapes = flow.shapes
     try:
-        tops = LOWERINGS[layer.type](builder, layer, tensors, bottom_shapes)
+        tops = lowerings[layer.type](builder, layer, tensors, bottom_shapes)
     except LayerError as error:
         raise ModelError(str(error), path=graph.path, layer=layer.name) from error
     builder.tensors.update(zip(layer.tops, tops, strict=False))

@@ -25,6 +25,7 @@ from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
+from autonuq.runtime.device import selected_device
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.session import Session
 
@@ -145,7 +146,7 @@ class _Runner:
         self, first: int, last: int, outputs: tuple[str, ...], observe: bool, *, again: bool = False
     ) -> Session | Program:
         """Return the session of a range of layers; make it the first time."""
-        key = (self.shapes, first, last, outputs, observe, again)
+        key = (selected_device(), self.shapes, first, last, outputs, observe, again)
         if key in self._sessions:
             return self._sessions[key]
         if has_host_layers(self.graph):

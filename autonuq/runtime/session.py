@@ -33,6 +33,7 @@ from autonuq.errors import RuntimeFailure
 from autonuq.graph.detached import Weights, split_weights
 from autonuq.graph.lowering import Lowered
 from autonuq.graph.model import Array, Shape
+from autonuq.runtime.device import Device, check_session, selected_device
 
 # Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
 # constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
@@ -44,7 +45,7 @@ _ARITHMETIC_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "C
 
 
 class Session:
-    """An onnxruntime session of a lowered graph on the CPU.
+    """An onnxruntime session of a lowered graph, on the device that is selected when it is made (`device`).
 
     Parameters
     ----------
@@ -55,19 +56,20 @@ class Session:
     Raises
     ------
     RuntimeFailure
-        onnxruntime refuses the model.
+        onnxruntime refuses the model, or does not run on the device.
 
     Notes
     -----
-    **Cost**: the first session of a structure (same layers, same input shapes) costs one optimization; the next ones
-    cost one pass over the weights. Sessions share nothing that changes; the memory of one that is gone serves the
-    next, for fresh memory costs several times as much as the pass.
+    **Cost**: on the CPU, the first session of a structure (same layers, same input shapes) costs one optimization; the
+    next ones cost one pass over the weights. Sessions share nothing that changes; the memory of one that is gone serves
+    the next, for fresh memory costs several times as much as the pass.
     """
 
     def __init__(self, lowered: Lowered, *, threads: int = 0) -> None:
         self.inputs = dict(lowered.inputs)
         self.outputs = dict(lowered.outputs)
-        prepared = _prepared(lowered)
+        device = selected_device()
+        prepared = _prepared(lowered) if device.is_cpu else None  # the layout of weights is this processor's
         options = _options(threads)
         if prepared is None:
             # Views into a file may be unaligned; the engine must not be given such memory.
@@ -75,12 +77,12 @@ class Session:
                 name: np.require(weights.values, requirements=["C", "A"])
                 for name, weights in lowered.initializers.items()
             }
-            self._session = _load(lowered.model, self._weights, options)
+            self._session = _load(lowered.model, self._weights, options, device)
             return
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         memory = prepared.take_memory()
         self._weights = prepared.moved(lowered.initializers, memory)
-        self._session = _load(prepared.model, self._weights, options)
+        self._session = _load(prepared.model, self._weights, options, device)
         weakref.finalize(self, _spare.append, memory)
 
     def run(self, feeds: Mapping[str, Array], blobs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -232,7 +234,7 @@ def _optimize(model: bytes, weights: Mapping[str, Array]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="autonuq-") as folder:
         path = Path(folder, "optimized.onnx")
         options.optimized_model_filepath = str(path)
-        _load(model, weights, options, disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
+        _load(model, weights, options, Device(), disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
         return path.read_bytes()
 
 
@@ -307,16 +309,22 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _load(
-    model: bytes, weights: Mapping[str, Array], options: onnxruntime.SessionOptions, **settings: Sequence[str]
+    model: bytes,
+    weights: Mapping[str, Array],
+    options: onnxruntime.SessionOptions,
+    device: Device,
+    **settings: Sequence[str],
 ) -> onnxruntime.InferenceSession:
     """Load a network; the engine uses the arrays' memory, which the caller keeps alive."""
     try:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], **settings)
+        session = onnxruntime.InferenceSession(model, options, providers=device.providers, **settings)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise RuntimeFailure(f"onnxruntime cannot load the network: {_first_line(error)}") from error
+    check_session(session, device)
+    return session
 
 
 def _first_line(error: Exception) -> str:

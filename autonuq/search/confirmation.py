@@ -65,7 +65,7 @@ def _scored(
         original = score(evaluator, task.source)
     with tempfile.TemporaryDirectory(dir=task.out) as folder:
         pair = ModelPair(Path(folder) / "model.prototxt", Path(folder) / "weights.caffemodel")
-        write_fake_quant(model, points, best.points, pair)
+        write_fake_quant(model, points, best.points, pair, python_layers=task.python_layers)
         metric = score(evaluator, pair)
     return replace(
         found,

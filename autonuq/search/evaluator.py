@@ -18,6 +18,7 @@ from typing import Any
 
 from autonuq.compress import ModelPair
 from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.graph.hosted.python_layer import importable
 
 _log = logging.getLogger(__name__)
 
@@ -126,17 +127,31 @@ def _importable(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
+_METHODS = {
+    "eval_model": ("model_file", "weights_file", "batch_num"),
+    "is_satisfied": ("original_metric", "new_metric"),
+}
+
+
 def check_evaluator(evaluator: Any) -> None:
     """Check that an object has what an evaluator needs.
 
     Raises
     ------
     EvaluatorError
-        A method is missing, or `evaluate_batch_num` is not a positive int.
+        A method is missing or takes other arguments, or `evaluate_batch_num` is not a positive int.
     """
-    for method in ("eval_model", "is_satisfied"):
-        if not callable(getattr(evaluator, method, None)):
+    for method, arguments in _METHODS.items():
+        found = getattr(evaluator, method, None)
+        if not callable(found):
             raise EvaluatorError(f"{type(evaluator).__name__} has no method '{method}'")
+        try:
+            inspect.signature(found).bind(*arguments)
+        except TypeError as error:
+            call = f"{type(evaluator).__name__}.{method}({', '.join(arguments)})"
+            raise EvaluatorError(f"{call} cannot be called so: {error}") from error
+        except ValueError:
+            continue  # a callable that does not tell what it takes
     count = getattr(evaluator, "evaluate_batch_num", None)
     if not isinstance(count, int) or count < 1:
         raise EvaluatorError(
@@ -160,7 +175,8 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     """Call a method of the user's: what it prints goes to stderr, the working directory stays what it was."""
     folder = Path.cwd()
     try:
-        with redirect_stdout(sys.stderr):
+        # importable: the module of Python layers, for a Caffe that is not ours
+        with redirect_stdout(sys.stderr), importable(Path(model_file).parent):
             return getattr(evaluator, method)(model_file, weights_file, batch_num)
     except AutonuqError:
         raise
@@ -193,7 +209,7 @@ def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
 
 
 def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
-    """Return the metric of a network over so many batches, by default `evaluate_batch_num`.
+    """Return the metric of a network over `batch_num` batches, by default `evaluate_batch_num`.
 
     Raises
     ------

@@ -53,7 +53,7 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
-    write_calibration_model(model, pair, task.record_file.resolve())
+    write_calibration_model(model, pair, task.record_file.resolve(), python_layers=task.python_layers)
     run_calibration(task.evaluator, pair, model.config.batch_num)
     model = calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))

@@ -19,8 +19,21 @@ from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import MARGIN_ERROR, RateDistortionSampler
 from autonuq.search.scoring import Scorer
 from autonuq.search.space import Space
-from autonuq.search.stored import CONSTRAINT, FINISHED, ORIGIN, STOPPED, TRIAL, WORKER, Study, requeue, trial_record
+from autonuq.search.stored import (
+    CONSTRAINT,
+    FINISHED,
+    ORIGIN,
+    RUNNING,
+    RUNNING_FIELDS,
+    STOPPED,
+    TRIAL,
+    WORKER,
+    Study,
+    requeue,
+    trial_record,
+)
 from autonuq.search.task import OnProgress, Progress, Task
+from autonuq.search.trial_log import append_trial
 
 FAILURES_IN_A_ROW = 3
 STOP_GAIN = 0.005
@@ -116,6 +129,7 @@ class Runner:
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             worker=self.worker,
         )
+        trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})
         known = self._scored(plan)
         try:
             if known is not None:
@@ -156,4 +170,5 @@ class Runner:
             if record.margin_error is not None:
                 trial.set_user_attr(MARGIN_ERROR, record.margin_error)
             self.study.tell(trial, record.ratio)
+        append_trial(self.task.log_file, record)
         return record

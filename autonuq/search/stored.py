@@ -35,7 +35,10 @@ STOPPED = "autonuq:stopped"
 TRIAL = "autonuq:trial"
 ORIGIN = "autonuq:origin"
 WORKER = "autonuq:worker"
+RUNNING = "autonuq:running"  # the fields of RUNNING_FIELDS, while the trial is scored
 CONSTRAINT = "satisfied"
+
+RUNNING_FIELDS = ("size_bytes", "started", "worker")
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
@@ -118,7 +121,8 @@ _STATES: dict[TrialState, Any] = {
 
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Read one trial as plain data."""
-    stored = trial.user_attrs.get(TRIAL, {})
+    is_running = trial.state == TrialState.RUNNING
+    stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
     origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
     return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
 

@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress import ModelPair, calibrated, export
+from autonuq.compress import ModelPair, calibrated
 from autonuq.errors import StudyError
+from autonuq.export import export
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.confirmation import confirm
 from autonuq.search.evaluator import check_evaluator, evaluator_name
@@ -34,7 +35,7 @@ from autonuq.search.stored import (
     load_study,
     requeue_orphans,
 )
-from autonuq.search.task import OnProgress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.search.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
 
 __all__ = [
     "WINNER_FORMATS",
@@ -78,7 +79,7 @@ def tune(
         Seconds after which no further trial is started.
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`.
+        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `python_layers`.
 
     Returns
     -------
@@ -161,6 +162,7 @@ def run_study(
         study.set_user_attr(CODEC, task.codec)
         study.set_user_attr(FINGERPRINT, fingerprint)
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
+    on_progress(Progress("study", "opened" if exists else "created", 1, 1))
     study.set_user_attr(STOPPED, "")
     original_metric = score_original(task, study, on_progress)
     prepare_race(task, study, original_metric, on_progress)
@@ -204,7 +206,7 @@ def export_trial(
     number : int, optional
         The best satisfied trial by default.
     formats : iterable of str
-        Out of `compress.FORMATS`.
+        Out of `export.FORMATS`.
     prefix : str, optional
         Folder and beginning of the file names; `<out>/<name>` by default.
     record_file : Path, optional
@@ -225,8 +227,24 @@ def export_trial(
     check_fingerprint(study.optuna, fingerprint)
     model = calibrated(model, task.record_file)
     points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
+    provenance = {
+        "study": study.name,
+        "trial": str(found.number),
+        "ratio": f"{found.ratio}",
+        "codec": task.codec,
+        "metric": f"{found.metric}",
+        "original metric": f"{record.original_metric}",
+        **_hashes(fingerprint),
+    }
     return export(
-        model, points, found.points, prefix or task.prefix, task.codec, formats, record_file=record_file
+        model,
+        points,
+        found.points,
+        prefix or task.prefix,
+        task.codec,
+        formats,
+        record_file=record_file,
+        provenance=provenance,
     )
 
 
@@ -239,6 +257,10 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
         "sampler": task.sampler,
         "seed": str(task.seed),
-        **{f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64},
+        **_hashes(fingerprint),
         **{f"{name} version": number for name, number in packages.items()},
     }
+
+
+def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    return {f"sha256 {key}": value for key, value in fingerprint.items() if len(value) == 64}

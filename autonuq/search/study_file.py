@@ -54,7 +54,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
-    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str},
+    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str, "python_layers": bool},
     "search": {
         "trials": int,
         "sampler": str,
@@ -102,7 +102,7 @@ class StudyFile:
     cfg : Path or None
         AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
     batch_num : int
-    activation_offset : bool
+    activation_offset, python_layers : bool
     codec, sampler : str
     trials, seed : int
     storage : str
@@ -125,6 +125,7 @@ class StudyFile:
     cfg: Path | None
     batch_num: int
     activation_offset: bool
+    python_layers: bool
     codec: str
     sampler: str
     trials: int
@@ -193,6 +194,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         cfg=folder / cfg if cfg else None,
         batch_num=values.get(("quantization", "batch_num"), 1),
         activation_offset=values.get(("quantization", "activation_offset"), True),
+        python_layers=values.get(("quantization", "python_layers"), False),
         codec=values.get(("quantization", "codec"), "entropy"),
         sampler=values.get(("search", "sampler"), "rate-distortion"),
         trials=values.get(("search", "trials"), 40),

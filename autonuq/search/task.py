@@ -38,6 +38,8 @@ class Task:
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+    python_layers : bool
+        The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
         One of `quant.codecs.CODEC_NAMES`.
     sampler : str
@@ -63,6 +65,7 @@ class Task:
     config: QuantizationConfig | None = None
     batch_num: int = 1
     activation_offset: bool = True
+    python_layers: bool = False
     codec: str = "entropy"
     sampler: str = "rate-distortion"
     seed: int = 0
@@ -75,6 +78,11 @@ class Task:
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
         return str(self.out / self.name)
+
+    @property
+    def log_file(self) -> Path:
+        """One line for each trial that was run with this folder."""
+        return self.out / f"{self.name}.log"
 
     @property
     def record_file(self) -> Path:

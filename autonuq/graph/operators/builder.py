@@ -63,11 +63,12 @@ class Builder:
     def rescale(self, tensor: str, factor: Array, shift: Array, *, label: str) -> str | None:
         """Return `tensor * factor + shift` per channel if a Conv made `tensor`: the same Conv with other weights.
 
+        None if it did not, or if its weights are no constant.
         The first one drops out in `needed` unless somebody else reads it. The products are made later,
         once for a BatchNorm and the Scale behind it.
         """
         maker = self._makers.get(tensor)
-        if maker is None or maker.op_type != "Conv":
+        if maker is None or maker.op_type != "Conv" or maker.input[1] not in self.initializers:
             return None
         data, weights, *bias = maker.input
         array, before = self._rescaled.get(weights, (self.initializers[weights], np.ones(len(factor))))

@@ -1,0 +1,107 @@
+"""The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
+
+`inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _object(properties: Mapping[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Describe an object that has these keys and no others."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
+
+
+_TEXT = {"type": "string"}
+_BOOL = {"type": "boolean"}
+_NUMBER = {"type": "number"}
+_COUNT = {"type": "integer", "minimum": 0}
+_SECONDS = {"type": "number", "minimum": 0}
+_ON_CHIP = {
+    "marked": _BOOL,
+    "mark_reason": _TEXT,
+    "int8_kept": _BOOL,
+    "int8_compressed_bytes": _COUNT,
+    "device_bytes": _COUNT,
+}
+
+SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    "inspect": _object(
+        {
+            "layers": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "name": _TEXT,
+                        "type": _TEXT,
+                        "weights": _COUNT,
+                        "shape": {"type": "array", "items": _COUNT},
+                        "quantizable": _BOOL,
+                        "nuq": _BOOL,
+                        "reason": _TEXT,
+                        **_ON_CHIP,
+                    },
+                    optional=tuple(_ON_CHIP),
+                ),
+            },
+            "weights": _COUNT,
+        }
+    ),
+    "status": _object(
+        {
+            "study": _TEXT,
+            "original_metric": {"type": ["number", "null"]},
+            "trials": _object({"complete": _COUNT, "satisfied": _COUNT, "failed": _COUNT, "running": _COUNT}),
+            "best": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object(
+                        {
+                            "trial": _COUNT,
+                            "ratio": _NUMBER,
+                            "metric": _NUMBER,
+                            "levels": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 2}},
+                            "bytes": _COUNT,
+                            "original_bytes": _COUNT,
+                        }
+                    ),
+                ]
+            },
+        }
+    ),
+    "check": _object(
+        {
+            "study": _TEXT,
+            "passed": _BOOL,
+            "checks": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "name": _TEXT,
+                        "state": {"enum": ["passed", "failed", "skipped"]},
+                        "detail": _TEXT,
+                        "seconds": _SECONDS,
+                    }
+                ),
+            },
+            "estimate": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object(
+                        {
+                            "baseline_s": _SECONDS,
+                            "calibration_s": _SECONDS,
+                            "curves_s": _SECONDS,
+                            "trial_s": _SECONDS,
+                            "total_s": _SECONDS,
+                            "trials": _COUNT,
+                        }
+                    ),
+                ]
+            },
+        }
+    ),
+}

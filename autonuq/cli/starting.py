@@ -1,0 +1,107 @@
+"""The commands before a study: `new` writes its files, `check` rehearses it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from autonuq.amct.simplified import load_simplified
+from autonuq.cli.console import (
+    JsonOption,
+    OutOption,
+    StorageOption,
+    StudyArgument,
+    duration,
+    err,
+    out,
+    say,
+    show_error,
+    shown,
+    warn,
+)
+from autonuq.graph.files import load_graph
+from autonuq.graph.passes import capabilities
+from autonuq.quant.config import QuantizationConfig
+from autonuq.search.rehearsal import Check, Estimate, Rehearsal
+from autonuq.search.skeleton import write_skeleton
+from autonuq.search.study_file import StudyFile, load_study_file
+
+_STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="Made if it is not there.")],
+    model: Annotated[Path, typer.Option(help="The network's prototxt.", show_default=False)],
+    weights: Annotated[Path, typer.Option(help="Its caffemodel.", show_default=False)],
+) -> None:
+    """Write a study file and an evaluator that runs at once on random data; comments say what to fill in.
+
+    Example: `autonuq new studies/mine --model net.prototxt --weights net.caffemodel`
+    """
+    for path in write_skeleton(folder, model, weights):
+        say(str(shown(path)))
+    err.print(f"next: fill in what is marked TODO in evaluate.py, then 'autonuq check {folder / 'study.toml'}'")
+
+
+def check(
+    study: StudyArgument, storage: StorageOption = None, folder: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """Take every step of a study on one batch, and say how long the study will take; nothing stays behind.
+
+    Example: `autonuq check studies/fashion_lenet.toml`
+    """
+    file = load_study_file(study, out=folder, storage=storage)
+    rehearsal = Rehearsal(file, load_config)
+    checks = []
+    with err.status("checking"):
+        for one in rehearsal.run():
+            checks.append(one)
+    errors = [one.error for one in checks if one.error is not None]
+    estimate = None if errors else rehearsal.estimate()
+    if as_json:
+        typer.echo(json.dumps(_document(file.name, checks, estimate)))
+    else:
+        _print_checks(checks, estimate)
+    for error in errors:
+        show_error(error)
+    if errors:
+        raise typer.Exit(errors[0].exit_code)
+
+
+def load_config(file: StudyFile) -> QuantizationConfig | None:
+    """Read a study file's simplified configuration, and say its warnings; None where it has none."""
+    if file.cfg is None:
+        return None
+    graph = load_graph(file.source.model, file.source.weights)
+    loaded = load_simplified(file.cfg, capabilities(graph), graph)
+    for warning in loaded.warnings:
+        warn(warning)
+    return loaded.config
+
+
+def _document(name: str, checks: list[Check], estimate: Estimate | None) -> dict[str, Any]:
+    rows = [{key: value for key, value in vars(one).items() if key != "error"} for one in checks]
+    total = None if estimate is None else {**asdict(estimate), "total_s": estimate.total_s}
+    return {"study": name, "passed": estimate is not None, "checks": rows, "estimate": total}
+
+
+def _print_checks(checks: list[Check], estimate: Estimate | None) -> None:
+    table = Table(title_justify="left", show_header=False, box=None, pad_edge=False)
+    for one in checks:
+        detail = Text("see below" if one.error else one.detail, overflow="fold")
+        table.add_row(Text(one.state, _STYLES[one.state]), one.name, detail, f"{one.seconds:.1f} s")
+    out.print(table)
+    if estimate is None:
+        say("nothing was started; mend what failed and check again")
+        return
+    say(
+        f"about {duration(estimate.total_s)} with one worker: baseline {duration(estimate.baseline_s)}, calibration "
+        f"{duration(estimate.calibration_s)}, curves {duration(estimate.curves_s)}, then {estimate.trials} trials of "
+        f"{duration(estimate.trial_s)}"
+    )

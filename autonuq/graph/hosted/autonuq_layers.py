@@ -1,0 +1,272 @@
+"""Layers of the networks that autonuq quantizes, for every Caffe that was built with Python layers.
+
+This file lies beside the model that needs it; its folder has to be on PYTHONPATH. It takes nothing but NumPy and Caffe,
+and runs on Python 2.7 and 3. Parameters are JSON in `param_str`; a float there is a float32 to the last digit.
+
+=======  ==============================================================================================================
+Quant    factor: 1 / scale; offset
+DeQuant  scale, shift: lists, one number for each channel or one in all; the shift N is in 1..16
+IFMR     batch_num, with_offset, max_percentile, min_percentile, search_start, search_end, search_step, and as HFMG
+HFMG     batch_num, with_offset, num_of_bins, record_file; objects: one for each bottom, with
+         key: name of the layer in the record file, as protobuf's text writes it;
+         moments (or null): file for the sum of x x' over the layer's inputs;
+         window (or null: all of the input): kernel, stride and pad, (rows, columns) each
+=======  ==============================================================================================================
+
+Source: AMCT's layers of the same names; autonuq's own documentation has the formulas.
+"""
+
+from __future__ import division
+
+import io
+import json
+import os
+
+import caffe
+import numpy as np
+
+CHUNK = 1 << 20  # values that are worked on at a time
+EPSILON = np.finfo(np.float32).eps
+
+
+def round_half_away(x):
+    """Round like C: halves away from zero."""
+    below_half = np.nextafter(x.dtype.type(0.5), x.dtype.type(0))
+    return np.trunc(x + np.copysign(below_half, x))
+
+
+class Quant(caffe.Layer):
+    """Fake quantization: onto the int8 grid and back to float."""
+
+    def setup(self, bottom, top):
+        parameters = json.loads(self.param_str)
+        self.factor = np.float32(parameters["factor"])
+        self.low, self.high = (np.float32(end - parameters["offset"]) for end in (-128, 127))
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        steps = np.clip(bottom[0].data * self.factor, self.low, self.high)
+        top[0].data[...] = round_half_away(steps) / self.factor
+
+
+class DeQuant(caffe.Layer):
+    """What hardware with 16-bit sums loses: the low N bits of the int32 result, and what leaves int16."""
+
+    def setup(self, bottom, top):
+        parameters = json.loads(self.param_str)
+        over_channels = (-1,) + (1,) * (bottom[0].data.ndim - 2)
+        self.scale = np.array(parameters["scale"], np.float32).reshape(over_channels)
+        self.power = np.exp2(np.array(parameters["shift"], np.float32)).reshape(over_channels)
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+
+    def forward(self, bottom, top):
+        codes = round_half_away(bottom[0].data / self.scale)
+        kept = np.clip(round_half_away(codes / self.power), np.float32(-(2**15)), np.float32(2**15 - 1))
+        top[0].data[...] = kept * self.scale * self.power
+
+
+class Observer(caffe.Layer):
+    """A calibration layer: watches its bottoms for some passes, then writes their range to the record file."""
+
+    def setup(self, bottom, top):
+        self.settings = json.loads(self.param_str)
+        self.passes = 0
+        self.moments = {}
+
+    def reshape(self, bottom, top):
+        pass
+
+    def forward(self, bottom, top):
+        if self.passes >= self.settings["batch_num"]:
+            return
+        self.passes += 1
+        for blob, described in zip(bottom, self.settings["objects"]):
+            if not np.isfinite(blob.data).all():
+                raise ValueError("the input of layer %s is not finite" % described["key"])
+            self.take(np.array(blob.data, np.float32).reshape(-1))
+            if described["moments"]:
+                self.add_moments(described, blob.data)
+        if self.passes == self.settings["batch_num"]:
+            scale, offset = self.find_range()
+            for blob, described in zip(bottom, self.settings["objects"]):
+                channels, height, width = (tuple(blob.data.shape[1:]) + (1, 1, 1))[:3]
+                factors = [("scale_d", "%.9g" % scale), ("offset_d", offset)]
+                factors += [("channels", channels), ("height", height), ("width", width)]
+                write_factors(self.settings["record_file"], described["key"], factors)
+
+    def add_moments(self, described, data):
+        """Add to the sum of x x', whose last row counts the x."""
+        for image in data:
+            rows = patches(image, described["window"])
+            path = described["moments"]
+            if path not in self.moments:
+                shape = (rows.shape[1] + 1, rows.shape[1])
+                self.moments[path] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
+            self.moments[path][:-1] += rows.T.dot(rows)
+            self.moments[path][-1] += len(rows)
+
+
+class IFMR(Observer):
+    """Keeps all values; takes the range whose steps restore them with the least squared error."""
+
+    def take(self, values):
+        self.values = getattr(self, "values", []) + [values]
+
+    def find_range(self):
+        values = np.concatenate(self.values)
+        del self.values
+        get = self.settings.get
+        low = min(-kth_largest(-values, get("min_percentile")), np.float32(0))
+        high = max(kth_largest(values, get("max_percentile")), np.float32(0))
+        start, end, step = (np.float32(get(key)) for key in ("search_start", "search_end", "search_step"))
+        ratios = start + np.arange(int((end - start) / step + np.float32(1)), dtype=np.float32) * step
+        if get("with_offset"):
+            highs, lows = ratios * high, np.full_like(ratios, low)
+            scales = (highs - lows) / np.float32(255)
+        else:
+            highs = ratios * max(high, -low)
+            lows = -highs
+            scales = highs / np.float32(127 if high > -low else 128)
+        usable = scales <= 1 / EPSILON
+        if not usable.any():
+            raise ValueError("the input is too large to be quantized; skip this layer")
+        scales = np.where(scales < EPSILON, np.float32(1), scales)
+        errors = [
+            squared_error(values, *found) if fits else np.inf for found, fits in zip(zip(lows, highs, scales), usable)
+        ]
+        best = int(np.argmin(errors))
+        return scales[best], offset_of(lows[best], scales[best]) if get("with_offset") else 0
+
+
+class HFMG(Observer):
+    """Keeps a histogram; takes the range with the least error, the density in each bin being uniform."""
+
+    def take(self, values):
+        if not hasattr(self, "counts"):
+            self.counts, self.low, self.high, self.zeros = np.zeros(self.settings["num_of_bins"]), 0.0, 0.0, 0
+        low, high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        bins = self.counts.size
+        if (low, high) != (self.low, self.high):
+            if self.low < self.high:  # spread the old counts over the new bins
+                seen = np.concatenate([[0.0], np.cumsum(self.counts)])
+                edges = np.linspace(self.low, self.high, bins + 1)
+                self.counts = np.diff(np.interp(np.linspace(low, high, bins + 1), edges, seen))
+            elif self.zeros:
+                self.counts += np.histogram([0.0], bins, (low, high))[0] * self.zeros
+            self.low, self.high = low, high
+        if low == high:
+            self.zeros += values.size
+            return
+        for begin in range(0, values.size, CHUNK):
+            self.counts += np.histogram(values[begin : begin + CHUNK], bins, (low, high))[0]
+
+    def find_range(self):
+        with_offset = self.settings["with_offset"]
+        edges = np.linspace(self.low, self.high, self.counts.size + 1)
+        left, right = (edges[side] for side in np.array(self.trimmed()).T)
+        low, high = np.minimum(left, 0).astype(np.float32), np.maximum(right, 0).astype(np.float32)
+        symmetric = np.where(high > -low, high / np.float32(127), -low / np.float32(128))
+        scale = (high - low) / np.float32(255) if with_offset else symmetric
+        scale = np.where(scale < EPSILON, np.float32(1), scale)
+        if not (scale <= 1 / EPSILON).all():
+            raise ValueError("the input is too large to be quantized; skip this layer")
+        first = round_half_away(low / scale) if with_offset else np.full_like(scale, -128)
+        if self.low == self.high:
+            best = 0
+        else:
+            density = self.counts / (edges[1] - edges[0])
+            falls = np.concatenate([[0.0], density]) - np.concatenate([density, [0.0]])
+            best = int(np.argmin([uniform_error(edges, falls, *found) for found in zip(scale.astype(float), first)]))
+        return scale[best], offset_of(low[best], scale[best]) if with_offset else 0
+
+    def trimmed(self):
+        """Return the bins (left, right) that are kept after each greedy step, widest first."""
+        bins, width = self.counts.size, self.high - self.low
+        zero = 0 if width == 0 else min(int(-self.low / width * bins), bins - 1)
+        below = np.concatenate([[0.0], np.cumsum(self.counts)])
+        above = below[-1] - below[::-1]
+        step = max(np.ceil(below[-1] / 100000), 1.0)
+        allowances = step * np.arange(1, 2 + int(below[-1] / step))
+        left_limits = np.minimum(np.searchsorted(below, allowances, "right") - 1, zero)
+        right_limits = np.maximum(bins + 1 - np.searchsorted(above, allowances, "right"), zero + 1)
+        left, right, left_used, right_used = 0, bins, 0, 0
+        kept = [(left, right)]
+        while right - left > bins // 4 and max(left_used, right_used) < allowances.size:
+            left_gain, right_gain = left_limits[left_used] - left, right - right_limits[right_used]
+            if left_gain <= 0 and right_gain <= 0:
+                left_used, right_used = left_used + 1, right_used + 1
+                continue
+            if left_gain > right_gain:
+                left, left_used = left + left_gain, left_used + 1
+            else:
+                right, right_used = right - right_gain, right_used + 1
+            kept.append((left, right))
+        return kept
+
+
+def kth_largest(values, percentile):
+    """Return the k-th largest value, k = n - floor(percentile * n), at least 1."""
+    k = max(values.size - int(np.floor(np.float32(percentile) * np.float32(values.size))), 1)
+    return np.partition(values, values.size - k)[values.size - k]
+
+
+def squared_error(values, low, high, scale):
+    """Sum the squared error of values that are clipped and rounded to steps."""
+    total = 0.0
+    for begin in range(0, values.size, CHUNK):
+        chunk = values[begin : begin + CHUNK]
+        error = (round_half_away(np.clip(chunk, low, high) / scale) * scale).astype(np.float64) - chunk
+        total += float(np.dot(error, error))
+    return total
+
+
+def uniform_error(edges, falls, scale, first):
+    """Sum the squared error over a density that falls by `falls` at the edges: the integral's antiderivative there."""
+    steps = np.clip(round_half_away(edges / scale), first, first + 255)
+    rest = edges - steps * scale
+    return float(np.dot((steps - first) * (scale**3 / 12) + rest**3 / 3, falls))
+
+
+def offset_of(low, scale):
+    """Return the code of zero."""
+    return -int(round_half_away(np.float32(low) / np.float32(scale))) - 128
+
+
+def patches(image, window):
+    """Return what a layer's weights meet in one image, a row each, in the order of the weights."""
+    if window is None:
+        return image.reshape(1, -1)
+    (kernel_h, kernel_w), (stride_h, stride_w) = window["kernel"], window["stride"]
+    padded = np.pad(image, [(0, 0)] + [(pad, pad) for pad in window["pad"]], mode="constant")
+    channels, height, width = padded.shape
+    c, h, w = padded.strides
+    rows, columns = (height - kernel_h) // stride_h + 1, (width - kernel_w) // stride_w + 1
+    shape, strides = (rows, columns, channels, kernel_h, kernel_w), (h * stride_h, w * stride_w, c, h, w)
+    views = np.lib.stride_tricks.as_strided(padded, shape, strides)
+    return np.array(views).reshape(rows * columns, -1)
+
+
+def write_factors(path, key, factors):
+    """Put a layer's input factors into a record file, as protobuf's text; what else stands there stays."""
+    lines = []
+    if os.path.exists(path):
+        with io.open(path, encoding="utf-8") as record:
+            lines = record.read().splitlines()
+    new = [u"    %s: %s" % factor for factor in factors]
+    places = [index for index, line in enumerate(lines) if line.strip() == u"key: %s" % key]
+    if places:
+        begin = places[0] + 2  # behind the line 'value {'
+        length = [line.strip() for line in lines[begin:]].index(u"}")
+        names = tuple(name + u":" for name, _ in factors)
+        kept = [line for line in lines[begin : begin + length] if not line.strip().startswith(names)]
+        lines[begin : begin + length] = new + kept
+    else:
+        lines += [u"record {", u"  key: %s" % key, u"  value {"] + new + [u"  }", u"}"]
+    temporary = "%s.%d" % (path, os.getpid())
+    with io.open(temporary, "w", encoding="utf-8") as record:
+        record.write(u"\n".join(lines) + u"\n")
+    getattr(os, "replace", os.rename)(temporary, path)

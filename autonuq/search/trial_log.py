@@ -1,0 +1,26 @@
+"""The log of a study: one line a trial, for people, `grep` and `tail -f`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autonuq.records import TrialRecord
+
+
+def append_trial(path: Path, record: TrialRecord) -> None:
+    """Append the line of a finished trial; workers that share a folder share the file, a line is written at once."""
+    with path.open("a") as file:
+        file.write(trial_line(record, datetime.now(UTC)) + "\n")
+
+
+def trial_line(record: TrialRecord, at: datetime) -> str:
+    """Put a trial into one line: when, which, what came of it, on what, by whom."""
+    if record.state == "failed":
+        result = f"failed: {record.error}"
+    else:
+        verdict = "satisfied" if record.satisfied else "not satisfied"
+        part = " on a part" if record.is_partial else ""
+        result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {verdict}{part} bytes {record.size_bytes}"
+    when = at.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return f"{when} trial {record.number} {result} [{record.origin}; {record.duration_s:.3f} s; {record.worker}]"

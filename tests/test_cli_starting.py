@@ -1,0 +1,94 @@
+"""The commands before a study: `new` makes one that runs, `check` finds what is wrong with one."""
+
+import json
+import re
+import shutil
+
+import jsonschema
+import pytest
+
+from autonuq.cli.documents import SCHEMAS
+
+
+def test_new_runs_as_it_is(run, tiny):
+    made = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["mine/study.toml", "mine/evaluate.py"]
+    evaluator = (tiny / "mine/evaluate.py").read_text()
+    assert "INPUTS = {'data': (4, 2, 8, 8)}" in evaluator
+    assert 'OUTPUT = "prob"' in evaluator
+    assert len(re.findall("TODO [123]", evaluator)) == 3
+    tuned = run("tune", "mine/study.toml", "--trials", "3")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "metric  1 -> 0." in tuned.stdout
+
+    again = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel")
+    assert again.returncode == 6
+    assert "mine/study.toml: exists already" in again.stderr
+    assert run("new", "other", "--model", "tiny.prototxt", "--weights", "none").returncode == 3
+    assert not (tiny / "other").exists()
+    assert run("new", "evaluate.py/x", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel").returncode == 6
+
+
+@pytest.mark.parametrize("network", ["wechat-detect", "mtcnn-det3"])
+def test_new_for_real_networks(run, shared, tmp_path, network):
+    model, weights = (shared / "models" / network / name for name in ("deploy.prototxt", "weights.caffemodel"))
+    made = run("new", tmp_path / "mine", "--model", model, "--weights", weights)
+    assert made.returncode == 0, made.stderr
+    checked = run("check", tmp_path / "mine/study.toml", "--json")
+    assert checked.returncode == 0, checked.stdout
+    batch = next(row for row in json.loads(checked.stdout)["checks"] if row["name"] == "one batch")
+    assert batch["detail"] == "metric 1 of the original network"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_check_passes_estimates_and_leaves_nothing(run, tiny_study):
+    before = files(tiny_study.parent)
+    result = run("check", tiny_study)
+    assert result.returncode == 0, result.stdout
+    assert files(tiny_study.parent) == before
+    assert "'tiny' is new, 8 trials" in result.stdout
+    assert "then 8 trials of" in result.stdout
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    before = files(tiny_study.parent)
+    document = json.loads(run("check", tiny_study, "--json").stdout)
+    jsonschema.validate(document, SCHEMAS["check"])
+    assert document["estimate"]["trials"] == 6
+    assert document["estimate"]["baseline_s"] == 0
+    assert {path for path, data in files(tiny_study.parent).items() if before.get(path) != data} <= {
+        tiny_study.parent / "out/tiny/study.db"
+    }
+    assert json.loads(run("status", tiny_study, "--json").stdout)["trials"]["complete"] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("def eval_model(self, model_file, weights_file, batch_num)", "def eval_model(self, model_file)", "too many"),
+        ("def is_satisfied(self, original_metric, new_metric)", "def is_satisfied(self)", "too many"),
+        ("return original_metric - new_metric < self.limit", "return new_metric > 2", "for the original network"),
+        ("return float(np.mean(", "return str(np.mean(", "must return one finite number"),
+    ],
+)
+def test_check_of_the_evaluator(run, tiny_study, old, new, words):
+    path = tiny_study.parent / "evaluate.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    result = run("check", tiny_study)
+    assert result.returncode == 7, result.stdout
+    assert words in result.stderr
+    assert "skipped" in result.stdout
+
+
+def test_check_refuses_another_model(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    prototxt = tiny_study.parent / "tiny.prototxt"
+    prototxt.write_text(prototxt.read_text() + "# another")
+    result = run("check", tiny_study)
+    assert result.returncode == 6
+    assert "was started with another prototxt" in result.stderr
+    shutil.rmtree(tiny_study.parent / "out")
+    assert run("check", tiny_study).returncode == 0
