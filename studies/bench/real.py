@@ -11,7 +11,8 @@ drops, of trials from the tenth on that lost at least a quarter of a point).
 
 With --halves the search sees one half of the test set, every second image, and the other half confirms: the points lost
 there in excess are what luck was worth. With --seeded, six uniform plans come first for the rate-distortion sampler,
-too.
+too. With --racing, every study is run twice, without and with it; networks are run once for both, batches are counted
+as they are asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from networks import BATCH, NETWORKS, Data, Top1
+from networks import BATCH, NETWORKS, Data, Remembering, Top1
 from ratio import LEVELS, Bench, tightest, with_levels
 
 from autonuq.compress import ModelPair
@@ -36,7 +37,7 @@ from autonuq.records import StudyRecord
 from autonuq.search.space import SEED_LEVELS
 from autonuq.search.study import Study, Task, run_study
 
-SEARCHES = ("uniform", "rate-distortion", "tpe", "gp")
+SEARCHES = ("uniform", "rate-distortion", "tpe", "gp", "random")
 BURN_IN = 10
 
 
@@ -57,24 +58,24 @@ def prediction_error(record: StudyRecord) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
 
 
-def run_search(name: str, search: str, folder: Path, options: argparse.Namespace) -> str:
+def run_search(
+    name: str, search: str, evaluator: Top1, unseen: Data | None, folder: Path, options: argparse.Namespace, raced: bool
+) -> str:
     """Run one study and describe what it found."""
-    shared, data, unseen = options.shared, NETWORKS[name](options.shared / "data"), None
-    if options.halves:
-        data, unseen = halves(data)
+    shared, label = options.shared, f"{search}-raced" if raced else search
     source = ModelPair(*(shared / "models" / name / file for file in ("deploy.prototxt", "weights.caffemodel")))
     task = Task(
         name=name,
         source=source,
-        evaluator=Top1(data),
-        out=folder / search,
-        storage=f"journal://{folder / search}.log",
-        batch_num=min(10, len(data[2]) // BATCH),
+        evaluator=evaluator,
+        out=folder / label,
+        storage=f"journal://{folder / label}.log",
+        batch_num=min(10, len(evaluator.calibration) // BATCH),
         sampler=search,
         seed=options.seed,
         n_trials=1,
         confirm=Top1(unseen) if unseen is not None else None,
-        racing=options.racing,
+        racing=raced,
         stop_gain=0.0,
     )
     if (folder / "calibration").is_dir():
@@ -90,13 +91,13 @@ def run_search(name: str, search: str, folder: Path, options: argparse.Namespace
     record = study.record()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"{folder / search}.log", options.keep / f"{name}-{search}-{options.seed}.log")
+        shutil.copy(f"{folder / label}.log", options.keep / f"{name}-{label}-{options.seed}.log")
     best = record.best
     found = "nothing | -" if best is None else f"{best.ratio:.2f}x | {record.original_metric - best.metric:.2f}"
     confirmed = record.confirmation
     lost = "-" if confirmed is None else f"{confirmed.original_metric - confirmed.metric:.2f}"
     done = sum(trial.state == "complete" for trial in record.trials)
-    batches = task.evaluator.batches_scored
+    batches, evaluator.batches_scored = evaluator.batches_scored, 0
     return f"{found} | {lost} | {done} | {batches} | {minutes:.1f} | {prediction_error(record):.2f}"
 
 
@@ -141,10 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for search in options.searches:
                 if search == "uniform":
-                    row = run_uniform(name, options.shared, Path(folder))
-                else:
-                    row = run_search(name, search, Path(folder), options)
-                print(f"| {name} | {search} | {row} |", flush=True)
+                    print(f"| {name} | uniform | {run_uniform(name, options.shared, Path(folder))} |", flush=True)
+                    continue
+                data, unseen = NETWORKS[name](options.shared / "data"), None
+                if options.halves:
+                    data, unseen = halves(data)
+                evaluator = Remembering(data) if options.racing else Top1(data)
+                for raced in (False, True) if options.racing else (False,):
+                    row = run_search(name, search, evaluator, unseen, Path(folder), options, raced)
+                    print(f"| {name} | {search}{', raced' if raced else ''} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,15 +46,13 @@ class Weird:
 @pytest.fixture
 def isolated(tmp_path):
     (tmp_path / "weird.py").write_text(WEIRD)
-    return IsolatedEvaluator(partial(load_evaluator, "weird.py:Weird", tmp_path, 3), timeout_s=1.5)
+    return IsolatedEvaluator(partial(load_evaluator, "weird.py:Weird", tmp_path, 3), timeout_s=4)
 
 
 def test_a_process_is_kept_killed_and_made_anew(isolated):
     assert [score(isolated, PAIR), score(isolated, PAIR)] == [1.0, 2.0]
-    began = time.monotonic()
-    with pytest.raises(EvaluatorError, match=r"took longer than 1.5 s; its process was killed"):
+    with pytest.raises(EvaluatorError, match=r"took longer than 4 s; its process was killed"):
         score(isolated, replace(PAIR, model=Path("hangs")))
-    assert time.monotonic() - began < 300
     assert score(isolated, PAIR) == 1.0
     for model, message in (("dies", "process of eval_model died"), ("raises", "KeyError"), ("exits", "SystemExit: 4")):
         with pytest.raises(EvaluatorError, match=message):
