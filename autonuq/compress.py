@@ -45,14 +45,15 @@ from autonuq.graph.passes import (
 )
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
+from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
-from autonuq.quant.config import LayerSettings, QuantizationConfig
+from autonuq.quant.config import AMCT_LEVELS, LayerSettings, QuantizationConfig
 from autonuq.quant.device import Judgement, Mark, judge, predict_mark
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.points import build_points as build_layer_points
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, dequantize, on_grid, quantize_bias, quantize_weights
-from autonuq.records import LayerRecord
+from autonuq.records import LayerRecord, encode_levels
 from autonuq.runtime.moments import is_observable, load_moments, moments_file, request_moments
 from autonuq.runtime.session import Session
 
@@ -200,13 +201,14 @@ def view_on_chip(graph: Graph, chip: str) -> dict[str, ChipView]:
     """
     model = quantize(graph, default_config(graph))
     return {
-        name: ChipView(mark, judge_layer(model.weights[name])) for name, mark in predict_marks(graph, chip).items()
+        name: ChipView(mark, judge_layer(model.weights[name].codes))
+        for name, mark in predict_marks(graph, chip).items()
     }
 
 
-def judge_layer(weights: UniformWeights) -> Judgement:
+def judge_layer(codes: NDArray[np.int8]) -> Judgement:
     """Predict what ATC's compressor makes of a layer's int8 weights."""
-    return judge(weights.codes, "fc" if weights.codes.ndim == 2 else "conv")
+    return judge(codes, "fc" if codes.ndim == 2 else "conv")
 
 
 def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
@@ -427,6 +429,7 @@ def build_points(
                 make_codec(codec, uniform.codes.shape),
                 moments=load_moments(record_file, name),
                 nuq=name in searched,
+                sizes=AMCT_LEVELS if model.config.amct_levels else None,
             ),
         )
         on_layer(name)
@@ -460,6 +463,8 @@ def layer_records(model: QuantizedModel, points: Mapping[str, OperatingPoints]) 
                 tuple(int(rate) for rate in curve.rates_bytes),
                 tuple(float(distortion) for distortion in curve.distortions),
                 (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+                tuple(code_histogram(model.weights[name].codes).tolist()),
+                tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
             )
         )
     return tuple(records)
@@ -640,12 +645,15 @@ def _quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], pl
             host = capability.reason.removeprefix("is folded into ").strip("'")
             folded.setdefault(host, []).append(capability.name)
     layers = {}
+    quantized = insert_quantizers(
+        model.graph, {name: QuantizedBlobs((), factors) for name, factors in model.factors.items()}
+    )
     chosen = set(chosen_layers(model, plan))
     for name, factors in model.factors.items():
         levels = np.unique(planned_codes(model, points, plan, name)).tolist() if name in chosen else []
         layers[name] = {
             "type": model.graph.by_name[name].type,
-            "quant_layer": f"{name}_0_quant_layer",
+            "quant_layer": quantized.by_name[name].bottoms[0],
             "dequant_layer": f"{name}_dequant_layer",
             "scale_d": factors.scale_d,
             "offset_d": factors.offset_d,

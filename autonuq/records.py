@@ -6,9 +6,24 @@ both, so that neither room imports the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+MARGIN_LIMIT = 7.0
+"""Margins are clipped to +-7: a drop 1,000 times smaller or larger than allowed says no more."""
+
+
+def encode_levels(levels: Iterable[int]) -> str:
+    """Write the levels of a codebook as 64 hexadecimal digits, bit i standing for level i - 128."""
+    return f"{sum(1 << (int(level) + 128) for level in levels):064x}"
+
+
+def decode_levels(code: str) -> tuple[int, ...]:
+    """Read what `encode_levels` wrote: sorted levels."""
+    mask = int(code, 16)
+    return tuple(level for level in range(-128, 128) if mask >> (level + 128) & 1)
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,10 @@ class LayerRecord:
         The layer's rate-distortion curve, by falling rate (one point for layers that are not searched).
     curve_levels : tuple of int
         Number of levels of each point of the curve (256 stands for uniform int8).
+    histogram : tuple of int
+        Count of each int8 code before NUQ, index = code + 128; empty if it was not recorded.
+    codebooks : tuple of str
+        Codebook of each point of the curve, as `encode_levels` writes it; empty if they were not recorded.
     """
 
     name: str
@@ -39,6 +58,8 @@ class LayerRecord:
     rates_bytes: tuple[int, ...] = ()
     distortions: tuple[float, ...] = ()
     curve_levels: tuple[int, ...] = ()
+    histogram: tuple[int, ...] = ()
+    codebooks: tuple[str, ...] = ()
 
     @property
     def original_bytes(self) -> int:
@@ -208,6 +229,30 @@ class StudyRecord:
         """Satisfied trial with the largest ratio; the earlier one of equals; None if there is none."""
         satisfied = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
         return max(satisfied, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)
+
+    @property
+    def limit(self) -> float | None:
+        """The metric at which the constraint turns, out of the trial nearest to it; None if no margin tells.
+
+        A margin is log(drop / allowed drop), so original + (metric - original) / exp(margin) is the limit. Margins of
+        -1, 0 and 1, which stand for the verdict alone, and clipped ones tell nothing.
+        """
+        if self.original_metric is None:
+            return None
+        telling = [
+            (abs(trial.margin), trial.margin, trial.metric)
+            for trial in self.trials
+            if trial.metric is not None
+            and trial.margin is not None
+            and not trial.is_partial
+            and trial.metric != self.original_metric
+            and 0 < abs(trial.margin) < MARGIN_LIMIT
+            and abs(trial.margin) != 1
+        ]
+        if not telling:
+            return None
+        _, margin, metric = min(telling)
+        return self.original_metric + (metric - self.original_metric) * math.exp(-margin)
 
     def layer_bytes(self, trial: TrialRecord) -> dict[str, int]:
         """Compressed bytes of every layer's weights under a trial's plan."""

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from autonuq.amct.config import load_config
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
-from autonuq.compress import ModelPair
+from autonuq.amct.static import warn_of_gain
+from autonuq.compress import ModelPair, deploy_pair
 from autonuq.errors import StudyError
+from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -34,6 +36,8 @@ def auto_nuq(
     save_dir: str,
     *,
     n_trials: int = 40,
+    codec: str = "entropy",
+    amct_levels: bool = False,
 ) -> None:
     """Find the smallest network that still satisfies the evaluator, and write it.
 
@@ -49,7 +53,11 @@ def auto_nuq(
     save_dir : str
         Folder and beginning of the names of the outputs, despite its name.
     n_trials : int
-        How many plans are tried; AMCT has no such argument.
+        How many plans are tried; AMCT has no such argument, nor the next two.
+    codec : str
+        What bytes are counted with; `ascend` is ATC's weight compressor.
+    amct_levels : bool
+        Give a layer only what AMCT can: 32 or 16 levels, or uniform steps.
 
     Raises
     ------
@@ -73,6 +81,8 @@ def auto_nuq(
         out=out,
         storage=f"sqlite:///{(out / 'study.db').resolve()}",
         config=config,
+        codec=codec,
+        amct_levels=amct_levels,
         n_trials=n_trials,
     )
     study = _run(task)
@@ -82,6 +92,9 @@ def auto_nuq(
     Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
     export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
     _say_winner(best, save_dir)
+    stored = load_caffemodel(deploy_pair(save_dir).weights)
+    chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
+    warn_of_gain({name: stored[name][0].values for name in chosen if name})
 
 
 def _say_winner(best: Best, save_dir: str) -> None:

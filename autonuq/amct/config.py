@@ -359,7 +359,7 @@ def default_config(
     ValueError, TypeError
         If another parameter is misused.
     """
-    sentence = "The '{}' parameter of default_config must be {}. Got {!r} instead."
+    sentence = "The '{}' parameter of create_quant_config must be {}. Got {!r} instead."
     if isinstance(skip_layers, str):
         raise TypeError(sentence.format("skip_layers", "a list of str", skip_layers))
     if not BATCH_NUM.holds(batch_num):

@@ -23,8 +23,7 @@ FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _logger = logging.getLogger("amct_caffe")
-_logger.propagate = False
-_logger.setLevel(logging.DEBUG)
+_sources = (_logger, logging.getLogger("autonuq.calibration"))  # the calibration layers speak for themselves
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -44,11 +43,13 @@ def open_log() -> logging.Logger:
     if not present or Path(present[0].baseFilename) != path or not path.exists():
         path.parent.mkdir(exist_ok=True)
         for handler in tuple(_logger.handlers):
-            _logger.removeHandler(handler)
             handler.close()
-        for handler in (logging.FileHandler(path, encoding="utf-8"), _Screen()):
+        opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
+        for handler in opened:
             handler.setFormatter(logging.Formatter(_FORMAT))
-            _logger.addHandler(handler)
+        for source in _sources:
+            source.propagate, source.handlers = False, list(opened)
+            source.setLevel(logging.DEBUG)
     for handler in _logger.handlers:
         handler.setLevel(file if isinstance(handler, logging.FileHandler) else screen)
     return _logger

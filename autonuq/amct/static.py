@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autonuq.amct.config import load_config
 from autonuq.amct.log import log_layers, open_log, warn_of
@@ -20,6 +21,7 @@ from autonuq.compress import (
     ModelPair,
     QuantizedModel,
     calibrated,
+    chosen_layers,
     deploy_pair,
     fake_quant_pair,
     judge_layer,
@@ -262,16 +264,16 @@ def write_outputs(model: QuantizedModel, save_type: str, prefix: str) -> tuple[P
     written += [write_quant_info(model, {}, {}, prefix), write_nuq_layers(model, {}, prefix)]
     if any(factors.cluster for factors in model.factors.values()):
         written.append(write_record(f"{prefix}_cluster_record.txt", model.factors, clusters=True))
-    warn_of_gain(model)
+    warn_of_gain({name: model.weights[name].codes for name in chosen_layers(model, {})})
     open_log().info("the quantized model is stored as %s_*", prefix)
     return tuple(written)
 
 
-def warn_of_gain(model: QuantizedModel) -> None:
+def warn_of_gain(codes: Mapping[str, NDArray[np.int8]]) -> None:
     """Name the layers whose codebook gains nothing on a device, because ATC would not keep them compressed."""
     messages = []
-    for name in model.nuq_layers:
-        judgement = judge_layer(model.weights[name])
+    for name, layer in codes.items():
+        judgement = judge_layer(layer)
         if not judgement.is_kept:
             messages.append(
                 f"layer '{name}': ATC compresses its weights to {judgement.ratio:.2f} and keeps only what is at most "

@@ -40,7 +40,7 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "free",
             "Static NUQ keeps num_steps levels; num_of_iteration is checked and changes nothing, because each "
             "codebook is optimal without iterating. auto_nuq is not bound by either: the search chooses every "
-            "layer's number of levels.",
+            "layer's number of levels; with amct_levels=True among 32, 16 and uniform steps.",
             "The search algorithm is not published, and its aim is the smallest network that satisfies.",
         ),
         "search for the codebook": Choice(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -224,11 +225,13 @@ def _task(file: StudyFile) -> Task:
         config=load_config(file),
         batch_num=file.batch_num,
         activation_offset=file.activation_offset,
+        amct_levels=file.amct_levels,
         python_layers=file.python_layers,
         codec=file.codec,
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
         confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
         racing=file.racing,
         stop_gain=file.stop_gain,

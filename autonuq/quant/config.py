@@ -38,6 +38,10 @@ class ActivationSettings:
     asymmetric: bool | None = None
 
 
+AMCT_LEVELS = (32, 16)
+"""What AMCT's NUQ can keep of the 256 steps."""
+
+
 @dataclass(frozen=True)
 class WeightSettings:
     """How one layer's weights become int8 codes.
@@ -86,6 +90,8 @@ class QuantizationConfig:
         Fold BatchNorm and Scale into the layer before them.
     skip_fusion_layers : tuple of str
         Layers that are left unfolded.
+    amct_levels : bool
+        True: a search gives a layer AMCT's numbers of levels, or leaves it uniform; False: any number.
     """
 
     layers: Mapping[str, LayerSettings]
@@ -94,3 +100,4 @@ class QuantizationConfig:
     joint_quant: bool = False
     do_fusion: bool = True
     skip_fusion_layers: tuple[str, ...] = ()
+    amct_levels: bool = False

@@ -6,6 +6,7 @@ were independent: sum of importance * (code - level)**2 with importance = scale*
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,7 @@ def build_curve(
     scale_like: NDArray[Any],
     second_moments: NDArray[Any] | None = None,
     nuq: bool = True,
+    sizes: Sequence[int] | None = None,
 ) -> Curve:
     """Build the rate-distortion curve of one layer.
 
@@ -107,6 +109,8 @@ def build_curve(
         Mean square of the input value that each weight multiplies; broadcasts to the shape of `codes`. 1 if omitted.
     nuq : bool
         False: the layer keeps its uniform steps, and the curve is one point.
+    sizes : sequence of int, optional
+        The numbers of levels that are allowed besides all; any by default.
 
     Returns
     -------
@@ -136,7 +140,7 @@ def build_curve(
     if not nuq:
         return Curve(layer, np.array([uniform_bytes]), np.zeros(1), (build_codebook(histogram, BINS),))
     importance = _importance(layer, codes, scale_like, second_moments)
-    uniform, *others = _candidates(histogram, importance, codec)
+    uniform, *others = _candidates(histogram, importance, codec, sizes)
     distortions = np.array([_distortion(codebook, importance) for codebook in (uniform, *others)])
     estimates = [codec.estimate_bytes(_coarse(codebook, histogram)) for codebook in others]
     rates = np.array([float(uniform_bytes), *estimates])
@@ -159,11 +163,14 @@ def _importance(
         raise QuantizationError(str(error), layer=layer) from error
 
 
-def _candidates(histogram: NDArray[np.int64], importance: NDArray[np.float64], codec: Codec) -> list[Codebook]:
+def _candidates(
+    histogram: NDArray[np.int64], importance: NDArray[np.float64], codec: Codec, sizes: Sequence[int] | None
+) -> list[Codebook]:
     """Return the codebook of all codes that occur, then others with at least two levels."""
     family = build_codebooks(histogram, importance=importance)
-    found = [family.codebook(levels) for levels in (BINS, *range(2, family.max_levels))]
-    if codec.entropy_coded and family.max_levels > 2:
+    allowed = range(2, family.max_levels) if sizes is None else [size for size in sizes if size < family.max_levels]
+    found = [family.codebook(levels) for levels in (BINS, *allowed)]
+    if sizes is None and codec.entropy_coded and family.max_levels > 2:
         grid = _lagrangians(family, int(histogram.sum()))
         constrained = build_entropy_codebooks(histogram, grid, importance=importance)
         found += [codebook for codebook in constrained if 2 <= len(codebook.levels) < family.max_levels]

@@ -7,6 +7,7 @@ the output. Without them, weights count alone and the codebook's table decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +75,7 @@ def build_points(
     *,
     moments: InputMoments | None = None,
     nuq: bool = True,
+    sizes: Sequence[int] | None = None,
 ) -> OperatingPoints:
     """Build the operating points of one layer.
 
@@ -88,6 +90,8 @@ def build_points(
         Of the K inputs that a row of weights meets.
     nuq : bool
         False: the layer keeps its uniform steps.
+    sizes : sequence of int, optional
+        The numbers of levels that are allowed besides all; any by default.
 
     Raises
     ------
@@ -96,21 +100,26 @@ def build_points(
 
     Notes
     -----
-    **Cost**: with moments one Cholesky factorization and up to 28 assignments, each a fraction of it.
+    **Cost**: with moments one Cholesky factorization and up to 48 assignments, each a fraction of it.
     """
     if moments is not None and nuq:
         try:
-            return _feedback_points(layer, weights, uniform, codec, moments)
+            return _feedback_points(layer, weights, uniform, codec, moments, sizes)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
-    curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq)
+    curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq, sizes=sizes)
     energy = float((uniform.scale_like() * uniform.codes.astype(np.float64)).ravel() @ uniform.dequantize().ravel())
     codes = np.stack([codebook.apply(uniform.codes) for codebook in curve.codebooks])
     return OperatingPoints(replace(curve, distortions=curve.distortions / (energy or 1.0)), codes)
 
 
 def _feedback_points(
-    layer: str, weights: NDArray[np.float32], uniform: UniformWeights, codec: Codec, moments: InputMoments
+    layer: str,
+    weights: NDArray[np.float32],
+    uniform: UniformWeights,
+    codec: Codec,
+    moments: InputMoments,
+    sizes: Sequence[int] | None,
 ) -> OperatingPoints:
     feedback = build_feedback(moments.sums, moments.samples)
     rows = len(weights)
@@ -120,7 +129,7 @@ def _feedback_points(
         raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(feedback.order)}")
     energy = output_energy(feedback, steps, row_scale=scale)
     found = [(uniform.codes, 0.0)]
-    for levels in _level_sets(uniform, codec, feedback, energy):
+    for levels in _level_sets(uniform, codec, feedback, energy, sizes):
         assigned = assign(feedback, steps, levels, row_scale=scale)
         loss = assigned.distortion / energy
         if loss <= MAX_LOSS:
@@ -133,12 +142,17 @@ def _feedback_points(
     return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
 
 
-def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float) -> list[NDArray[np.int8]]:
+def _level_sets(
+    uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float, sizes: Sequence[int] | None
+) -> list[NDArray[np.int8]]:
     """Return the sets of levels that are worth an assignment, each once."""
     histogram = code_histogram(uniform.codes)
     columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
     importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
-    if codec.entropy_coded:
+    if sizes is not None or not codec.entropy_coded:
+        family = build_codebooks(histogram, importance=importance)
+        designed = [family.codebook(size).levels for size in sizes or _FIXED_SIZES if size < family.max_levels]
+    else:
         slopes = _SLOPES * energy / uniform.codes.size
         if isinstance(codec, AscendCodec):
             books = codec.build_codebooks(histogram, slopes, importance=importance)
@@ -146,7 +160,4 @@ def _level_sets(uniform: UniformWeights, codec: Codec, feedback: Feedback, energ
             books = build_entropy_codebooks(histogram, slopes, importance=importance)
         designed = [book.levels for book in books]
         designed += [np.arange(-(128 // step) * step, 128, step).astype(np.int8) for step in _STEPS]
-    else:
-        family = build_codebooks(histogram, importance=importance)
-        designed = [family.codebook(size).levels for size in _FIXED_SIZES if size < family.max_levels]
     return list({levels.tobytes(): levels for levels in designed if len(levels) > 1}.values())

@@ -8,8 +8,9 @@ version, and print is always dark on light.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,19 +19,40 @@ import plotly.offline
 
 from autonuq.atomic import replace_text
 from autonuq.records import LayerRecord, StudyRecord, TrialRecord, format_metric
-from autonuq.report.figures import FIGURES, TEMPLATE, TITLE_PX, format_bytes
+from autonuq.report.kinds import FIGURES
+from autonuq.report.layer_figures import FEW_LAYERS
+from autonuq.report.style import TEMPLATE, TITLE_PX, format_bytes
 
-FIGURE_ORDER = ("front", "history", "layers", "curves")  # from the verdict to the detail
+TABS: Mapping[str, str] = {
+    "front": "Front",
+    "history": "History",
+    "layers": "Layers",
+    "curves": "Curves",
+    "codebooks": "Codebooks",
+    "predicted": "Predicted",
+    "importance": "Importance",
+    "contour": "Contour",
+    "timeline": "Timeline",
+}
+"""Kinds and their tabs, from the verdict to the detail."""
+
 ABSENT = "–"
 CODES = 256  # distinct int8 codes
 
 
-def write_report(record: StudyRecord, path: str | Path) -> None:
+class Recorded(Protocol):
+    """What can be read as a `StudyRecord`, such as `autonuq.Study`."""
+
+    def record(self) -> StudyRecord:
+        """Return it as plain data."""
+
+
+def write_report(study: StudyRecord | Recorded, path: str | Path) -> None:
     """Write a study as one self-contained HTML page.
 
     Parameters
     ----------
-    record : StudyRecord
+    study : Study or StudyRecord
         May be empty, unfinished, or without a satisfied trial.
     path : str or Path
         Missing folders are made; an existing file is replaced.
@@ -42,9 +64,9 @@ def write_report(record: StudyRecord, path: str | Path) -> None:
 
     Notes
     -----
-    **Cost**: about 5 MB and a fraction of a second, nearly all of it plotly.js.
+    **Cost**: about 5 MB and a second or two, nearly all of the bytes plotly.js.
     """
-    page = build_page(record)
+    page = build_page(study if isinstance(study, StudyRecord) else study.record())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, page)
@@ -62,25 +84,19 @@ def build_page(record: StudyRecord) -> str:
     str
         An HTML document.
     """
-    body = [
-        _verdict(record),
-        _layer_table(record),
-        *(_figure_section(kind, FIGURES[kind](record)) for kind in FIGURE_ORDER),
-        _failures(record),
-        _provenance(record),
-    ]
+    body = [_verdict(record), _figures(record), _layer_table(record), _skipped(record), _provenance(record)]
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<link rel="icon" href="data:,">',
             f"<title>{_text(record.name)} – autonuq report</title>",
             f"<style>{_STYLE}</style>",
             f"<script>{plotly.offline.get_plotlyjs()}</script>",
-            f"<script>{_DRAW_SCRIPT}</script>",
             "</head><body><main>",
             *body,
-            f"</main><script>{_SORT_SCRIPT}</script></body></html>",
+            f"</main><script>{_FIGURE_SCRIPT}{_TABLE_SCRIPT}</script></body></html>",
             "",
         ]
     )
@@ -88,28 +104,26 @@ def build_page(record: StudyRecord) -> str:
 
 def _verdict(record: StudyRecord) -> str:
     best = record.best
-    count = {
-        state: sum(trial.state == state for trial in record.trials)
-        for state in ("complete", "failed", "running")
-    }
+    count = {state: sum(trial.state == state for trial in record.trials) for state in ("complete", "failed", "running")}
     satisfied = sum(trial.state == "complete" and bool(trial.satisfied) for trial in record.trials)
     partial = sum(trial.is_partial for trial in record.trials)
     raced = f"{partial} stopped on a part of the batches" if partial else ""
     running = f"{count['running']} running"
+    before = _metric(record.original_metric, record.original_standard_error)
+    after = _metric(best.metric, best.standard_error) if best else ABSENT
     if best is not None:
         whole = format_bytes(record.original_bytes)
         size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
-        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}"
+        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; metric {before} → {after}"
     elif count["complete"]:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
         sentence = "<strong>No finished trial yet.</strong>"
     sizes = (f"{record.original_bytes:,}", _number(best.size_bytes if best else None, ",.0f"))
-    before = _metric(record.original_metric, record.original_standard_error)
-    after = _metric(best.metric, best.standard_error) if best else ABSENT
+    limit = "limit unknown" if record.limit is None else f"limit {record.limit:.6g}"
     tiles = [
         ("Weights, bytes", f"{sizes[0]} → {sizes[1]}", "float32 → compressed"),
-        ("Metric", f"{before} → {after}", "original → compressed"),
+        ("Metric", f"{before} → {after}", f"original → compressed; {limit}"),
         *_confirmation(record),
         ("Trials", f"{count['complete']} of {record.target_trials} done", record.stopped or running),
         ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", raced),
@@ -160,19 +174,18 @@ _COLUMNS = (
 def _layer_table(record: StudyRecord) -> str:
     best = record.best
     heads = "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>'
-        for name, kind in _COLUMNS
+        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>' for name, kind in _COLUMNS
     )
     sizes = record.layer_bytes(best) if best else {}
     levels = record.layer_levels(best) if best else {}
-    rows = "\n".join(
-        _layer_row(layer, sizes.get(layer.name), levels.get(layer.name)) for layer in record.layers
-    )
+    rows = "\n".join(_layer_row(layer, sizes.get(layer.name), levels.get(layer.name)) for layer in record.layers)
     whole = LayerRecord("All layers", "", sum(layer.weights for layer in record.layers), "float")
     total = _layer_row(whole, sum(sizes.values()) if best else None, None, treatment="")
-    note = "under the best trial's plan" if best else "sizes follow once a trial satisfies the constraint"
+    note = "Under the best trial's plan" if best else "Sizes follow once a trial satisfies the constraint"
     return (
-        f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort</p>'
+        f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort.</p>'
+        '<p class="filter"><label>Filter <input type="search" placeholder="name, type or treatment"></label> '
+        f'<output class="note">{len(record.layers)} layers</output></p>'
         f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody><tfoot>{total}</tfoot></table></div></section>"
     )
@@ -204,25 +217,40 @@ def _cell(value: str | float | None, pattern: str = "", unit: str = "") -> str:
     return f'<td class="number" data-value="{"" if value is None else value}">{shown}</td>'
 
 
-def _figure_section(kind: str, figure: go.Figure) -> str:
-    title = figure.layout.title.text
-    figure.update_layout(
-        title_text="", margin_t=(figure.layout.margin.t or TEMPLATE.layout.margin.t) - TITLE_PX
+def _figures(record: StudyRecord) -> str:
+    """Return all figures, one of which is seen at a time on a screen, and all on paper."""
+    drawn = {kind: FIGURES[kind](record) for kind in TABS}
+    tabs = "".join(
+        f'<button type="button" role="tab" id="tab-{kind}" aria-controls="panel-{kind}">{name}</button>'
+        for kind, name in TABS.items()
     )
+    panels = "\n".join(_panel(kind, figure) for kind, figure in drawn.items())
+    many = ' class="many"' if len(record.layers) > FEW_LAYERS else ""  # long labels need room
+    return f'<section{many}><h2>Figures</h2><div role="tablist">{tabs}</div>{panels}</section>'
+
+
+def _panel(kind: str, figure: go.Figure) -> str:
+    title = figure.layout.title.text
+    figure.update_layout(title_text="", margin_t=(figure.layout.margin.t or TEMPLATE.layout.margin.t) - TITLE_PX)
     # Inside a script element only "<" can end it, and JSON may spell it otherwise.
     drawing = plotly.io.to_json(figure).replace("<", "\\u003c")
     return (
-        f"<section><h2>{_text(title)}</h2>"
+        f'<div role="tabpanel" id="panel-{kind}" aria-labelledby="tab-{kind}" hidden><h3>{_text(title)}</h3>'
         f'<div class="scroll"><div class="plot" id="figure-{kind}"></div></div>'
-        f'<script>drawFigure("figure-{kind}", {drawing})</script></section>'
+        f'<script type="application/json">{drawing}</script></div>'
     )
 
 
-def _failures(record: StudyRecord) -> str:
+def _skipped(record: StudyRecord) -> str:
+    """Return the layers without a codebook and the failed trials, with the reasons."""
+    layers = [(layer.name, layer.treatment, layer.reason) for layer in record.layers if layer.treatment != "nuq"]
     failed = [trial for trial in record.trials if trial.state == "failed"]
-    if not failed:
-        return "<section><h2>Failed trials</h2><p>None.</p></section>"
-    return _plain_table("Failed trials", ("Trial", "Reason", "Worker", "Started"), map(_failure_row, failed))
+    return "".join(
+        [
+            _plain_table("Layers without a codebook", ("Layer", "Treatment", "Reason"), layers),
+            _plain_table("Failed trials", ("Trial", "Reason", "Worker", "Started"), map(_failure_row, failed)),
+        ]
+    )
 
 
 def _failure_row(trial: TrialRecord) -> tuple[str, ...]:
@@ -230,14 +258,20 @@ def _failure_row(trial: TrialRecord) -> tuple[str, ...]:
 
 
 def _provenance(record: StudyRecord) -> str:
-    if not record.provenance:
-        return "<section><h2>How to reproduce</h2><p>The study recorded no provenance.</p></section>"
-    return _plain_table("How to reproduce", ("What", "Value"), record.provenance.items())
+    """Return command and study file to copy, and what else is known of the study's origin."""
+    texts = [(key, record.provenance[key]) for key in ("command", "study file") if key in record.provenance]
+    others = [(key, value) for key, value in record.provenance.items() if key not in dict(texts)]
+    blocks = "".join(f"<h3>{_text(key.capitalize())}</h3><pre>{_text(value)}</pre>" for key, value in texts)
+    return f"<section><h2>How to reproduce</h2>{blocks}</section>" + _plain_table(
+        "Versions, files and hashes", ("What", "Value"), others
+    )
 
 
 def _plain_table(title: str, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
     body = "\n".join(f"<tr>{''.join(f'<td>{_text(value)}</td>' for value in row)}</tr>" for row in rows)
+    if not body:
+        return f"<section><h2>{_text(title)}</h2><p>None.</p></section>"
     return (
         f'<section><h2>{_text(title)}</h2><div class="scroll"><table class="plain">'
         f"<thead><tr>{head}</tr></thead>"
@@ -284,6 +318,8 @@ thead th { position: sticky; top: 0; background: var(--paper); vertical-align: b
 tfoot td { font-weight: 600; border-bottom: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .sortable td { white-space: nowrap; }
+.sortable tr > :first-child { position: sticky; left: 0; background: var(--paper); }
+.sortable thead tr > :first-child { z-index: 2; }
 .sortable td:last-child { white-space: normal; min-width: 9rem; }
 .plain td { overflow-wrap: anywhere; }
 .plain td:first-child { white-space: nowrap; }
@@ -292,41 +328,86 @@ th button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px;
 th button::after { content: "\\2195"; opacity: .35; margin-left: .3em; }
 th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
-#figure-layers { min-width: 36rem; }
+h3 { margin: 1rem 0 .25rem; font-size: 1rem; }
+pre { background: var(--card); border-radius: .5rem; padding: .75rem .9rem; overflow: auto; margin: .25rem 0;
+  font-size: .85rem; }
+[role=tablist] { display: flex; flex-wrap: wrap; gap: .25rem; margin: .5rem 0; }
+[role=tab] { font: inherit; font-size: .9rem; color: var(--ink); background: var(--card); cursor: pointer;
+  border: 1px solid var(--line); border-radius: .4rem; padding: .25rem .7rem; }
+[role=tab][aria-selected=true] { background: var(--accent); border-color: var(--accent); color: var(--paper); }
+[role=tab]:focus-visible, .filter input:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.filter { margin: .5rem 0; }
+.filter input { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
+  border-radius: .4rem; padding: .25rem .6rem; width: min(16rem, 100%); }
+#figure-layers { min-width: 46rem; }
+.many #figure-curves, .many #figure-codebooks, .many #figure-importance { min-width: 30rem; }
 .plot .main-svg { background: transparent !important; }
-.plot .bg, .plot .gradient_filled { fill: transparent !important; }
+.plot .bg { fill: transparent !important; }
 .plot text { fill: var(--ink) !important; }
 .plot .gridlayer path, .plot path.xtick, .plot path.ytick { stroke: var(--line) !important; }
 .plot .hoverlayer text { fill: #1f2328 !important; }
 @media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } .verdict { font-size: 1.2rem; } }
+@page { margin: 12mm; }
 @media print {
   main { max-width: none; padding: 0; } .scroll { overflow: visible; max-height: none; }
   h2 { margin-top: 1.25rem; } section, .tiles > div { break-inside: avoid; }
-  section:has(table) { break-inside: auto; }
-  thead th { position: static; } .sortable { font-size: .7rem; } #figure-layers { min-width: 0; }
+  section:has(table), section:has(.plot) { break-inside: auto; } pre { white-space: pre-wrap; }
+  thead th { position: static; } .sortable { font-size: .7rem; } .plot { min-width: 0 !important; }
+  [role=tablist], .filter { display: none; } [role=tabpanel] { break-inside: avoid; }
   th button::after { content: ""; }
   .sortable td:last-child { min-width: 0; } th, td { padding: .2rem .3rem; }
 }
 """
 
-_DRAW_SCRIPT = """
-function drawFigure(id, figure) {
+_FIGURE_SCRIPT = """
+const PRINT_WIDTH_PX = 680;  // the text width of a portrait A4 or letter page
+const tabs = [...document.querySelectorAll("[role=tab]")];
+const panels = [...document.querySelectorAll("[role=tabpanel]")];
+function draw(panel) {
+  const plot = panel.querySelector(".plot");
+  if (plot.classList.contains("js-plotly-plot")) return;
+  const figure = JSON.parse(panel.querySelector("script").textContent);
   const narrow = window.innerWidth < 640;
   if (narrow) figure.layout.margin = {...figure.layout.margin, l: 48, r: 8};
   figure.config = {responsive: true, displaylogo: false, displayModeBar: narrow ? false : undefined};
-  Plotly.newPlot(id, figure);
+  Plotly.newPlot(plot, figure);
 }
-const PRINT_WIDTH_PX = 680;  // the text width of a portrait A4 or letter page
-const drawn = () => document.querySelectorAll(".plot");
-const resize = change => drawn().forEach(plot => Plotly.relayout(plot, change));
-addEventListener("beforeprint", () => resize({width: PRINT_WIDTH_PX}));
-addEventListener("afterprint", () => resize({width: null, autosize: true}));
+function select(index) {
+  tabs.forEach((tab, i) => {
+    tab.setAttribute("aria-selected", i === index);
+    tab.tabIndex = i === index ? 0 : -1;
+    panels[i].hidden = i !== index;
+  });
+  draw(panels[index]);
+  Plotly.Plots.resize(panels[index].querySelector(".plot"));
+}
+tabs.forEach((tab, index) => {
+  tab.addEventListener("click", () => select(index));
+  tab.addEventListener("keydown", event => {
+    const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+    if (!step) return;
+    const next = (index + step + tabs.length) % tabs.length;
+    select(next);
+    tabs[next].focus();
+  });
+});
+addEventListener("beforeprint", () => panels.forEach(panel => {
+  panel.hidden = false;
+  draw(panel);
+  Plotly.relayout(panel.querySelector(".plot"), {width: PRINT_WIDTH_PX});
+}));
+addEventListener("afterprint", () => {
+  panels.forEach(panel => Plotly.relayout(panel.querySelector(".plot"), {width: null, autosize: true}));
+  select(tabs.findIndex(tab => tab.getAttribute("aria-selected") === "true"));
+});
+select(0);
 """
 
-_SORT_SCRIPT = """
-for (const button of document.querySelectorAll(".sortable th button")) {
+_TABLE_SCRIPT = """
+const table = document.querySelector(".sortable"), body = table.tBodies[0];
+for (const button of table.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
-    const head = button.closest("th"), body = button.closest("table").tBodies[0], column = head.cellIndex;
+    const head = button.closest("th"), column = head.cellIndex;
     const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
@@ -337,4 +418,11 @@ for (const button of document.querySelectorAll(".sortable th button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
+document.querySelector(".filter input").addEventListener("input", event => {
+  const wanted = event.target.value.trim().toLowerCase(), rows = [...body.rows];
+  for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  const shown = rows.filter(row => !row.hidden).length;
+  document.querySelector(".filter output").textContent =
+    shown === rows.length ? `${shown} layers` : `${shown} of ${rows.length} layers`;
+});
 """

@@ -5,6 +5,7 @@ Source: AMCT's IFMR layer (no tops; `batch_num` passes are collected, then one c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
 from autonuq.quant.config import ActivationSettings
 from autonuq.runtime.moments import MomentObserver, are_requested, is_observable, moments_file
 from autonuq.runtime.samples import samples_folder, store_sample
+
+_log = logging.getLogger("autonuq.calibration")
 
 OBSERVER_TYPES = frozenset({"IFMR", "HFMG"})
 
@@ -76,13 +79,16 @@ class Observer:
                 self._histogram.update(bottom)
             else:
                 self._values.append(bottom.ravel())
+        names = ", ".join(self._parameters.object_layer)
+        _log.debug("layer '%s': %d of %d passes are stored", names, self._passes, self._parameters.batch_num)
         if not self.finished:
             return None
         try:
             found = self._range()
         except QuantizationError as error:
-            raise QuantizationError(str(error), layer=", ".join(self._parameters.object_layer)) from error
+            raise QuantizationError(str(error), layer=names) from error
         self._values.clear()
+        _log.info("layer '%s': calibrated, scale_d %g, offset_d %d", names, found.scale, found.offset)
         return {
             name: _input_factors(found, shape)
             for name, shape in zip(self._parameters.object_layer, self._shapes, strict=True)

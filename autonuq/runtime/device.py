@@ -67,7 +67,7 @@ def select_accelerator() -> None:
         The installed onnxruntime has no provider for one, or the process ran on another card already.
     """
     global _selected
-    _selected = _checked(Device(_accelerator(), _card))
+    _selected = _checked(Device(find_accelerator(), _card))
 
 
 def select_card(number: int) -> None:
@@ -87,13 +87,20 @@ def select_card(number: int) -> None:
     if card < 0:
         raise ValueError(f"set_device takes the number of a card, 0 or more. Got {number!r}.")
     if card:
-        _accelerator()
+        find_accelerator()
     if not _selected.is_cpu:
         _selected = _checked(replace(_selected, number=card))
     _card = card
 
 
-def _accelerator() -> str:
+def find_accelerator() -> str:
+    """Return the execution provider of the GPU or NPU.
+
+    Raises
+    ------
+    RuntimeFailure
+        The installed onnxruntime has none.
+    """
     available = onnxruntime.get_available_providers()
     for provider in PACKAGES:
         if provider in available:

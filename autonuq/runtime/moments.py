@@ -65,20 +65,22 @@ class MomentObserver:
     """
 
     def __init__(self, layer: Layer, path: Path) -> None:
-        self._layer = layer
-        columns = layer.blobs[0][0].size
-        self._sums = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(columns + 1, columns))
+        self._layer, self._path = layer, path
+        self._columns = layer.blobs[0][0].size
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(self._columns + 1, self._columns))
 
     def observe(self, bottom: Array) -> None:
         """Take in one pass of the layer's input.
 
         Notes
         -----
-        **Cost**: rows * K**2 multiplications in float32, summed in float64; O(K**2) memory beside the chunk.
+        **Cost**: rows * K**2 multiplications in float32, summed in float64; O(K**2) memory beside the chunk, while the
+        call lasts: the file is mapped for no longer, so that the layers of a network do not add up.
         """
+        sums = np.load(self._path, mmap_mode="r+")
         for patches in self._patches(bottom):
-            self._sums[:-1] += patches.T @ patches
-            self._sums[-1] += len(patches)
+            sums[:-1] += patches.T @ patches
+            sums[-1] += len(patches)
 
     def _patches(self, bottom: Array) -> Iterator[Array]:
         """Yield the inputs that rows of weights meet, shape (some, K), columns in the weights' own order."""
@@ -89,10 +91,9 @@ class MomentObserver:
         padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))
         views = np.lib.stride_tricks.sliding_window_view(padded, window.kernel, axis=(2, 3))
         views = views[:, :, :: window.stride[0], :: window.stride[1]].transpose(0, 2, 3, 1, 4, 5)
-        columns = self._sums.shape[1]
         images = max(1, _CHUNK_VALUES // max(1, views[0].size))
         for begin in range(0, len(views), images):
-            yield np.ascontiguousarray(views[begin : begin + images]).reshape(-1, columns)
+            yield np.ascontiguousarray(views[begin : begin + images]).reshape(-1, self._columns)
 
 
 def is_observable(layer: Layer) -> bool:

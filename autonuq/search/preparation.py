@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 
 import optuna
@@ -25,7 +24,7 @@ from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.points import OperatingPoints
 from autonuq.search.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.search.points_cache import load_points, store_points
-from autonuq.search.stored import LAYERS, ORIGINAL_ERROR, ORIGINAL_METRIC, stored_rates
+from autonuq.search.stored import LAYERS, ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_rates
 from autonuq.search.task import OnProgress, Progress, Task
 
 
@@ -89,7 +88,7 @@ def prepare_points(
         points = store_points(task.points_folder, key, built)
     layers = layer_records(model, points)
     if LAYERS not in study.user_attrs:
-        study.set_user_attr(LAYERS, [asdict(record) for record in layers])
+        store_layers(study, layers)
     elif tuple(layer.rates_bytes for layer in layers) != stored_rates(study):
         raise StudyError(
             f"its operating points in {task.points_folder} were lost and cannot be built again as they were; start a "

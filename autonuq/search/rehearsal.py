@@ -164,6 +164,7 @@ class Rehearsal:
             config=self._load_config(self._file),
             batch_num=self._file.batch_num,
             activation_offset=self._file.activation_offset,
+            amct_levels=self._file.amct_levels,
             codec=self._file.codec,
         )
         self._model = quantized_model(self._task)

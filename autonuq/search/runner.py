@@ -126,7 +126,7 @@ class Runner:
             size_bytes=self._size_bytes(plan),
             points=plan,
             origin=origin,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=datetime.now(UTC).isoformat(timespec="milliseconds"),
             worker=self.worker,
         )
         trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})

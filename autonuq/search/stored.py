@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -28,6 +28,8 @@ LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
+WEIGHTS = "autonuq:weights/"
+"""Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
 CONFIRMATION = "autonuq:confirmation"
 RACE = "autonuq:race"
 STOPPED = "autonuq:stopped"
@@ -86,7 +88,10 @@ class Study:
             name=self.name,
             codec=attributes.get(CODEC, ""),
             original_metric=attributes.get(ORIGINAL_METRIC),
-            layers=tuple(_layer_record(entry) for entry in attributes.get(LAYERS, [])),
+            layers=tuple(
+                _layer_record({**entry, **attributes.get(WEIGHTS + entry["name"], {})})
+                for entry in attributes.get(LAYERS, [])
+            ),
             trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
@@ -103,6 +108,15 @@ class Study:
         if found is None or found.ratio is None or found.metric is None or found.size_bytes is None:
             return None
         return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
+
+
+def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
+    """Store the layers of a study; LAYERS comes last, so that it stands for all of them."""
+    entries = [asdict(layer) for layer in layers]
+    for entry in entries:
+        weights = {key: entry.pop(key) for key in ("histogram", "codebooks")}
+        study.set_user_attr(WEIGHTS + entry["name"], weights)
+    study.set_user_attr(LAYERS, entries)
 
 
 def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:

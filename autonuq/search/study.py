@@ -6,6 +6,7 @@ finishes a trial by one transaction, and a trial that was running goes back into
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -79,7 +80,8 @@ def tune(
         Seconds after which no further trial is started.
     **options
         Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `python_layers`.
+        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `amct_levels`,
+        `python_layers`.
 
     Returns
     -------
@@ -251,6 +253,7 @@ def export_trial(
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
     packages = {name: version(name) for name in ("autonuq", "optuna", "numpy", "onnxruntime")}
     return {
+        **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
         "evaluator": evaluator_name(task.evaluator),
@@ -259,6 +262,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "seed": str(task.seed),
         **_hashes(fingerprint),
         **{f"{name} version": number for name, number in packages.items()},
+        "python version": platform.python_version(),
     }
 
 

@@ -54,7 +54,14 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
-    "quantization": {"cfg": str, "batch_num": int, "activation_offset": bool, "codec": str, "python_layers": bool},
+    "quantization": {
+        "cfg": str,
+        "batch_num": int,
+        "activation_offset": bool,
+        "python_layers": bool,
+        "codec": str,
+        "levels": str,
+    },
     "search": {
         "trials": int,
         "sampler": str,
@@ -79,6 +86,7 @@ _POSITIVE = (
 )
 _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "codec"): CODEC_NAMES,
+    ("quantization", "levels"): ("any", "amct"),
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),
     ("evaluator.transform", "channels"): ("RGB", "BGR"),
@@ -103,6 +111,8 @@ class StudyFile:
         AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
     batch_num : int
     activation_offset, python_layers : bool
+    amct_levels : bool
+        `levels = "amct"`: 32 or 16 levels or uniform steps; otherwise any number.
     codec, sampler : str
     trials, seed : int
     storage : str
@@ -125,6 +135,7 @@ class StudyFile:
     cfg: Path | None
     batch_num: int
     activation_offset: bool
+    amct_levels: bool
     python_layers: bool
     codec: str
     sampler: str
@@ -194,6 +205,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         cfg=folder / cfg if cfg else None,
         batch_num=values.get(("quantization", "batch_num"), 1),
         activation_offset=values.get(("quantization", "activation_offset"), True),
+        amct_levels=values.get(("quantization", "levels")) == "amct",
         python_layers=values.get(("quantization", "python_layers"), False),
         codec=values.get(("quantization", "codec"), "entropy"),
         sampler=values.get(("search", "sampler"), "rate-distortion"),

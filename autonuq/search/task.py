@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Task:
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+    amct_levels : bool
+        A layer keeps 32 or 16 levels or stays uniform, as AMCT has it; otherwise any number is tried.
     python_layers : bool
         The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
@@ -47,6 +49,8 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    provenance : mapping of str to str
+        What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
     racing : bool
@@ -65,11 +69,13 @@ class Task:
     config: QuantizationConfig | None = None
     batch_num: int = 1
     activation_offset: bool = True
+    amct_levels: bool = False
     python_layers: bool = False
     codec: str = "entropy"
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool = False
     stop_gain: float | None = None
@@ -123,7 +129,7 @@ def quantized_model(task: Task) -> QuantizedModel:
     """Load the network and quantize its weights as the task says."""
     graph = load_graph(task.source.model, task.source.weights)
     config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    return quantize(graph, config)
+    return quantize(graph, replace(config, amct_levels=task.amct_levels))
 
 
 def check_folder(task: Task) -> None:

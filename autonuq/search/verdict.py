@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-LIMIT = 7.0
-"""Margins are clipped to +-7: a drop 1,000 times smaller or larger than allowed says no more."""
+from autonuq.records import MARGIN_LIMIT
+
+LIMIT = MARGIN_LIMIT
 
 _TOLERANCE = 1e-6
 _GRID = 32  # points on either side of the edge at which a single edge is checked

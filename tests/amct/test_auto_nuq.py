@@ -10,6 +10,7 @@ from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase
 from autonuq.errors import ModelError, QuantizationError, StudyError
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
+from autonuq.search import load_study
 
 
 class AutoNuqEvaluator(AutoNuqEvaluatorBase):
@@ -99,6 +100,20 @@ def test_without_nuq_layers_every_capable_layer_is_searched(tiny, files):
         amct.auto_nuq(*files, AutoNuqEvaluator(8), path, str(tiny / "r.txt"), str(tiny / "T"), n_trials=4)
     assert (tiny / "T_nuq_layer_record.txt").read_text()
     assert load_record(tiny / "r.txt")["fc"].offset_d == 0
+
+
+@pytest.mark.parametrize("codec", ["entropy", "ascend"])
+def test_amcts_own_choices_are_all_that_it_is_offered(tiny, files, config, codec):
+    prefix = str(tiny / "T")
+    amct.auto_nuq(
+        *files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), prefix, n_trials=4, codec=codec, amct_levels=True
+    )
+    study = load_study("T", f"sqlite:///{tiny / 'T_study/study.db'}").record()
+    assert study.codec == codec
+    assert {size for layer in study.layers for size in layer.curve_levels} <= {256, 32, 16}
+    levels = study.layer_levels(study.best)
+    for name in (tiny / "T_nuq_layer_record.txt").read_text().split(";"):
+        assert levels[name] in (32, 16)
 
 
 def test_skipped_layers_stay_float(tiny, files):

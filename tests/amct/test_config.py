@@ -365,5 +365,5 @@ def test_default_config_refuses_layers_by_name(names, message):
 )
 def test_default_config_names_the_misused_parameter(arguments, error):
     (name,) = arguments
-    with pytest.raises(error, match=f"The '{name}' parameter of default_config must be"):
+    with pytest.raises(error, match=f"The '{name}' parameter of create_quant_config must be"):
         default_config(NETWORK, **arguments)

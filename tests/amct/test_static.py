@@ -187,6 +187,16 @@ def test_joint_quant_gives_the_inputs_of_one_eltwise_one_range(residual):
     assert observer.bottoms == ("data", "b1")
 
 
+def test_quant_info_names_the_quantizer_that_layers_share(tmp_path, residual):
+    quantized(residual)
+    layers = json.loads((tmp_path / "out/tiny_quant.json").read_text())["layers"]
+    assert {name: layer["quant_layer"] for name, layer in layers.items()} == {
+        "a": "a_0_quant_layer",
+        "b1": "a_0_quant_layer",
+        "b2": "b2_0_quant_layer",
+    }
+
+
 def test_joint_quant_needs_equal_settings(residual):
     override = 'override_layer_configs { layer_name: "b2" calibration_config { hfmg_quantize {} } }'
     with pytest.raises(QuantizationError, match="layer 'a': joint_quant gives a and b2 one activation range"):
@@ -333,6 +343,7 @@ def test_log_names_what_stays_float_and_why(tiny, files):
     log = (tiny / "amct_log/amct_caffe.log").read_text()
     assert "layer 'conv' (Convolution) stays float: left out by the configuration" in log
     assert "layer 'fc': uniform weights, inputs by ifmr" in log
+    assert "layer 'fc': calibrated, scale_d " in log
 
 
 def test_levels_of_the_log_come_from_the_environment(tiny, files, monkeypatch, capfd):

@@ -13,6 +13,7 @@ from autonuq.quant.codebook import (
     build_codebook,
     build_codebooks,
     build_entropy_codebook,
+    build_intervals,
     code_histogram,
     code_importance,
 )
@@ -185,3 +186,45 @@ def test_a_codebook_checks_its_form():
     for levels in ([], [1], [0, 0], [1, 0]):
         with pytest.raises(ValueError, match="Codebook"):
             Codebook(np.array(levels, np.int8), table)
+
+
+def plain_program(costs):
+    """Cut into every number of intervals by the recurrence alone, without any pruning."""
+    least = costs[:, 0].copy()
+    yield least[-1]
+    for _ in range(1, len(costs)):
+        before = np.concatenate(([np.inf], least[:-1]))
+        least = (costs + before).min(axis=1)
+        yield least[-1]
+
+
+shapes = st.sampled_from(("flat", "laplace", "rare"))
+full_histograms = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 256), shapes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(full_histograms, st.sampled_from((None, "noise", "zeros", "none")))
+def test_no_pruning_costs_anything(kind, weighting):
+    """Every number of levels, up to 256 codes: what is not looked at is never better."""
+    seed, size, shape = kind
+    rng = np.random.default_rng(seed)
+    occupied = rng.choice(256, size, replace=False)
+    histogram = np.zeros(256, np.int64)
+    histogram[occupied] = {
+        "flat": rng.integers(1, 9, size),
+        "laplace": 1 + 1e6 * np.exp(-np.abs(occupied - 128) / 15),
+        "rare": np.ceil(rng.pareto(0.5, size)).clip(1, 1e9),
+    }[shape]
+    importance = {
+        None: None,
+        "noise": histogram * rng.lognormal(sigma=2, size=256),
+        "zeros": histogram * rng.integers(0, 2, 256),
+        "none": np.zeros(256),
+    }[weighting]
+    family = build_codebooks(histogram, importance=importance)
+    expected = np.array(list(plain_program(build_intervals(histogram, importance).costs)))
+    np.testing.assert_allclose(family.distortions, expected, rtol=1e-12, atol=1e-12 * expected[0])
+    weights = histogram.astype(float) if importance is None else importance
+    for k in {2, 3, size // 2 + 1, size}:
+        found = distortion(family.codebook(k), np.where(histogram > 0, weights, 0))
+        assert found == pytest.approx(family.distortions[min(k, size) - 1], rel=1e-9, abs=1e-9 * expected[0])

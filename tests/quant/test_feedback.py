@@ -5,6 +5,7 @@ import pytest
 
 from autonuq.errors import QuantizationError
 from autonuq.quant.codec import CODECS
+from autonuq.quant.codecs import make_codec
 from autonuq.quant.feedback import assign, build_feedback, output_energy
 from autonuq.quant.points import InputMoments, build_points
 from autonuq.quant.uniform import quantize_weights
@@ -119,6 +120,17 @@ def test_feedback_pays(layer):
         lost = damped_error(moments.sums, feedback, rows - codes.reshape(40, -1) * scale[:, None], np.ones(40)) / energy
         on_curve = np.interp(rate, with_feedback.rates_bytes[::-1], with_feedback.distortions[::-1])
         assert on_curve < 0.7 * lost
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["calibrated", "counts"])
+@pytest.mark.parametrize("name", ["fixed", "entropy", "ascend"])
+def test_numbers_of_levels_can_be_limited(name, known, layer):
+    weights, uniform, moments = layer
+    codec = make_codec(name, uniform.codes.shape)
+    points = build_points("conv", weights, uniform, codec, moments=moments if known else None, sizes=(32, 16))
+    levels = [len(np.unique(codes)) for codes in points.codes[1:]]
+    assert set(levels) <= {32, 16} and 16 in levels
+    assert [codec.size_bytes(codes) for codes in points.codes] == points.curve.rates_bytes.tolist()
 
 
 def test_moments_of_another_layer_are_refused(layer):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord, encode_levels
 
 LEVELS = (256, 128, 64, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2)
 
@@ -15,7 +15,21 @@ def build_layer(name, kind, weights, treatment="nuq", reason=""):
     levels = LEVELS if treatment == "nuq" else LEVELS[:1]
     rates = tuple(int(weights * max(0.35, np.log2(k) - 1.4) / 8) + 24 + k for k in levels)
     distortions = tuple(float(weights**0.5 * (1.0 / k**2 + 2e-6)) for k in levels)
-    return LayerRecord(name, kind, weights, treatment, reason, rates, distortions, levels)
+    histogram = np.round(weights * np.exp(-0.5 * (np.arange(-128, 128) / 40) ** 2) / 100).astype(int)
+    books = tuple(encode_levels(np.round(np.linspace(-110, 110, k)).astype(int)) for k in levels[1:])
+    everything = encode_levels(range(-128, 128))
+    return LayerRecord(
+        name,
+        kind,
+        weights,
+        treatment,
+        reason,
+        rates,
+        distortions,
+        levels,
+        histogram=tuple(histogram.tolist()),
+        codebooks=(everything, *books),
+    )
 
 
 def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
@@ -26,8 +40,7 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
     for number in range(trials):
         centre = min(len(LEVELS) - 1, 4 + number // 5)
         points = {
-            layer.name: int(np.clip(round(centre + rng.normal(0, 2.2)), 0, len(LEVELS) - 1))
-            for layer in searched
+            layer.name: int(np.clip(round(centre + rng.normal(0, 2.2)), 0, len(LEVELS) - 1)) for layer in searched
         }
         trial = TrialRecord(number, "complete", points=points)
         size = sum(blank.layer_bytes(trial).values())
@@ -41,12 +54,13 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
                 ratio=blank.original_bytes / size,
                 metric=metric,
                 satisfied=satisfied,
-                margin=-0.5 if satisfied else 0.5,
+                margin=float(np.clip(np.log(max(1e-9, (0.9124 - metric) / 0.01)), -7, 7)),
+                predicted=None if number < 6 else float(rng.normal(0, 0.3)),
                 size_bytes=size,
                 points=points,
                 started=f"2025-06-01T10:{number:02d}:00Z",
-                duration_s=12.5,
-                worker="box:4711",
+                duration_s=52.5,
+                worker=f"box:{4711 + number % 2}",
             )
         )
     if trials > 10:
@@ -71,10 +85,7 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
 def lenet():
     sizes = {"conv1": 500, "conv2": 25_000, "ip1": 400_000, "ip2": 5_000}
     return build_study(
-        [
-            build_layer(name, "Convolution" if "conv" in name else "InnerProduct", n)
-            for name, n in sizes.items()
-        ]
+        [build_layer(name, "Convolution" if "conv" in name else "InnerProduct", n) for name, n in sizes.items()]
     )
 
 

@@ -1,21 +1,27 @@
 """Every number of a figure is decided in its data object; these tests read values, not pictures."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import LayerRecord, StudyRecord, TrialRecord, decode_levels, encode_levels
 from autonuq.report import FIGURES
-from autonuq.report.figures import (
+from autonuq.report.data import (
+    codebooks_data,
     curves_data,
-    format_bytes,
     front_data,
     history_data,
     layers_data,
-    layers_figure,
+    metric_rises,
+    predicted_data,
+    timeline_data,
 )
+from autonuq.report.layer_figures import layers_figure
+from autonuq.report.optimization import contour_data, importance_data, optuna_study
+from autonuq.report.style import format_bytes
 
 
 def trial(number, ratio, metric, satisfied, **more):
@@ -32,7 +38,8 @@ def texts_of(figure):
 
 
 def test_kinds_are_sorted():
-    assert list(FIGURES) == sorted(FIGURES) == ["curves", "front", "history", "layers"]
+    assert list(FIGURES) == sorted(FIGURES)
+    assert {"codebooks", "curves", "front", "history", "importance", "layers"} <= set(FIGURES)
 
 
 def test_history_keeps_the_best_satisfied_ratio_so_far():
@@ -84,9 +91,7 @@ def test_front_of_a_loss_improves_downwards():
     )
     assert not data.larger_is_better
     assert data.history.numbers[data.front].tolist() == [1, 0]
-    assert "smaller is better" in texts_of(
-        FIGURES["front"](study(trial(3, 8.0, 2.0, False), original_metric=0.3))
-    )
+    assert "smaller is better" in texts_of(FIGURES["front"](study(trial(3, 8.0, 2.0, False), original_metric=0.3)))
 
 
 def test_layers_set_bytes_and_levels_beside_float32(lenet):
@@ -139,9 +144,8 @@ def test_only_failed_trials_are_no_points(kind):
 def test_150_layers_are_drawn_and_named(kind, deep):
     figure = FIGURES[kind](deep)
     assert len(figure.data) > 0
-    if kind in {"curves", "layers"}:
+    if kind in {"codebooks", "curves", "importance", "layers"}:
         assert "inception_27f/3x3_reduce" in texts_of(figure)
-    if kind == "layers":
         assert figure.layout.height > 150 * 15  # a row stays readable
 
 
@@ -176,6 +180,86 @@ def test_all_trials_unsatisfied_has_no_best_line(lenet):
     assert len(FIGURES["curves"](record).data) == 4  # the curves, without a star
 
 
+def test_the_limit_is_where_the_margins_say_it_is():
+    record = study(
+        trial(0, 2.0, 0.895, True, margin=math.log(0.5)),
+        trial(1, 3.0, 0.88, False, margin=math.log(2)),
+        trial(2, 9.0, 0.10, False, margin=7.0),
+        trial(3, 9.0, 0.70, False, margin=1.0),
+    )
+    assert record.limit == pytest.approx(0.89)
+    assert "limit 0.89" in texts_of(FIGURES["front"](record))
+    for told_nothing in (record.trials[2:], ()):
+        assert replace(record, trials=told_nothing).limit is None
+
+
+def test_the_limit_tells_which_way_the_metric_improves():
+    assert not metric_rises(study(trial(0, 2.0, 0.95, True, margin=-0.5)))
+    assert metric_rises(study(trial(0, 2.0, 0.85, True, margin=-0.5)))
+
+
+def test_predictions_are_metrics():
+    margins = {"margin": math.log(0.5), "predicted": math.log(2)}
+    data = predicted_data(study(trial(0, 2.0, 0.895, True), trial(1, 2.0, 0.895, True, **margins)))
+    assert data.numbers.tolist() == [1]
+    assert data.predicted.tolist() == pytest.approx([0.88])
+    assert data.measured.tolist() == [0.895]
+
+
+def test_codebooks_show_the_levels_that_the_best_trial_keeps(lenet):
+    data = codebooks_data(lenet)
+    levels = lenet.layer_levels(lenet.best)
+    assert {layer.name: len(layer.levels) for layer in data.layers} == levels
+    assert [layer.counts.tolist() for layer in data.layers] == [list(layer.histogram) for layer in lenet.layers]
+    assert not codebooks_data(study(layers=[replace(lenet.layers[0], histogram=(), codebooks=())])).layers
+
+
+@pytest.mark.parametrize("levels", [(-128, 0, 127), tuple(range(-128, 128)), ()], ids=len)
+def test_levels_survive_their_spelling(levels):
+    assert decode_levels(encode_levels(levels)) == levels
+
+
+def test_bits_per_weight_of_the_layers(lenet):
+    data = layers_data(lenet)
+    weights = np.array([layer.weights for layer in lenet.layers])
+    np.testing.assert_allclose(data.bits_per_weight, 8 * data.compressed_bytes / weights)
+
+
+def test_timeline_orders_the_trials_and_ends_running_ones_with_the_study(lenet):
+    data = timeline_data(lenet)
+    assert data.numbers.tolist() == list(range(40))
+    assert data.outcomes[7] == "failed"
+    assert data.outcomes[39] == "running"
+    assert data.durations_s[0] == 52.5
+    assert data.workers[:2] == ("box:4711", "box:4712")
+    early = replace(lenet.trials[39], started=lenet.trials[0].started)
+    assert timeline_data(replace(lenet, trials=(*lenet.trials[:39], early))).durations_s[1] == 38 * 60 + 52.5
+
+
+def test_the_optuna_study_is_the_records(lenet):
+    found = optuna_study(lenet)
+    assert found.best_value == lenet.best.ratio
+    trials = found.get_trials()
+    finished = [each for each in lenet.trials if each.state == "complete"]
+    assert [each.value for each in trials] == [each.ratio for each in finished]
+    assert trials[0].params["ratio/ip1"] == 1_600_000 / lenet.layer_bytes(finished[0])["ip1"]
+
+
+def test_importance_finds_the_layer_that_decides_the_drop(lenet):
+    def drop(points):
+        return 0.01 * points["conv2"]
+
+    trials = [replace(each, metric=0.9124 - drop(each.points)) for each in lenet.trials if each.points]
+    data = importance_data(replace(lenet, trials=tuple(trials)))
+    assert data.names[0] == "conv2"
+    assert data.importances.sum() == pytest.approx(1)
+    assert contour_data(replace(lenet, trials=tuple(trials))).names == data.names[:2]
+
+
+def test_few_trials_have_no_importance(lenet):
+    assert not importance_data(replace(lenet, trials=lenet.trials[:5])).names
+
+
 def test_names_are_escaped_and_long_ones_cut_only_on_the_axis():
     name = "<a href='http://x'>" + "very_long_layer_name" * 3
     layer = LayerRecord(name, "Convolution", 100, "nuq", "", (100, 50), (0.0, 2.0), (256, 4))
@@ -185,7 +269,7 @@ def test_names_are_escaped_and_long_ones_cut_only_on_the_axis():
     figure = layers_figure(layers_data(record))
     (label,) = figure.layout.yaxis.ticktext
     assert "…" in label
-    assert "very_long_layer_name" * 3 in figure.data[1].text[0]
+    assert "very_long_layer_name" * 3 in figure.data[1].hovertext[0]
 
 
 def test_zero_distortion_has_no_place_on_a_logarithmic_axis():

@@ -65,9 +65,7 @@ def test_kaleido_1_without_a_browser_names_the_remedy(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "kaleido.scopes" else name)
     monkeypatch.setattr(plotly.io, "to_image", fail)
-    with pytest.raises(
-        RuntimeFailure, match="requires Google Chrome.*install Chrome or Chromium, or .*0.2.1"
-    ):
+    with pytest.raises(RuntimeFailure, match="requires Google Chrome.*install Chrome or Chromium, or .*0.2.1"):
         write_figure(go.Figure(), tmp_path / "f.svg")
 
 

@@ -71,6 +71,13 @@ def test_mistakes(write, text, message):
         load_study_file(write(text))
 
 
+def test_levels_of_amct(write):
+    assert not load_study_file(write(GOOD)).amct_levels
+    assert load_study_file(write(GOOD + '[quantization]\nlevels = "amct"\n')).amct_levels
+    with pytest.raises(StudyError, match="'quantization.levels' must be one of any, amct"):
+        load_study_file(write(GOOD + '[quantization]\nlevels = "16"\n'))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(StudyError, match="study file cannot be read"):
         load_study_file(tmp_path / "none.toml")

@@ -1,0 +1,441 @@
+"""What the figures show, as plain data: every number is decided here and tested by its value.
+
+A ``..._data`` function turns a `StudyRecord` into a frozen dataclass of arrays. Trials that failed or have not
+finished are no points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+
+from autonuq.records import MARGIN_LIMIT, LayerRecord, StudyRecord, TrialRecord, decode_levels
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+OUTCOMES = ("satisfied", "not satisfied", "failed", "running")
+LONGEST_LEVELS_TEXT = 8  # layers; a hover box with more is summarized
+
+
+@dataclass(frozen=True)
+class HistoryData:
+    """Ratio of each finished trial, in order of trial number; n trials.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (n,)
+    ratios, metrics, sizes_bytes : ndarray of float64, shape (n,)
+        NaN where the trial does not say.
+    satisfied : ndarray of bool, shape (n,)
+    best_ratios : ndarray of float64, shape (n,)
+        Largest satisfied ratio up to and including each trial; NaN before the first.
+    levels : tuple of str
+        Each trial's levels in words.
+    """
+
+    numbers: Integers
+    ratios: Floats
+    metrics: Floats
+    sizes_bytes: Floats
+    satisfied: Flags
+    best_ratios: Floats
+    levels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrontData:
+    """Ratio against metric of each finished trial.
+
+    Attributes
+    ----------
+    history : HistoryData
+        The trials, n of them.
+    original_metric, limit : float or None
+        Metric of the float network, and where the constraint turns.
+    larger_is_better : bool
+        Which way the metric improves; see `metric_rises`.
+    front : ndarray of int64
+        Indices of the non-dominated satisfied trials, by falling ratio.
+    """
+
+    history: HistoryData
+    original_metric: float | None
+    limit: float | None
+    larger_is_better: bool
+    front: Integers
+
+
+@dataclass(frozen=True)
+class LayersData:
+    """What the best trial does to each of n layers, in network order.
+
+    Attributes
+    ----------
+    names, types, treatments : tuple of str
+    original_bytes, compressed_bytes : ndarray of float64, shape (n,)
+        As float32, and under the best trial's plan; the latter NaN if no trial satisfied.
+    original_shares, compressed_shares : ndarray of float64, shape (n,)
+        The layer's part of all layers' bytes, in [0, 1].
+    bits_per_weight : ndarray of float64, shape (n,)
+        Of the compressed layer.
+    levels : ndarray of float64, shape (n,)
+        Levels kept, NaN for layers left as float32.
+    trial : int or None
+        Number of the best trial.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    treatments: tuple[str, ...]
+    original_bytes: Floats
+    compressed_bytes: Floats
+    original_shares: Floats
+    compressed_shares: Floats
+    bits_per_weight: Floats
+    levels: Floats
+    trial: int | None
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """One searched layer's rate-distortion curve of m points.
+
+    Attributes
+    ----------
+    name : str
+    bits_per_weight, distortions : ndarray of float64, shape (m,)
+    rates_bytes, levels : ndarray of int64, shape (m,)
+    chosen : int or None
+        Index of the best trial's point.
+    """
+
+    name: str
+    bits_per_weight: Floats
+    distortions: Floats
+    rates_bytes: Integers
+    levels: Integers
+    chosen: int | None
+
+
+@dataclass(frozen=True)
+class CurvesData:
+    """The curves of all searched layers, in network order, and the best trial's number."""
+
+    curves: tuple[LayerCurve, ...]
+    trial: int | None
+
+
+@dataclass(frozen=True)
+class PredictedData:
+    """What the sampler expected of its proposals and what they measured; n trials.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (n,)
+    predicted, measured : ndarray of float64, shape (n,)
+        Metrics.
+    satisfied : ndarray of bool, shape (n,)
+    original_metric, limit : float or None
+    """
+
+    numbers: Integers
+    predicted: Floats
+    measured: Floats
+    satisfied: Flags
+    original_metric: float | None
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class LayerCodebook:
+    """The int8 codes of one layer and the levels that the best trial keeps.
+
+    Attributes
+    ----------
+    name : str
+    counts : ndarray of int64, shape (256,)
+        Weights of each code before NUQ, index = code + 128.
+    levels : ndarray of int64, shape (k,)
+        Empty without a best trial.
+    """
+
+    name: str
+    counts: Integers
+    levels: Integers
+
+
+@dataclass(frozen=True)
+class CodebooksData:
+    """Histogram and codebook of every quantized layer, in network order, and the best trial's number."""
+
+    layers: tuple[LayerCodebook, ...]
+    trial: int | None
+
+
+@dataclass(frozen=True)
+class TimelineData:
+    """Who evaluated what and when; n trials that were started, by start.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (n,)
+    workers, outcomes : tuple of str
+        Outcome: one of `OUTCOMES`.
+    starts : tuple of datetime
+    durations_s : ndarray of float64, shape (n,)
+        Of a running trial: until the last thing known of the study.
+    """
+
+    numbers: Integers
+    workers: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    starts: tuple[datetime, ...]
+    durations_s: Floats
+
+
+def history_data(record: StudyRecord) -> HistoryData:
+    """Collect the finished trials of a study.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    HistoryData
+        One entry per complete trial with a ratio.
+    """
+    trials = sorted(
+        (trial for trial in record.trials if trial.state == "complete" and trial.ratio is not None),
+        key=lambda trial: trial.number,
+    )
+    ratios = _floats(trial.ratio for trial in trials)
+    satisfied = np.array([bool(trial.satisfied) for trial in trials], dtype=np.bool_)
+    best = np.maximum.accumulate(np.where(satisfied, ratios, -np.inf)) if trials else ratios
+    return HistoryData(
+        numbers=np.array([trial.number for trial in trials], dtype=np.int64),
+        ratios=ratios,
+        metrics=_floats(trial.metric for trial in trials),
+        sizes_bytes=_floats(trial.size_bytes for trial in trials),
+        satisfied=satisfied,
+        best_ratios=np.where(np.isfinite(best), best, np.nan),
+        levels=tuple(_levels_in_words(record, trial) for trial in trials),
+    )
+
+
+def front_data(record: StudyRecord) -> FrontData:
+    """Set ratio against metric and find the satisfied trials that no other one beats in both.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    FrontData
+    """
+    history = history_data(record)
+    larger_is_better = metric_rises(record)
+    candidates = np.flatnonzero(np.isfinite(history.metrics) & history.satisfied)
+    quality = history.metrics if larger_is_better else -history.metrics
+    # By falling ratio, the better metric first among equals: who beats every metric before it, stays.
+    order = candidates[np.lexsort((-quality[candidates], -history.ratios[candidates]))]
+    before = np.concatenate(([-np.inf], np.maximum.accumulate(quality[order])))[: len(order)]
+    front = order[quality[order] > before]
+    return FrontData(history, record.original_metric, record.limit, larger_is_better, front)
+
+
+def metric_rises(record: StudyRecord) -> bool:
+    """Say whether a larger metric is the better one.
+
+    Notes
+    -----
+    A verdict does not tell which way a metric improves (accuracy up, loss down). Where the constraint turns does; else
+    the metric is taken to improve upwards unless the unsatisfied trials (all, if none is unsatisfied) lie on average
+    above the original.
+
+    **Source**: own derivation.
+    """
+    if record.original_metric is None:
+        return True
+    if record.limit is not None:
+        return record.limit <= record.original_metric
+    history = history_data(record)
+    known = np.isfinite(history.metrics)
+    worse = known & ~history.satisfied
+    worse = worse if worse.any() else known
+    return not worse.any() or bool(history.metrics[worse].mean() <= record.original_metric)
+
+
+def layers_data(record: StudyRecord) -> LayersData:
+    """Set each layer's bytes under the best trial beside its float32 bytes.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    LayersData
+        Without a best trial, compressed bytes and levels are NaN.
+    """
+    best = record.best
+    sizes = record.layer_bytes(best) if best else {}
+    levels = record.layer_levels(best) if best else {}
+    original = _floats(layer.original_bytes for layer in record.layers)
+    compressed = _floats(sizes.get(layer.name) for layer in record.layers)
+    return LayersData(
+        names=tuple(layer.name for layer in record.layers),
+        types=tuple(layer.type for layer in record.layers),
+        treatments=tuple(layer.treatment for layer in record.layers),
+        original_bytes=original,
+        compressed_bytes=compressed,
+        original_shares=original / max(1.0, original.sum()),
+        compressed_shares=compressed / max(1.0, compressed.sum()),
+        bits_per_weight=8 * compressed / np.maximum(1.0, _floats(layer.weights for layer in record.layers)),
+        levels=_floats(levels.get(layer.name) for layer in record.layers),
+        trial=best.number if best else None,
+    )
+
+
+def curves_data(record: StudyRecord) -> CurvesData:
+    """Collect the rate-distortion curves of the layers that the study searches.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    CurvesData
+        Layers that are not searched, having one operating point, are left out.
+    """
+    best = record.best
+    searched = (layer for layer in record.layers if len(layer.rates_bytes) > 1)
+    return CurvesData(
+        curves=tuple(_layer_curve(layer, best) for layer in searched),
+        trial=best.number if best else None,
+    )
+
+
+def _layer_curve(layer: LayerRecord, best: TrialRecord | None) -> LayerCurve:
+    rates = np.array(layer.rates_bytes, dtype=np.int64)
+    return LayerCurve(
+        name=layer.name,
+        bits_per_weight=8.0 * rates / layer.weights,
+        distortions=_floats(layer.distortions),
+        rates_bytes=rates,
+        levels=np.array(layer.curve_levels, dtype=np.int64),
+        chosen=best.points.get(layer.name, 0) if best else None,
+    )
+
+
+def predicted_data(record: StudyRecord) -> PredictedData:
+    """Set the metric that the sampler expected beside the one that was measured.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    PredictedData
+        Empty if the sampler predicts nothing, or the constraint's edge is unknown.
+
+    Notes
+    -----
+    A predicted margin m means the metric original + (limit - original) exp(m).
+    """
+    original, limit = record.original_metric, record.limit
+    trials = [
+        trial
+        for trial in record.trials
+        if trial.state == "complete" and trial.predicted is not None and trial.metric is not None
+    ]
+    if original is None or limit is None:
+        trials = []
+    margins = np.clip(_floats(trial.predicted for trial in trials), -MARGIN_LIMIT, MARGIN_LIMIT)
+    return PredictedData(
+        numbers=np.array([trial.number for trial in trials], dtype=np.int64),
+        predicted=(original or 0.0) + ((limit or 0.0) - (original or 0.0)) * np.exp(margins),
+        measured=_floats(trial.metric for trial in trials),
+        satisfied=np.array([bool(trial.satisfied) for trial in trials], dtype=np.bool_),
+        original_metric=original,
+        limit=limit,
+    )
+
+
+def codebooks_data(record: StudyRecord) -> CodebooksData:
+    """Collect each layer's histogram and the levels that the best trial keeps.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    CodebooksData
+        Layers without a recorded histogram are left out.
+    """
+    best = record.best
+    return CodebooksData(
+        tuple(_layer_codebook(layer, best) for layer in record.layers if layer.histogram),
+        trial=best.number if best else None,
+    )
+
+
+def _layer_codebook(layer: LayerRecord, best: TrialRecord | None) -> LayerCodebook:
+    levels = decode_levels(layer.codebooks[best.points.get(layer.name, 0)]) if best and layer.codebooks else ()
+    return LayerCodebook(layer.name, np.array(layer.histogram, dtype=np.int64), np.array(levels, dtype=np.int64))
+
+
+def timeline_data(record: StudyRecord) -> TimelineData:
+    """Order the trials that were started by their start.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    TimelineData
+    """
+    trials = sorted((trial for trial in record.trials if trial.started), key=lambda trial: trial.started)
+    starts = [datetime.fromisoformat(trial.started) for trial in trials]
+    ends = [start + timedelta(seconds=trial.duration_s or 0.0) for start, trial in zip(starts, trials, strict=True)]
+    last = max(ends, default=None)
+    return TimelineData(
+        numbers=np.array([trial.number for trial in trials], dtype=np.int64),
+        workers=tuple(trial.worker or "unknown" for trial in trials),
+        outcomes=tuple(_outcome(trial) for trial in trials),
+        starts=tuple(starts),
+        durations_s=_floats(
+            (last - start).total_seconds() if last and trial.state == "running" else trial.duration_s
+            for start, trial in zip(starts, trials, strict=True)
+        ),
+    )
+
+
+def _outcome(trial: TrialRecord) -> str:
+    if trial.state != "complete":
+        return "failed" if trial.state == "failed" else "running"
+    return "satisfied" if trial.satisfied else "not satisfied"
+
+
+def _floats(values: Iterable[float | None]) -> Floats:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _levels_in_words(record: StudyRecord, trial: TrialRecord) -> str:
+    """Name every layer's levels, or their range if the layers are many."""
+    levels = {name: count for name, count in record.layer_levels(trial).items() if name in trial.points}
+    if len(levels) <= LONGEST_LEVELS_TEXT:
+        return ", ".join(f"{name} {count}" for name, count in levels.items())
+    counts = list(levels.values())
+    return f"{min(counts)} to {max(counts)}, median {np.median(counts):.0f}, over {len(counts)} layers"
