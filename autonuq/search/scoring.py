@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -114,8 +113,8 @@ def margin_of(evaluator: Any, original: float, metric: float, satisfied: bool) -
     try:
         found = margin(evaluator.is_satisfied, original, metric)
     except (Exception, SystemExit):
-        found = math.nan
-    return found if (found <= 0) == satisfied and not math.isnan(found) else verdict_alone(satisfied)
+        return verdict_alone(satisfied)
+    return found if (found <= 0) == satisfied else verdict_alone(satisfied)
 
 
 def prepare_race(task: Task, study: optuna.Study, original_metric: float, on_progress: OnProgress) -> None:
