@@ -59,7 +59,7 @@ def test_check_passes_estimates_and_leaves_nothing(run, tiny_study):
     assert document["estimate"]["trials"] == 6
     assert document["estimate"]["baseline_s"] == 0
     assert {path for path, data in files(tiny_study.parent).items() if before.get(path) != data} <= {
-        tiny_study.parent / "out/tiny/study.db"
+        tiny_study.parent / "out/tiny/study.journal"
     }
     assert json.loads(run("status", tiny_study, "--json").stdout)["trials"]["complete"] == 2
 

@@ -25,7 +25,7 @@ from autonuq.compress import (
     write_calibration_model,
     write_fake_quant,
 )
-from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError
+from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError, StudyError
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import write_record
@@ -106,6 +106,8 @@ def accuracy_based_auto_calibration(
     ------
     EvaluatorError
         The user's code raised, or does not even accept the original network.
+    StudyError
+        A strategy of the user's stopped at a network that does not satisfy.
     AutonuqError
         See `errors`.
     ValueError, TypeError
@@ -129,62 +131,74 @@ def accuracy_based_auto_calibration(
     log_layers(able, loaded.config)
     folder = Path(save_dir).parent
     folder.mkdir(parents=True, exist_ok=True)
-    log = open_log()
-    user = _User(model_evaluator)
-    original = user.evaluate(ModelPair(Path(model_file), Path(weights_file)))
-    log.info("accuracy of the original model is %s", original)
-    if not user.verdict(original, original)[0]:
-        raise EvaluatorError(f"metric_eval({original}, {original}) is not satisfied by the original network itself")
+    user = _User(model_evaluator, ModelPair(Path(model_file), Path(weights_file)))
     stamp = datetime.now().strftime("%Y%m%d%H%M%S%f")
     with tempfile.TemporaryDirectory(prefix=f"temp{stamp}", dir=folder) as scratch:
         trials = _Trials(network, loaded.config, user, Path(scratch))
-        everything = trials.run(dict.fromkeys(loaded.config.layers, True))
-        log.info("accuracy of the global quantized model is %s", everything.metric)
-        ranking = _ranking(everything, measure)
-        verdict = user.verdict(original, everything.metric)
-        quantized, probes = dict.fromkeys(ranking, True), [Probe(dict.fromkeys(ranking, True), verdict)]
-        best: _Trial | None = everything
-        if not verdict[0]:
-            found = {frozenset(ranking): everything}
+        found = _search(trials, tuple(loaded.config.layers), measure, chosen_strategy)
+        best = trials.made(found.quantized)
+    ranking = sorted(found.ranking.items(), key=lambda item: item[1])
+    _write_json(folder / f"{_NAME}_ranking_information.json", ranking)
+    _write_json(Path(FOLDER) / f"{_NAME}_record.json", [_history(probe) for probe in found.probes])
+    _write_json(folder / f"{_NAME}_final_config.json", _final_config(config_file, found.quantized))
+    if best is None:
+        warn_of(["every layer had to stay float to satisfy metric_eval, so no quantized model was written"])
+        return
+    Path(record_file).parent.mkdir(parents=True, exist_ok=True)
+    write_record(record_file, best.model.factors)
+    write_outputs(best.model, "Both", str(save_dir))
+    open_log().info("accuracy of the saved model is %s", best.metric)
+    open_log().info("the record file is stored as %s", record_file)
 
-            def probe(wanted: Mapping[str, bool]) -> Verdict:
-                trial = trials.run(wanted)
-                found[_names(wanted)] = trial
-                answer = user.verdict(original, trial.metric)
-                floats = [name for name, is_quantized in wanted.items() if not is_quantized]
-                state = "satisfied" if answer[0] else "not satisfied"
-                log.info("float: %s; metric %s, loss %s: %s", ", ".join(floats), trial.metric, answer[1], state)
-                return answer
 
-            quantized, probes = roll_back(ranking, chosen_strategy, verdict, probe)
-            best = found.get(_names(quantized))
-        _write_json(folder / f"{_NAME}_ranking_information.json", sorted(ranking.items(), key=lambda item: item[1]))
-        _write_json(Path(FOLDER) / f"{_NAME}_record.json", [_history(probe) for probe in probes])
-        _write_json(folder / f"{_NAME}_final_config.json", _final_config(config_file, quantized))
-        if best is None:
-            warn_of(["every layer had to stay float to satisfy metric_eval, so no quantized model was written"])
-            return
-        Path(record_file).parent.mkdir(parents=True, exist_ok=True)
-        write_record(record_file, best.model.factors)
-        write_outputs(best.model, "Both", str(save_dir))
-    log.info("accuracy of the saved model is %s", best.metric)
-    log.info("the record file is stored as %s", record_file)
+@dataclass(frozen=True)
+class _Found:
+    """Where a search ended: the ranking, which layers are quantized in the end, and what was tried."""
+
+    ranking: Mapping[str, float]
+    quantized: Mapping[str, bool]
+    probes: list[Probe]
+
+
+def _search(trials: _Trials, layers: tuple[str, ...], measure: Sensitivity, strategy: Strategy) -> _Found:
+    """Quantize all layers; where that does not satisfy, rank them and follow the strategy."""
+    everything = trials.run(dict.fromkeys(layers, True))
+    open_log().info("accuracy of the global quantized model is %s", everything.metric)
+    ranking = _ranking(everything, measure)
+    if everything.verdict[0]:
+        quantized = dict.fromkeys(ranking, True)
+        return _Found(ranking, quantized, [Probe(quantized, everything.verdict)])
+    return _Found(ranking, *roll_back(ranking, strategy, everything.verdict, lambda kept: trials.run(kept).verdict))
 
 
 @dataclass(frozen=True)
 class _Trial:
     """One network that was calibrated and scored; `record_file` leads to the samples of its layers' inputs."""
 
+    quantized: Mapping[str, bool]
     model: QuantizedModel
     metric: Any
+    verdict: Verdict
     record_file: Path
 
 
 class _User:
-    """The user's evaluator, its exceptions mapped."""
+    """The user's evaluator, its exceptions mapped, with the metric of the original network.
 
-    def __init__(self, evaluator: AutoCalibrationEvaluatorBase) -> None:
+    Raises
+    ------
+    EvaluatorError
+        Not even the original network satisfies.
+    """
+
+    def __init__(self, evaluator: AutoCalibrationEvaluatorBase, source: ModelPair) -> None:
         self._evaluator = evaluator
+        self._original = self.evaluate(source)
+        open_log().info("accuracy of the original model is %s", self._original)
+        if not self.verdict(self._original)[0]:
+            raise EvaluatorError(
+                f"metric_eval({self._original}, {self._original}) is not satisfied by the original network itself"
+            )
 
     def calibrate(self, pair: ModelPair) -> None:
         self._call("calibration", str(pair.model), str(pair.weights))
@@ -192,8 +206,8 @@ class _User:
     def evaluate(self, pair: ModelPair) -> Any:
         return self._call("evaluate", str(pair.model), str(pair.weights))
 
-    def verdict(self, original: Any, new: Any) -> Verdict:
-        answer = self._call("metric_eval", original, new)
+    def verdict(self, metric: Any) -> Verdict:
+        answer = self._call("metric_eval", self._original, metric)
         try:
             satisfied, loss = answer
             return bool(satisfied), float(loss)
@@ -212,11 +226,12 @@ class _User:
 
 
 class _Trials:
-    """Makes, calibrates and scores networks in a scratch folder."""
+    """Makes, calibrates and scores networks in a scratch folder; the last one that satisfied is kept."""
 
     def __init__(self, network: Graph, config: QuantizationConfig, user: _User, scratch: Path) -> None:
         self._network, self._config, self._user, self._scratch = network, config, user, scratch
         self._count = 0
+        self._kept: _Trial | None = None
 
     def run(self, quantized: Mapping[str, bool]) -> _Trial:
         """Make the network in which the layers of a mapping are quantized or float."""
@@ -234,7 +249,33 @@ class _Trials:
         model = restrict_levels(calibrated(uniform, record_file), record_file)
         pair = fake_quant_pair(str(folder / "probe"))
         write_fake_quant(model, {}, {}, pair)
-        return _Trial(model, self._user.evaluate(pair), record_file)
+        metric = self._user.evaluate(pair)
+        trial = _Trial(quantized, model, metric, self._user.verdict(metric), record_file)
+        self._kept = trial if trial.verdict[0] else self._kept
+        _log_trial(trial)
+        return trial
+
+    def made(self, quantized: Mapping[str, bool]) -> _Trial | None:
+        """Return the network of a mapping, made once more if need be; None where no layer is quantized.
+
+        Raises
+        ------
+        StudyError
+            It does not satisfy: a strategy of the user's stopped too early.
+        """
+        if not any(quantized.values()):
+            return None
+        kept = self._kept
+        trial = kept if kept is not None and kept.quantized == quantized else self.run(quantized)
+        if not trial.verdict[0]:
+            raise StudyError("the strategy stopped at a network that does not satisfy metric_eval; nothing was written")
+        return trial
+
+
+def _log_trial(trial: _Trial) -> None:
+    floats = ", ".join(name for name, is_quantized in trial.quantized.items() if not is_quantized) or "none"
+    state = "satisfied" if trial.verdict[0] else "not satisfied"
+    open_log().info("float layers: %s; metric %s, loss %s: %s", floats, trial.metric, trial.verdict[1], state)
 
 
 def _ranking(trial: _Trial, measure: Sensitivity) -> dict[str, float]:
@@ -250,10 +291,6 @@ def _ranking(trial: _Trial, measure: Sensitivity) -> dict[str, float]:
             )
         ranking[name] = float(measure.compare(*layer_outputs(trial.model, name, inputs)))
     return ranking
-
-
-def _names(quantized: Mapping[str, bool]) -> frozenset[str]:
-    return frozenset(name for name, is_quantized in quantized.items() if is_quantized)
 
 
 def _history(probe: Probe) -> dict[str, Any]:

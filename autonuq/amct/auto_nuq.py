@@ -21,6 +21,7 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import Evaluator
+from autonuq.search.storage import default_url
 from autonuq.search.stored import Best
 from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
 
@@ -79,7 +80,7 @@ def auto_nuq(
         source=ModelPair(Path(model_file), Path(weights_file)),
         evaluator=nuq_evaluator,
         out=out,
-        storage=f"sqlite:///{(out / 'study.db').resolve()}",
+        storage=default_url(out.resolve()),
         config=config,
         codec=codec,
         amct_levels=amct_levels,
@@ -94,7 +95,8 @@ def auto_nuq(
     _say_winner(best, save_dir)
     stored = load_caffemodel(deploy_pair(save_dir).weights)
     chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
-    warn_of_gain({name: stored[name][0].values for name in chosen if name})
+    weights = {name: stored[name][0] for name in chosen if name}
+    warn_of_gain({name: blob.values.reshape(blob.shape) for name, blob in weights.items()})
 
 
 def _say_winner(best: Best, save_dir: str) -> None:

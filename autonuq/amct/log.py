@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from autonuq.amct.config import QUANTIZABLE_TYPES
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import QuantizationConfig
@@ -81,7 +82,7 @@ def warn_of(messages: Iterable[str]) -> None:
 
 
 def log_layers(able: Iterable[Capability], config: QuantizationConfig) -> None:
-    """Say of each layer with weights how it is quantized, or why it is not."""
+    """Say of each layer of a type that can be quantized how it is, or why it is not."""
     log = open_log()
     for capability in able:
         settings = config.layers.get(capability.name)
@@ -89,7 +90,7 @@ def log_layers(able: Iterable[Capability], config: QuantizationConfig) -> None:
             is_nuq = settings.weights.algorithm == "nuq"
             weights = f"non-uniform weights (num_steps {settings.weights.num_steps})" if is_nuq else "uniform weights"
             log.info("layer '%s': %s, inputs by %s", capability.name, weights, settings.activation.algorithm)
-        elif capability.weights:
+        elif capability.type in QUANTIZABLE_TYPES:
             reason = capability.reason or "left out by the configuration"
             log.info("layer '%s' (%s) stays float: %s", capability.name, capability.type, reason)
 
@@ -113,6 +114,6 @@ class ProgressLog:
         spent = time.monotonic() - self._started
         left = spent / max(1, step.done - self._first) * (step.total - step.done)
         verdict = "satisfied" if step.trial.satisfied else "not satisfied"
+        state = "failed" if step.trial.state == "failed" else verdict
         best = f"best {step.best.ratio:.2f}x" if step.best is not None else "none satisfied yet"
-        levels = "failed" if step.trial.state == "failed" else verdict
-        open_log().info("%s, %s; %s; about %.0f s left", message, levels, best, left)
+        open_log().info("%s, %s; %s; about %.0f s left", message, state, best, left)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterable
@@ -23,7 +24,9 @@ from rich.text import Text
 
 from autonuq import amct
 from autonuq.cli.console import (
+    ArtifactsOption,
     CommandGroup,
+    JobsOption,
     JsonOption,
     ModelArgument,
     OutOption,
@@ -58,6 +61,8 @@ from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
+from autonuq.search.workers import fetch_network
+from autonuq.search.workers import work as run_worker
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 
@@ -75,6 +80,7 @@ def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
     try:
         app()
     except (AutonuqError, OSError) as error:
@@ -163,12 +169,15 @@ def tune(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
 ) -> None:
     """Start a study, run it, and write the best network.
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
-    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=False)
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    _run(file, trials, timeout, jobs, exists=False)
 
 
 @app.command()
@@ -178,21 +187,48 @@ def resume(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
 ) -> None:
     """Go on with a study where its storage stands.
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    _run(load_study_file(study, out=out, storage=storage), trials, timeout, exists=True)
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    _run(file, trials, timeout, jobs, exists=True)
 
 
-def _run(file: StudyFile, trials: int | None, timeout: float | None, *, exists: bool) -> None:
+@app.command()
+def work(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    artifacts: ArtifactsOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Run trials of a study that was started elsewhere, until none is left.
+
+    This machine needs the study file, its evaluator and its data; the network comes from the artifacts.
+
+    Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
+    """
+    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    try:
+        with Display(file.name, file.storage) as display:
+            file = fetch_network(file, on_progress=display.show, timeout=timeout)
+            run_worker(_task(replace(file, cfg=None, confirm=None)), on_progress=display.show, timeout=timeout)
+    except KeyboardInterrupt:
+        err.print("interrupted; its trial is queued again")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(file: StudyFile, trials: int | None, timeout: float | None, jobs: int, *, exists: bool) -> None:
     task = _task(file)
     task = replace(task, n_trials=trials or task.n_trials)
     interrupted = False
     try:
         with Display(task.name, task.storage) as display:
-            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout)
+            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout, jobs=jobs)
     except KeyboardInterrupt:
         interrupted = True
         err.print("interrupted; go on with 'autonuq resume'")
@@ -231,6 +267,7 @@ def _task(file: StudyFile) -> Task:
         sampler=file.sampler,
         seed=file.seed,
         n_trials=file.trials,
+        artifacts=file.artifacts,
         provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
         confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
         racing=file.racing,

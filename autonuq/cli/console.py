@@ -26,6 +26,8 @@ WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", s
 TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
 StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+ArtifactsOption = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; overrides the file's.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Workers of this machine.")]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

@@ -161,7 +161,9 @@ class _IntegerBuilder(Builder):
         return name
 
     def _codes(self, layer: str, codes: Array) -> str:
-        levels, indices = np.unique(codes, return_inverse=True)
+        steps = codes.view(np.uint8)
+        present = np.bincount(steps.reshape(-1), minlength=256) > 0
+        levels = np.arange(256, dtype=np.uint8)[present].view(np.int8)
         bits = max(1, math.ceil(math.log2(len(levels))))
         if not self._codebooks or bits == 8:
             return self.stored(f"{layer}:codes", codes)
@@ -169,7 +171,7 @@ class _IntegerBuilder(Builder):
             self._powers[bits] = self.stored("powers", 1 << np.arange(bits, dtype=np.uint8)[None])
         return self.add(
             "Unpack",
-            self.stored(f"{layer}:indices", pack_indices(indices, bits)),
+            self.stored(f"{layer}:indices", pack_indices((np.cumsum(present) - 1)[steps], bits)),
             self._powers[bits],
             self.stored(f"{layer}:levels", levels),
             self.stored(f"{layer}:shape", np.array(codes.shape, np.int64)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import importlib
 import importlib.util
@@ -90,6 +91,8 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
         raise EvaluatorError(f"{reference} cannot be constructed: {_reason(error)}") from error
     if not hasattr(evaluator, "evaluate_batch_num"):
         evaluator.evaluate_batch_num = evaluate_batch_num
+    # Other processes cannot import its module, and need not be sent its data: they make their own.
+    copyreg.pickle(cls, lambda _: (load_evaluator, (reference, folder, evaluate_batch_num)))
     return evaluator
 
 

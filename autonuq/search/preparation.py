@@ -24,7 +24,7 @@ from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.points import OperatingPoints
 from autonuq.search.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.search.points_cache import load_points, store_points
-from autonuq.search.stored import LAYERS, ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_rates
+from autonuq.search.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_layers
 from autonuq.search.task import OnProgress, Progress, Task
 
 
@@ -87,9 +87,10 @@ def prepare_points(
         built = build_points(model, task.codec, task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
     layers = layer_records(model, points)
-    if LAYERS not in study.user_attrs:
+    stored = stored_layers(study)
+    if not stored:
         store_layers(study, layers)
-    elif tuple(layer.rates_bytes for layer in layers) != stored_rates(study):
+    elif [layer.rates_bytes for layer in layers] != [layer.rates_bytes for layer in stored]:
         raise StudyError(
             f"its operating points in {task.points_folder} were lost and cannot be built again as they were; start a "
             "study of another name",

@@ -163,6 +163,14 @@ class RateDistortionSampler(BaseSampler):
         gains = list(self._remaining_gains(study)) or [0.0]
         return float(np.expm1(np.quantile(gains, probability)))
 
+    def propose(self, study: Study) -> dict[str, float]:
+        """Return the parameters that the study's next trial would be given, without making the trial."""
+        trials = study.get_trials(deepcopy=False)
+        if self._proposer is None:
+            return {}
+        plan = self._propose(self._proposer, trials, len(trials))
+        return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
+
     def has_gain_left(self, study: Study, share: float, probability: float = 0.9) -> bool:
         """Say whether `remaining_gain` may be above a share; quickly where it is far above."""
         allowed = (1 - probability) * GAIN_DRAWS

@@ -24,7 +24,7 @@ from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.graph.files import load_graph
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
-from autonuq.search.storage import open_storage
+from autonuq.search.storage import open_storage, storage_file
 from autonuq.search.stored import FINISHED, check_fingerprint
 from autonuq.search.study_file import StudyFile, make_evaluator
 from autonuq.search.task import Task, fingerprint_of, quantized_model
@@ -258,7 +258,7 @@ class Rehearsal:
 
     def _storage(self) -> str:
         """Make a study of a name of its own and remove it again."""
-        url, file = self._file.storage, _file_of(self._file.storage)
+        url, file = self._file.storage, storage_file(self._file.storage)
         if file is not None and not file.exists():
             if file.parent.exists() or file.parent == self._file.out:
                 return f"{url}, new"
@@ -278,17 +278,11 @@ class Rehearsal:
         return f"'{self._file.name}' has {self._finished} of {self._file.trials} trials; 'autonuq resume' goes on"
 
     def _is_new(self) -> bool:
-        file = _file_of(self._file.storage)
+        file = storage_file(self._file.storage)
         if file is not None and not file.exists():
             return True
         backend = open_storage(self._file.storage).backend
         return self._file.name not in {study.study_name for study in backend.get_all_studies()}
-
-
-def _file_of(url: str) -> Path | None:
-    """Return the file of a storage that is one."""
-    schemes = [scheme for scheme in ("sqlite:///", "journal://") if url.startswith(scheme)]
-    return Path(url.removeprefix(schemes[0])) if schemes else None
 
 
 def _taken(name: str, step: Callable[[], str]) -> Check:

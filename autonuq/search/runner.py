@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import optuna
-from optuna.trial import TrialState
+from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
-from autonuq.search.rate_distortion import MARGIN_ERROR, RateDistortionSampler
+from autonuq.search.claims import Claims
+from autonuq.search.lease import Heartbeat, Session
+from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.scoring import Scorer
 from autonuq.search.space import Space
+from autonuq.search.storage import Storage
 from autonuq.search.stored import (
-    CONSTRAINT,
     FINISHED,
     ORIGIN,
+    ORIGINAL_METRIC,
     RUNNING,
     RUNNING_FIELDS,
     STOPPED,
     TRIAL,
-    WORKER,
-    Study,
     requeue,
+    scored_record,
+    store_record,
+    stored_layers,
     trial_record,
 )
 from autonuq.search.task import OnProgress, Progress, Task
 from autonuq.search.trial_log import append_trial
 
 FAILURES_IN_A_ROW = 3
+POLL_S = 1.0
+"""How often a worker without work looks whether another's trial has become free."""
 STOP_GAIN = 0.005
 """What is not worth another trial, as a share of the ratio, where the task says nothing of it."""
 LEAST_TRIALS, UNASKED_TRIALS = 10, 40
@@ -43,82 +47,95 @@ LEAST_TRIALS, UNASKED_TRIALS = 10, 40
 
 
 class Runner:
-    """Runs trials one after the other until the study has as many as it shall have."""
+    """One worker: runs trials, one after the other, until the study has as many as it shall have."""
 
     def __init__(
         self,
         task: Task,
+        storage: Storage,
         study: optuna.Study,
         model: QuantizedModel,
         points: Mapping[str, OperatingPoints],
-        original_metric: float,
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.on_progress = task, study, on_progress
         curves = {name: found.curve for name, found in points.items()}
         self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
-        self.layers = Study(study).record().layers
+        self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        original_metric = float(study.user_attrs[ORIGINAL_METRIC])
         self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
-        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.session = Session()
+        self.claims = Claims(storage, study, self.space, self.session)
+        self.tally = Tally(study)
 
     def run(self, deadline: float | None) -> None:
         """Run what is left; raise EvaluatorError after three failures in a row."""
-        if self.task.sampler != "rate-distortion":
-            self._enqueue_seeds()
         failures = 0
-        target = min(self.task.n_trials, self.space.size)
-        while self._finished() < target and (deadline is None or time.monotonic() < deadline) and not self._is_done():
-            trial = self.study.ask()
-            trial.set_user_attr(WORKER, self.worker)
-            try:
-                record = self._run_trial(trial)
-            except BaseException:
-                requeue(self.study, trial._trial_id)
-                raise
-            failures = failures + 1 if record.state == "failed" else 0
-            self.on_progress(self._progress(record))
-            if failures == FAILURES_IN_A_ROW:
-                raise EvaluatorError(
-                    f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
-                    "then start a study of another name"
-                )
+        with self.session:
+            while (deadline is None or time.monotonic() < deadline) and not self._is_done():
+                trial = self.claims.next()
+                if trial is None:
+                    if self.claims.is_finished():
+                        return
+                    time.sleep(POLL_S)
+                    continue
+                record = self._run_claimed(trial)
+                failures = failures + 1 if record.state == "failed" else 0
+                for progress in self.tally.news(self.claims.total()):
+                    if progress.trial is not None and progress.trial.number == record.number:
+                        self.on_progress(progress)
+                if failures == FAILURES_IN_A_ROW:
+                    raise EvaluatorError(
+                        f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
+                        "then start a study of another name"
+                    )
+
+    def enqueue_seeds(self) -> None:
+        """Queue the plans that a study begins with whose sampler does not know where to begin."""
+        if self.task.sampler != "rate-distortion":
+            self.claims.enqueue(self.space.seeds(), "seed")
+
+    def tell_end(self) -> None:
+        """Tell why the study ended before its total, if it did."""
+        reason = self.study.user_attrs.get(STOPPED)
+        if reason:
+            self.on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
 
     def _is_done(self) -> bool:
-        """Say whether too little is left to gain; why is stored and told."""
+        """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
         asked = self.task.stop_gain
         share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
-        if self.task.sampler != "rate-distortion" or share <= 0 or self._finished() < least:
+        if self.task.sampler != "rate-distortion" or share <= 0 or not least <= self._finished() < self.claims.total():
             return False
+        if self.study.user_attrs.get(STOPPED):
+            return True
         if self.predictor.has_gain_left(self.study, share):
             return False
-        reason = f"with 90 % probability no plan is more than {share:.1%} above the best"
-        self.study.set_user_attr(STOPPED, reason)
-        self.on_progress(Progress("stop", reason, self._finished(), self.task.n_trials))
+        self.study.set_user_attr(STOPPED, f"with 90 % probability no plan is more than {share:.1%} above the best")
+        self.tell_end()
         return True
-
-    def _enqueue_seeds(self) -> None:
-        """Queue the seeds that are not in the storage yet: all of them, or what a killed start left out."""
-        there = sum(trial.user_attrs.get(ORIGIN) == "seed" for trial in self.study.get_trials(deepcopy=False))
-        for plan in self.space.seeds()[there:]:
-            self.study.enqueue_trial(self.space.parameters(plan), user_attrs={ORIGIN: "seed"})
 
     def _finished(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
-    def _progress(self, record: TrialRecord) -> Progress:
-        best = Study(self.study).record().best
-        return Progress("trial", record.summary, self._finished(), self.task.n_trials, record, best)
+    def _run_claimed(self, trial: optuna.Trial) -> TrialRecord:
+        """Run a trial; whatever stops that gives it back."""
+        try:
+            with Heartbeat(trial, self.session.lease):
+                return self._run_trial(trial)
+        except BaseException:
+            if self.session.holds(self.study._storage.get_trial(trial._trial_id)):
+                requeue(self.study, trial._trial_id)
+            raise
 
     def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
         """Propose, apply and score one plan, and finish the trial in the storage."""
+        if TRIAL in trial.user_attrs:  # its last worker died when all but the verdict's storing was done
+            return self._finish(trial, scored_record(trial))
         started = time.monotonic()
-        parameters = {
-            name: trial.suggest_float(name, distribution.low, distribution.high, log=True)
-            for name, distribution in self.space.distributions.items()
-        }
-        plan = self.space.plan(parameters)
+        plan = self.space.plan(trial.params)
         origin = trial.user_attrs.get(ORIGIN, "sampler")
         record = TrialRecord(
             trial.number,
@@ -127,7 +144,7 @@ class Runner:
             points=plan,
             origin=origin,
             started=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            worker=self.worker,
+            worker=self.session.lease.worker,
         )
         trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})
         known = self._scored(plan)
@@ -155,20 +172,37 @@ class Runner:
     def _size_bytes(self, plan: Mapping[str, int]) -> int:
         return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
 
-    def _scored(self, plan: Mapping[str, int]) -> TrialRecord | None:
-        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        records = (trial_record(trial) for trial in trials)
-        return next((record for record in records if record.points == plan), None)
+    def _scored(self, plan: dict[str, int]) -> TrialRecord | None:
+        found = self.claims.scored(plan)
+        return None if found is None else trial_record(found)
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
-        stored = {key: value for key, value in asdict(record).items() if key not in ("number", "state")}
-        trial.set_user_attr(TRIAL, stored)
-        if record.state == "failed" or record.margin is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            trial.set_constraint(CONSTRAINT, record.margin)
-            if record.margin_error is not None:
-                trial.set_user_attr(MARGIN_ERROR, record.margin_error)
-            self.study.tell(trial, record.ratio)
+        """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""
+        try:
+            store_record(trial, record)
+        except UpdateFinishedTrialError:
+            return trial_record(self.study._storage.get_trial(trial._trial_id))
         append_trial(self.task.log_file, record)
         return record
+
+
+class Tally:
+    """Counts the finished trials of all workers, and keeps the best of them."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._best: TrialRecord | None = None
+        self._seen: set[int] = set()
+
+    def news(self, total: int) -> list[Progress]:
+        """Describe the trials that finished since the last call."""
+        trials = self._study.get_trials(deepcopy=False, states=FINISHED)
+        return [self._add(trial_record(trial), total) for trial in trials if trial.number not in self._seen]
+
+    def _add(self, record: TrialRecord, total: int) -> Progress:
+        self._seen.add(record.number)
+        best_ratio = 0.0 if self._best is None else self._best.ratio or 0.0
+        if record.state == "complete" and record.satisfied and (record.ratio or 0.0) > best_ratio:
+            self._best = record
+        message = record.summary
+        return Progress("trial", message, len(self._seen), total, record, self._best)

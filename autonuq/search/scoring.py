@@ -59,7 +59,7 @@ class Scorer:
         """
         expected = self.predictor.predict(self.study, record.points, record.number)
         record = replace(record, predicted=expected and expected[0])
-        folder = self.task.out / f"trial{record.number}"  # the same one if the trial was killed and runs again
+        folder = self.task.trial_folder(record.number)
         folder.mkdir(exist_ok=True)
         try:
             pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")

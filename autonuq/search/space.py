@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Space:
             for name, curve in self.curves.items()
         }
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, FloatDistribution]:
         """Optuna's distribution of every parameter."""
         return {

@@ -5,8 +5,7 @@ Keys carry the prefix `autonuq:`; their contents are the JSON forms of `records`
 
 from __future__ import annotations
 
-import os
-import socket
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,7 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
 from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
-from autonuq.search.storage import open_storage
+from autonuq.search.lease import LEASE
+from autonuq.search.rate_distortion import MARGIN_ERROR
+from autonuq.search.storage import open_storage, storage_file
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
@@ -28,7 +29,6 @@ LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
-WEIGHTS = "autonuq:weights/"
 """Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
 CONFIRMATION = "autonuq:confirmation"
 RACE = "autonuq:race"
@@ -36,11 +36,12 @@ STOPPED = "autonuq:stopped"
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
 ORIGIN = "autonuq:origin"
-WORKER = "autonuq:worker"
+DEATHS = "autonuq:deaths"
 RUNNING = "autonuq:running"  # the fields of RUNNING_FIELDS, while the trial is scored
 CONSTRAINT = "satisfied"
 
 RUNNING_FIELDS = ("size_bytes", "started", "worker")
+_PIECE = 60_000  # characters, all of them ASCII
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
@@ -88,10 +89,7 @@ class Study:
             name=self.name,
             codec=attributes.get(CODEC, ""),
             original_metric=attributes.get(ORIGINAL_METRIC),
-            layers=tuple(
-                _layer_record({**entry, **attributes.get(WEIGHTS + entry["name"], {})})
-                for entry in attributes.get(LAYERS, [])
-            ),
+            layers=_layers(attributes),
             trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
@@ -110,13 +108,35 @@ class Study:
         return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
 
 
+def store_long(study: optuna.Study, key: str, value: Any) -> None:
+    """Store a long attribute of a study in pieces: MySQL takes 64 KiB each."""
+    text = json.dumps(value)
+    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    for index, piece in enumerate(pieces):
+        study.set_user_attr(f"{key}:{index}", piece)
+    study.set_user_attr(key, len(pieces))  # last: until it stands, there is nothing
+
+
+def load_long(attributes: Mapping[str, Any], key: str) -> Any:
+    """Read a long attribute, None if it is not there."""
+    found = attributes.get(key)
+    if not isinstance(found, int):  # earlier versions stored it whole
+        return found
+    return json.loads("".join(attributes[f"{key}:{index}"] for index in range(found)))
+
+
 def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
-    """Store the layers of a study; LAYERS comes last, so that it stands for all of them."""
-    entries = [asdict(layer) for layer in layers]
-    for entry in entries:
-        weights = {key: entry.pop(key) for key in ("histogram", "codebooks")}
-        study.set_user_attr(WEIGHTS + entry["name"], weights)
-    study.set_user_attr(LAYERS, entries)
+    """Store the layers and their curves."""
+    store_long(study, LAYERS, [asdict(layer) for layer in layers])
+
+
+def stored_layers(study: optuna.Study) -> tuple[LayerRecord, ...]:
+    """Return the layers and their curves; none before they were stored."""
+    return _layers(study.user_attrs)
+
+
+def _layers(attributes: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
+    return tuple(map(_layer_record, load_long(attributes, LAYERS) or ()))
 
 
 def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
@@ -141,6 +161,33 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
 
 
+def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
+    """Store what came of a trial and finish it, in whatever state its storage has it by now.
+
+    Raises
+    ------
+    UpdateFinishedTrialError
+        It was finished already.
+    """
+    storage = trial.study._storage
+    trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state")})
+    if record.margin is not None:
+        storage.set_trial_system_attr(trial._trial_id, f"constraints:{CONSTRAINT}", record.margin)
+    if record.margin_error is not None:
+        trial.set_user_attr(MARGIN_ERROR, record.margin_error)
+    storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # if it was given back meanwhile
+    if record.state == "failed" or record.margin is None:
+        trial.study.tell(trial, state=TrialState.FAIL)
+    else:
+        trial.study.tell(trial, record.ratio)
+
+
+def scored_record(trial: optuna.Trial) -> TrialRecord:
+    """Read what a running trial's last worker stored before it could finish it."""
+    stored = trial.user_attrs[TRIAL]
+    return TrialRecord(**{**stored, "number": trial.number, "state": "failed" if stored["error"] else "complete"})
+
+
 def load_study(name: str, storage: str) -> Study:
     """Open a stored study to look at it.
 
@@ -149,12 +196,10 @@ def load_study(name: str, storage: str) -> Study:
     StudyError
         It does not exist, or the storage cannot be read.
     """
+    file = storage_file(storage)
+    if file is not None and not file.exists():
+        raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
     return Study(open_storage(storage).load(name))
-
-
-def stored_rates(study: optuna.Study) -> tuple[tuple[int, ...], ...]:
-    """Return the sizes of every layer's points, as the study's plans mean them."""
-    return tuple(tuple(entry["rates_bytes"]) for entry in study.user_attrs.get(LAYERS, []))
 
 
 def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
@@ -174,28 +219,9 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> No
         )
 
 
-def requeue_orphans(study: optuna.Study) -> None:
-    """Put trials that no living process runs back into the queue, with the parameters they had."""
-    host = socket.gethostname()
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker_host, _, pid = trial.user_attrs.get(WORKER, f"{host}:0").rpartition(":")
-        if worker_host == host and not _is_alive(int(pid)):
-            requeue(study, trial._trial_id)
-
-
 def requeue(study: optuna.Study, trial_id: int) -> None:
     """Put an unfinished trial back into the queue; whoever asks next gets it with the parameters that it had."""
     with suppress(UpdateFinishedTrialError):  # finished just before an interrupt
+        # First the lease, so that nobody takes the next worker for this one.
+        study._storage.set_trial_user_attr(trial_id, LEASE, {})
         study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
-
-
-def _is_alive(pid: int) -> bool:
-    if pid <= 0 or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,7 +1,7 @@
 """A study from outside: start it, go on with it, export what it found.
 
 What a killed process leaves is always resumable: `preparation` stores each result as soon as it exists, `runner`
-finishes a trial by one transaction, and a trial that was running goes back into the queue.
+finishes a trial by one transaction, and a trial whose worker died goes back into the queue (`claims`, `lease`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from autonuq.compress import ModelPair, calibrated
 from autonuq.errors import StudyError
 from autonuq.export import export
 from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.search.artifacts import Artifacts
 from autonuq.search.confirmation import confirm
 from autonuq.search.evaluator import check_evaluator, evaluator_name
 from autonuq.search.preparation import calibrate, prepare_points, score_original
-from autonuq.search.runner import Runner
-from autonuq.search.sampler import make_sampler
 from autonuq.search.scoring import prepare_race
-from autonuq.search.storage import open_storage
+from autonuq.search.storage import default_url, open_storage
 from autonuq.search.stored import (
     CODEC,
     FINGERPRINT,
@@ -34,9 +33,9 @@ from autonuq.search.stored import (
     Study,
     check_fingerprint,
     load_study,
-    requeue_orphans,
 )
 from autonuq.search.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.search.workers import PACKAGES, make_runner, run_local
 
 __all__ = [
     "WINNER_FORMATS",
@@ -62,6 +61,7 @@ def tune(
     out: str | Path,
     on_progress: OnProgress = lambda progress: None,
     timeout: float | None = None,
+    jobs: int = 1,
     **options: Any,
 ) -> Study:
     """Start a study, run it to its end, and export the best plan to `out`.
@@ -78,10 +78,13 @@ def tune(
         Told of every step (`Progress`).
     timeout : float, optional
         Seconds after which no further trial is started.
+    jobs : int
+        Workers that run at the same time, through joblib: processes of this machine, or what its `parallel_config`
+        says. `on_progress` is then called from a thread.
     **options
-        Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.db` in the
-        folder), `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`, `amct_levels`,
-        `python_layers`.
+        Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.journal` in the
+        folder), `artifacts`, `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`,
+        `amct_levels`, `python_layers`.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def tune(
         See `errors`; EvaluatorError after three failed trials in a row, too.
     """
     task = _task(model_file, weights_file, evaluator, out, options)
-    return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout)
+    return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
 
 def resume(
@@ -107,6 +110,7 @@ def resume(
     out: str | Path,
     on_progress: OnProgress = lambda progress: None,
     timeout: float | None = None,
+    jobs: int = 1,
     **options: Any,
 ) -> Study:
     """Go on with a study up to `n_trials` in all; see `tune`.
@@ -117,20 +121,20 @@ def resume(
         The study does not exist, or model, configuration or evaluator are not those it was started with.
     """
     task = _task(model_file, weights_file, evaluator, out, options)
-    return _run_and_export(task, exists=True, on_progress=on_progress, timeout=timeout)
+    return _run_and_export(task, exists=True, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
 
 def _task(
     model_file: str | Path, weights_file: str | Path, evaluator: Any, out: str | Path, options: dict[str, Any]
 ) -> Task:
     folder = Path(out)
-    defaults = {"name": folder.resolve().name, "storage": f"sqlite:///{folder.resolve() / 'study.db'}"}
+    defaults = {"name": folder.resolve().name, "storage": default_url(folder.resolve())}
     source = ModelPair(Path(model_file), Path(weights_file))
     return Task(source=source, evaluator=evaluator, out=folder, **{**defaults, **options})
 
 
-def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None) -> Study:
-    study = run_study(task, exists=exists, on_progress=on_progress, timeout=timeout)
+def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int) -> Study:
+    study = run_study(task, exists=exists, on_progress=on_progress, timeout=timeout, jobs=jobs)
     if study.best is not None:
         export_trial(task, study, formats=WINNER_FORMATS)
     return study
@@ -142,6 +146,7 @@ def run_study(
     exists: bool,
     on_progress: OnProgress = lambda progress: None,
     timeout: float | None = None,
+    jobs: int = 1,
 ) -> Study:
     """Start (or, if it exists, go on with) a study and run it to its end; see `tune` and `resume`."""
     for evaluator in (task.evaluator, task.confirm):
@@ -157,7 +162,6 @@ def run_study(
     if exists:
         study = storage.load(task.name)
         check_fingerprint(study, fingerprint)
-        requeue_orphans(study)
     else:
         study = storage.create(task.name)
         study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
@@ -170,22 +174,21 @@ def run_study(
     prepare_race(task, study, original_metric, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
-    curves = {name: found.curve for name, found in points.items()}
-    weights = {name: uniform.codes.size for name, uniform in model.weights.items()}
-    trials = len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials)
-    Runner(task, study, model, points, original_metric, on_progress).run(deadline)
+    Artifacts(task.artifacts_location).publish(task, study, model)
+    runner = make_runner(task, storage, study, model, points, on_progress, is_first=True)
+    runner.enqueue_seeds()
+    if jobs == 1:
+        runner.run(deadline)
+    else:
+        run_local(runner, jobs, deadline)
     confirm(task, study, model, points, on_progress)
     return Study(study)
 
 
 def is_resumable(task: Task) -> bool:
     """Say whether the task's study exists, is of the same model, configuration and evaluator, and is unfinished."""
-    url = task.storage
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return False
     try:
-        study = open_storage(url).load(task.name)
+        study = load_study(task.name, task.storage).optuna
         check_fingerprint(study, fingerprint_of(task, quantized_model(task)))
     except StudyError:
         return False
@@ -251,7 +254,7 @@ def export_trial(
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
-    packages = {name: version(name) for name in ("autonuq", "optuna", "numpy", "onnxruntime")}
+    packages = {name: version(name) for name in PACKAGES}
     return {
         **task.provenance,
         "prototxt": str(task.source.model),

@@ -24,7 +24,7 @@ from autonuq.search.builtin import (
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.isolation import IsolatedEvaluator
 from autonuq.search.sampler import SAMPLERS
-from autonuq.search.storage import absolute_url
+from autonuq.search.storage import absolute_url, default_url
 
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
@@ -67,6 +67,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "sampler": str,
         "storage": str,
         "seed": int,
+        "artifacts": str,
         "racing": bool,
         "stop_gain": _NUMBER,
     },
@@ -117,6 +118,8 @@ class StudyFile:
     trials, seed : int
     storage : str
         URL with absolute paths.
+    artifacts : str
+        Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
     racing : bool
     stop_gain : float or None
@@ -142,6 +145,7 @@ class StudyFile:
     trials: int
     seed: int
     storage: str
+    artifacts: str
     out: Path
     racing: bool
     stop_gain: float | None
@@ -149,15 +153,18 @@ class StudyFile:
     confirm: StudyFile | None = None
 
 
-def load_study_file(path: Path, *, out: Path | None = None, storage: str | None = None) -> StudyFile:
+def load_study_file(
+    path: Path, *, out: Path | None = None, storage: str | None = None, artifacts: str | None = None
+) -> StudyFile:
     """Read and check a study file.
 
     Parameters
     ----------
     path : Path
-    out, storage : optional
+    out, storage, artifacts : optional
         Override the file's; relative ones are relative to the working directory. The default folder is
-        `out/<name>` beside the file, the default storage `study.db` in that folder.
+        `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
+        version started the study there).
 
     Raises
     ------
@@ -172,6 +179,7 @@ def load_study_file(path: Path, *, out: Path | None = None, storage: str | None 
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
     confirming = tables.pop("confirm", None)
     file = _study_file(tables, path, out, storage)
+    file = replace(file, artifacts=_location(artifacts or "", Path.cwd()) or file.artifacts)
     if confirming is None:
         return file
     try:
@@ -194,7 +202,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
     name = values["", "name"]
     target = (out or folder / values.get(("", "out"), f"out/{name}")).resolve()
     url = values.get(("search", "storage"))
-    file_url = absolute_url(url, folder) if url else f"sqlite:///{target / 'study.db'}"
+    file_url = absolute_url(url, folder) if url else default_url(target)
     cfg = values.get(("quantization", "cfg"))
     return StudyFile(
         path=path,
@@ -212,11 +220,17 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         trials=values.get(("search", "trials"), 40),
         seed=values.get(("search", "seed"), 0),
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
+        artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
         racing=values.get(("search", "racing"), False),
         stop_gain=values.get(("search", "stop_gain")),
         timeout_s=values.get(("evaluator", "timeout")),
     )
+
+
+def _location(artifacts: str, folder: Path) -> str:
+    is_absolute = not artifacts or "://" in artifacts
+    return artifacts if is_absolute else str((folder / artifacts).resolve())
 
 
 def make_evaluator(file: StudyFile) -> Any:

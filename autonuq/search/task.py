@@ -49,6 +49,9 @@ class Task:
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
+    artifacts : str
+        Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
+        `out`.
     provenance : mapping of str to str
         What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
@@ -75,10 +78,20 @@ class Task:
     sampler: str = "rate-distortion"
     seed: int = 0
     n_trials: int = 40
+    artifacts: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool = False
     stop_gain: float | None = None
+
+    @property
+    def artifacts_location(self) -> str:
+        """Where the artifacts are."""
+        return self.artifacts or str(self.out / "artifacts")
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's network lies while it is scored: the same if the trial was killed and runs again."""
+        return self.out / f"trial{number}"
 
     @property
     def prefix(self) -> str:
@@ -107,7 +120,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "racing", "calibration", "curves", "trial", "stop", "confirmation"}
+    stage : {"baseline", "racing", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.

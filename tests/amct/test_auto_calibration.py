@@ -8,7 +8,7 @@ import pytest
 
 import autonuq.amct as amct
 from autonuq.amct.auto_calibration import AutoCalibrationEvaluatorBase
-from autonuq.errors import EvaluatorError, QuantizationError
+from autonuq.errors import EvaluatorError, QuantizationError, StudyError
 from autonuq.graph.files import load_graph
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
@@ -109,6 +109,19 @@ def test_own_sensitivity_decides_the_order(calibrate):
     ranking = calibrate(Evaluator(), sensitivity=Loudest())["ranking"]
     assert ranking == sorted(ranking, key=lambda item: item[1])
     assert all(value <= 0 for _, value in ranking)
+
+
+def test_a_strategy_that_stops_too_early_writes_nothing(tiny, calibrate):
+    class GivesUp:
+        def initialize(self, ranking_info):
+            self.kept = dict.fromkeys(ranking_info, True)
+
+        def update_quant_config(self, metric_eval):
+            return {"stop_flag": True, "roll_back_config": self.kept}
+
+    with pytest.raises(StudyError, match="the strategy stopped at a network that does not satisfy"):
+        calibrate(Evaluator(blocked=["conv"]), strategy=GivesUp())
+    assert not list(tiny.glob("out/t*"))
 
 
 class Raises(Evaluator):

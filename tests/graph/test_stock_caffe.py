@@ -135,6 +135,29 @@ def test_every_blob_is_the_engines(tiny, layers, shift):
             np.testing.assert_array_equal(run(layers, found[name], bottom)[0], theirs.blobs[name].data)
 
 
+@pytest.mark.parametrize("algorithm", ["ifmr", "hfmg"])
+def test_calibration_layers_run_with_nothing_of_ours(tiny, layers, algorithm):
+    model = model_of(tiny, algorithm=algorithm, num_of_bins=1024)
+    ours = calibration(model, tiny / "ours", [IMAGES[0]] * 2, python_layers=False)
+    other = calibration(model, tiny / "other", [], python_layers=True)  # no pass: only the files
+    observer = load_graph(tiny / "other/m.prototxt").by_name[f"conv_0_{algorithm}_layer"]
+    run(layers, observer, IMAGES[0], passes=1)
+    assert load_record(other)["conv"].scale_d is None
+    run(layers, observer, IMAGES[0], passes=2)
+    assert load_record(other)["conv"] == load_record(ours)["conv"]
+
+
+@pytest.mark.parametrize("shift", [1, 4])
+def test_a_shift_rounds_twice_and_stays_int16(layers, shift):
+    layer = stock_caffe._python(load_graph_layer("DeQuant"), {"scale": [0.5, 0.25], "shift": [shift] * 2})
+    codes = np.array([[[3], [-3]], [[2.0**20], [-(2.0**20)]]], np.float32)
+    power = 2.0**shift
+    rounded = np.sign(codes) * np.clip(np.floor(np.abs(codes) / power + 0.5), 0, None)
+    expected = np.clip(rounded, -(2**15), 2**15 - 1) * power
+    scale = np.array([0.5, 0.25], np.float32).reshape(2, 1)
+    np.testing.assert_array_equal(run(layers, layer, codes * scale)[0], expected * scale)
+
+
 def test_halves_are_rounded_away_from_zero(layers):
     halves = np.array([[-1.5, -0.5, 0.5, 1.5, 126.5, 300, np.float32(0.49999997)]], np.float32)
     layer = stock_caffe._python(load_graph_layer("Quant"), {"factor": 1.0, "offset": 0})

@@ -12,6 +12,7 @@ import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.search.evaluator import load_evaluator
+from autonuq.search.lease import LEASE, Session
 from autonuq.search.study import load_study, run_study
 
 # Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
@@ -57,7 +58,7 @@ def calls(study):
 
 
 def storage_of(study):
-    return f"sqlite:///{study.parent}/out/tiny/study.db"
+    return f"journal://{study.parent}/out/tiny/study.journal"
 
 
 def wait_for_calls(process, study, count):
@@ -275,6 +276,7 @@ def test_calibration_needs_the_configured_passes(task):
 def test_orphans_of_another_process_are_queued_again(task):
     study = run_study(task, exists=False).optuna
     trial = study.ask()
-    trial.set_user_attr("autonuq:worker", f"{os.uname().nodename}:999999")
+    with Session() as session:
+        trial.set_user_attr(LEASE, session.lease.as_attribute())
     record = run_study(replace(task, n_trials=4), exists=True).record()
     assert record.trials[trial.number].state == "complete"

@@ -33,7 +33,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
     assert file.source.model == tmp_path / "a.prototxt"
     assert file.source.weights == tmp_path / "sub/a.caffemodel"
     assert file.out == tmp_path / "out/lenet"
-    assert file.storage == f"sqlite:///{tmp_path}/out/lenet/study.db"
+    assert file.storage == f"journal://{tmp_path}/out/lenet/study.journal"
     assert (file.batch_num, file.codec, file.trials, file.seed) == (1, "entropy", 40, 0)
 
 

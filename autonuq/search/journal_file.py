@@ -1,0 +1,122 @@
+"""Optuna's journal file, safe against processes that are killed at any moment.
+
+Optuna's own lock is a link that a killed process leaves behind for 30 seconds, and its journal is lost once a line was
+cut: the next one is glued to it. Here the system releases the lock, and whoever gets it cuts off what a killed writer
+left of a line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+
+from autonuq.errors import StudyError
+
+_TAIL_BYTES = 1 << 16
+
+
+class FileLock:
+    """An exclusive lock between processes and threads, on a file of its own; it ends with the process.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing, and left behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = -1
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+        return True
+
+    def release(self) -> None:
+        """Let the next one in."""
+        os.close(self._handle)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class _RepairingLock(FileLock, BaseJournalFileLock):
+    """The lock under which lines are appended; it hands over a journal that ends with a whole line."""
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(journal.with_name(journal.name + ".writer"))
+        self._journal = journal
+
+    def acquire(self) -> bool:
+        super().acquire()
+        try:
+            _cut_off_part_of_a_line(self._journal)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+
+def _cut_off_part_of_a_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            tail = file.read(end - start)
+            newline = tail.rfind(b"\n")
+            if newline >= 0 or start == 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < file.seek(0, os.SEEK_END):
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+
+class JournalFile(JournalFileBackend):
+    """A journal file.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing; its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=_RepairingLock(path))
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the entries from a number on.
+
+        Raises
+        ------
+        StudyError
+            A line in the middle is damaged.
+        """
+        number = log_number_from
+        try:
+            for entry in super().read_logs(log_number_from):
+                yield entry
+                number += 1
+        except ValueError as error:
+            raise StudyError(
+                f"line {number + 1} of the journal is damaged; restore a copy, or remove that line and what it says",
+                path=self._file_path,
+            ) from error
