@@ -204,5 +204,4 @@ class Tally:
         best_ratio = 0.0 if self._best is None else self._best.ratio or 0.0
         if record.state == "complete" and record.satisfied and (record.ratio or 0.0) > best_ratio:
             self._best = record
-        message = record.summary
-        return Progress("trial", message, len(self._seen), total, record, self._best)
+        return Progress("trial", record.summary, len(self._seen), total, record, self._best)
