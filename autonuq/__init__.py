@@ -4,6 +4,7 @@ The rooms, from the bottom up::
 
     errors     every exception
     records    what studies leave behind, as plain data
+    notebook   HTML for notebooks
     quant      numbers: uniform int8 weights, activation ranges, codebooks, codecs, curves
     graph      Caffe: files, layers, passes, lowering to ONNX
     runtime    execution: an onnxruntime session, a drop-in caffe.Net

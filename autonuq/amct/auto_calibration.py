@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autonuq.amct.config import dump_json, load_config, parse_json
-from autonuq.amct.log import FOLDER, log_layers, open_log, warn_of
-from autonuq.amct.static import check_batch_norm, load_float_network, write_outputs
+from autonuq.amct.config import dump_json, parse_json
+from autonuq.amct.log import FOLDER, open_log, warn_of
+from autonuq.amct.static import load_configured, write_outputs
 from autonuq.atomic import replace_text
 from autonuq.compress import (
     ModelPair,
@@ -27,7 +27,6 @@ from autonuq.compress import (
 )
 from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError, StudyError
 from autonuq.graph.model import Graph
-from autonuq.graph.passes import capabilities
 from autonuq.graph.record import write_record
 from autonuq.quant.config import QuantizationConfig
 from autonuq.runtime.samples import load_sample, samples_folder
@@ -123,19 +122,14 @@ def accuracy_based_auto_calibration(
     for method in ("calibration", "evaluate", "metric_eval"):
         if not callable(getattr(model_evaluator, method, None)):
             raise EvaluatorError(f"{type(model_evaluator).__name__} has no method '{method}'")
-    network = load_float_network(model_file, weights_file)
-    check_batch_norm(network)
-    able = capabilities(network)
-    loaded = load_config(config_file, able)
-    warn_of(loaded.warnings)
-    log_layers(able, loaded.config)
+    network, config = load_configured(model_file, weights_file, config_file)
     folder = Path(save_dir).parent
     folder.mkdir(parents=True, exist_ok=True)
     user = _User(model_evaluator, ModelPair(Path(model_file), Path(weights_file)))
     stamp = datetime.now().strftime("%Y%m%d%H%M%S%f")
     with tempfile.TemporaryDirectory(prefix=f"temp{stamp}", dir=folder) as scratch:
-        trials = _Trials(network, loaded.config, user, Path(scratch))
-        found = _search(trials, tuple(loaded.config.layers), measure, chosen_strategy)
+        trials = _Trials(network, config, user, Path(scratch))
+        found = _search(trials, tuple(config.layers), measure, chosen_strategy)
         best = trials.made(found.quantized)
     ranking = sorted(found.ranking.items(), key=lambda item: item[1])
     _write_json(folder / f"{_NAME}_ranking_information.json", ranking)

@@ -24,7 +24,7 @@ FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _logger = logging.getLogger("amct_caffe")
-_sources = (_logger, logging.getLogger("autonuq.calibration"))  # the calibration layers speak for themselves
+_calibration = logging.getLogger("autonuq.calibration")  # what calibration layers find goes to the file only
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -48,8 +48,9 @@ def open_log() -> logging.Logger:
         opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
         for handler in opened:
             handler.setFormatter(logging.Formatter(_FORMAT))
-        for source in _sources:
-            source.propagate, source.handlers = False, list(opened)
+        _logger.handlers, _calibration.handlers = opened, opened[:1]
+        for source in (_logger, _calibration):
+            source.propagate = False
             source.setLevel(logging.DEBUG)
     for handler in _logger.handlers:
         handler.setLevel(file if isinstance(handler, logging.FileHandler) else screen)

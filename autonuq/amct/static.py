@@ -38,6 +38,7 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.model import Graph as Network
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
+from autonuq.quant.config import QuantizationConfig
 from autonuq.quant.device import KEEP_RATIO
 from autonuq.runtime.moments import request_moments
 from autonuq.search.evaluator import check_evaluator, is_satisfied, run_calibration, score
@@ -88,13 +89,7 @@ def init(
     QuantizationError
         The configuration breaks a rule or belongs to another network.
     """
-    network = load_float_network(model_file, weights_file)
-    check_batch_norm(network)
-    able = capabilities(network)
-    loaded = load_config(config_file, able)
-    warn_of(loaded.warnings)
-    log_layers(able, loaded.config)
-    model = quantize(network, loaded.config)
+    model = quantize(*load_configured(model_file, weights_file, config_file))
     record_file = Path(scale_offset_record_file).resolve()
     record_file.parent.mkdir(parents=True, exist_ok=True)
     request_moments(record_file, ())
@@ -242,8 +237,7 @@ def convert_model(
     QuantizationError
         The record is incomplete, breaks a rule, or does not match the network; or a bias does not fit int32.
     """
-    network = load_float_network(model_file, weights_file)
-    check_batch_norm(network)
+    network = _load_float_network(model_file, weights_file)
     path = Path(scale_offset_record_file)
     model = recorded(network, load_record(path, complete=True), path)
     log_layers(model.capabilities, model.config)
@@ -282,34 +276,29 @@ def warn_of_gain(codes: Mapping[str, NDArray[np.int8]]) -> None:
     warn_of(messages)
 
 
-def load_float_network(model_file: str | Path, weights_file: str | Path) -> Network:
-    """Load a network that is to be quantized.
+def load_configured(
+    model_file: str | Path, weights_file: str | Path, config_file: str | Path
+) -> tuple[Network, QuantizationConfig]:
+    """Load a float network and its config.json, and log what each layer gets; for errors see `init`."""
+    network = _load_float_network(model_file, weights_file)
+    able = capabilities(network)
+    loaded = load_config(config_file, able)
+    warn_of(loaded.warnings)
+    log_layers(able, loaded.config)
+    return network, loaded.config
 
-    Raises
-    ------
-    ModelError
-        It cannot be loaded, or is quantized already.
-    """
+
+def _load_float_network(model_file: str | Path, weights_file: str | Path) -> Network:
+    """Load a network; refuse one that is quantized already, and BatchNorm that does not say inference mode."""
     network = load_graph(model_file, weights_file)
     for layer in network.layers:
         if layer.type in _QUANTIZED_TYPES:
             raise network.error(layer, f"type '{layer.type}' belongs to a quantized model; give the float model")
-    return network
-
-
-def check_batch_norm(network: Network) -> None:
-    """Refuse BatchNorm layers that do not say that they are in inference mode.
-
-    Raises
-    ------
-    ModelError
-        Of the first such layer.
-    """
-    for layer in network.layers:
         if layer.type == "BatchNorm" and not layer.message.batch_norm_param.use_global_stats:
             raise network.error(
                 layer, "quantization needs a BatchNorm in inference mode: set use_global_stats: true in its prototxt"
             )
+    return network
 
 
 def _check_graph(graph: object, function: str) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,7 @@ from autonuq.graph.passes import capabilities
 from autonuq.quant.device import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
+from autonuq.report.dashboard import LOOPBACK, open_dashboard
 from autonuq.search import Study, load_study
 from autonuq.search.evaluator import load_evaluator
 from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
@@ -441,6 +443,26 @@ def report(
     target = output or file.out / "report.html"
     write_report(opened.record(), target)
     say(str(shown(target)))
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8080,
+    storage: StorageOption = None,
+    out: OutOption = None,
+) -> None:
+    """Open optuna-dashboard on a study, with its figures, report and plans, until Ctrl-C.
+
+    Nothing is written to the study. Needs the extra `dashboard`: `pip install 'autonuq[dashboard]'`.
+
+    Example: `autonuq dashboard studies/fashion_lenet.toml --port 8081`
+    """
+    file, opened = _open(study, storage, out)
+    with open_dashboard(opened, file.out, port) as server:
+        say(f"http://{LOOPBACK}:{server.server_port}/dashboard/studies/{opened.optuna._study_id}; end it with Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @app.command()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
+from autonuq.notebook import html_line, html_table
 from autonuq.quant.codebook import (
     BINS,
     Codebook,
@@ -81,6 +82,17 @@ class Curve:
     def levels(self) -> tuple[int, ...]:
         """Number of levels of each point; empty without codebooks."""
         return tuple(len(codebook.levels) for codebook in self.codebooks)
+
+    def _repr_html_(self) -> str:
+        """Show a notebook the curve, distortion over bytes, and its points."""
+        rates, distortions = np.asarray(self.rates_bytes, float).tolist(), np.asarray(self.distortions).tolist()
+        levels = self.levels or ("",) * len(rates)
+        rows = [
+            (count, f"{rate:,.0f}", f"{distortion:.4g}")
+            for count, rate, distortion in zip(levels, rates, distortions, strict=True)
+        ]
+        plot = html_line(rates, distortions, f"distortion of {self.layer} over its bytes")
+        return plot + html_table(f"Rate-distortion curve of {self.layer}", ("levels", "bytes", "distortion"), rows)
 
 
 def build_curve(

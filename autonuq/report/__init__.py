@@ -6,6 +6,7 @@ no arithmetic on weights.
 - `FIGURES` maps a kind to the function that draws it. `data` (and `optimization`, what Optuna says) decides every
   number before plotly sees it; `trial_figures` and `layer_figures` only draw.
 - `write_figure` writes one figure as HTML, JSON, PNG or SVG.
+- `dashboard` shows a study in optuna-dashboard; it alone reads the storage, too.
 - `write_report` writes the whole study as one HTML page that opens without a network.
 """
 

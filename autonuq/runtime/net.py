@@ -111,6 +111,14 @@ class Parameter:
         return self._values.size
 
 
+@dataclass(frozen=True)
+class NetLayer:
+    """One layer of `Net.layers`: its Caffe type and its weight blobs."""
+
+    type: str
+    blobs: list[Parameter]
+
+
 @dataclass
 class _Pass:
     """A forward pass whose intermediate blobs can still be computed."""
@@ -242,6 +250,18 @@ class Net:
     @property
     def _layer_names(self) -> list[str]:
         return [layer.name for layer in self._graph.layers]
+
+    @property
+    def layer_dict(self) -> OrderedDict[str, NetLayer]:
+        """Layers by name."""
+        return OrderedDict(
+            (layer.name, NetLayer(layer.type, self.params.get(layer.name, []))) for layer in self._graph.layers
+        )
+
+    @property
+    def layers(self) -> list[NetLayer]:
+        """Layers in order, as `_layer_names` has them."""
+        return list(self.layer_dict.values())
 
     @property
     def bottom_names(self) -> OrderedDict[str, list[str]]:

@@ -16,6 +16,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
+from autonuq.notebook import html_table
 from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
 from autonuq.search.lease import LEASE
 from autonuq.search.rate_distortion import MARGIN_ERROR
@@ -65,6 +66,11 @@ class Best:
     levels: Mapping[str, int]
     size_bytes: int
 
+    def _repr_html_(self) -> str:
+        """Show a notebook the trial and its levels."""
+        title = f"Trial {self.trial}: {self.ratio:.2f}x, metric {self.metric:.6g}, {self.size_bytes:,} bytes of weights"
+        return html_table(title, ("layer", "levels"), self.levels.items())
+
 
 class Study:
     """A handle of a study in its storage; it holds no state of its own.
@@ -98,6 +104,10 @@ class Study:
             stopped=attributes.get(STOPPED, ""),
         )
 
+    def _repr_html_(self) -> str:
+        """Show a notebook how far the study is and what the best trial makes of each layer."""
+        return _study_html(self.record())
+
     @property
     def best(self) -> Best | None:
         """The satisfied trial with the largest ratio, None if there is none."""
@@ -106,6 +116,27 @@ class Study:
         if found is None or found.ratio is None or found.metric is None or found.size_bytes is None:
             return None
         return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
+
+
+def _study_html(record: StudyRecord) -> str:
+    best = record.best
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    counts = f"{len(complete)} of {record.target_trials} trials, {sum(bool(t.satisfied) for t in complete)} satisfied"
+    if best is None:
+        return html_table(f"Study {record.name}: {counts}", (), ())
+    sizes, levels = record.layer_bytes(best), record.layer_levels(best)
+    rows = [
+        (
+            layer.name,
+            levels.get(layer.name, layer.treatment),
+            f"{sizes[layer.name]:,}",
+            f"{layer.original_bytes / max(1, sizes[layer.name]):.2f}x",
+        )
+        for layer in record.layers
+    ]
+    metrics = f"metric {record.original_metric:.6g} -> {best.metric:.6g}"
+    title = f"Study {record.name}: {counts}; best {best.ratio:.2f}x in trial {best.number}, {metrics}"
+    return html_table(title, ("layer", "levels", "bytes", "ratio"), rows)
 
 
 def store_long(study: optuna.Study, key: str, value: Any) -> None:

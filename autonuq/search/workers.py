@@ -13,7 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -220,7 +220,8 @@ def _told(runner: Runner) -> Iterator[None]:
 
     def watch() -> None:
         while not stop.wait(POLL_S):
-            tell()
+            with suppress(StudyError):  # out of reach; the workers will say so
+                tell()
 
     thread = threading.Thread(target=watch, name="autonuq progress", daemon=True)
     thread.start()

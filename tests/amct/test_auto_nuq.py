@@ -11,6 +11,7 @@ from autonuq.errors import ModelError, QuantizationError, StudyError
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
 from autonuq.search import load_study
+from autonuq.search.storage import default_url
 
 
 class AutoNuqEvaluator(AutoNuqEvaluatorBase):
@@ -108,7 +109,7 @@ def test_amcts_own_choices_are_all_that_it_is_offered(tiny, files, config, codec
     amct.auto_nuq(
         *files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), prefix, n_trials=4, codec=codec, amct_levels=True
     )
-    study = load_study("T", f"sqlite:///{tiny / 'T_study/study.db'}").record()
+    study = load_study("T", default_url(tiny / "T_study")).record()
     assert study.codec == codec
     assert {size for layer in study.layers for size in layer.curve_levels} <= {256, 32, 16}
     levels = study.layer_levels(study.best)

@@ -55,6 +55,8 @@ def test_names(net):
     assert list(net.blobs) == ["data", "conv", "pool", "fc", "prob"]
     assert [parameter.shape for parameter in net.params["fc"]] == [(10, 128), (10,)]
     assert net.top_names["relu"] == ["conv"]
+    assert [layer.type for layer in net.layers[:2]] == ["Input", "Convolution"]
+    assert net.layer_dict["fc"].blobs[0] is net.params["fc"][0]
 
 
 def test_forward_takes_inputs_by_name_or_from_the_blob(net, images):

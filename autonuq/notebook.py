@@ -1,0 +1,51 @@
+"""HTML for notebooks: what `_repr_html_` of studies and curves returns. What comes from outside is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+PLOT_PX = (320, 120)
+"""Width and height of a line plot."""
+
+
+def html_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table with a caption.
+
+    Parameters
+    ----------
+    caption : str
+    heads : sequence of str
+    rows : iterable of sequences
+        Cells are written by `str`.
+    """
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    caption = f'<caption style="text-align:left">{escape(caption)}</caption>'
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:
+    """Return a line plot as inline SVG, its axes running from the least to the largest value.
+
+    Parameters
+    ----------
+    x, y : sequences of float
+        Finite.
+    label : str
+        What is plotted, for those who hear rather than see it.
+    """
+    width, height = PLOT_PX
+    places = [(_place(value, x), _place(other, y)) for value, other in zip(x, y, strict=True)]
+    points = " ".join(f"{width * across:.1f},{height * (1 - up):.1f}" for across, up in places)
+    return (
+        f'<svg role="img" aria-label="{escape(label)}" width="{width}" height="{height}" '
+        f'viewBox="-4 -4 {width + 8} {height + 8}"><title>{escape(label)}</title>'
+        f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="2"/></svg>'
+    )
+
+
+def _place(value: float, values: Sequence[float]) -> float:
+    """Return where a value lies between the least (0) and the largest (1)."""
+    low, high = min(values), max(values)
+    return (value - low) / (high - low) if high > low else 0.5

@@ -1,0 +1,216 @@
+"""optuna-dashboard on a study's storage, with our figures, the report and the plans in it.
+
+Nothing is written to the storage for that. The dashboard is given a view of it that adds, while it is looked at,
+
+- the figures as the dashboard's plotly objects, the verdict with the best plan as the study's note, and each finished
+  trial's plan as the trial's note (a note that a user wrote himself wins), drawn anew when a trial has finished,
+- each trial's constraints under the old key that the dashboard reads, without which it shows infeasible trials as
+  feasible, and the best *feasible* trial where it asks for the best.
+
+Source of the keys: optuna-dashboard 0.21, through its own `save_note` and `save_plotly_graph_object`.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.storages import BaseStorage
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from autonuq.errors import RuntimeFailure
+from autonuq.records import StudyRecord, TrialRecord
+from autonuq.report.kinds import FIGURES
+from autonuq.report.page import write_report
+
+LOOPBACK = "127.0.0.1"
+BOX_PX, SHRINKABLE_PX = 440, 600
+"""Height of the dashboard's boxes, and of the figures that shrink to it; of longer ones the beginning is seen."""
+OLD_CONSTRAINTS = "constraints"
+"""System attribute of a trial under which constraints stood before Optuna 5."""
+
+
+class OpenStudy(Protocol):
+    """What `autonuq.Study` is."""
+
+    optuna: optuna.Study
+
+    def record(self) -> StudyRecord:
+        """Return it as plain data."""
+
+
+@contextmanager
+def open_dashboard(study: OpenStudy, folder: Path, port: int) -> Iterator[WSGIServer]:
+    """Make a server of optuna-dashboard for a study; it serves while `serve_forever` is running.
+
+    Parameters
+    ----------
+    study : Study
+    folder : Path
+        Where the report, and files that users attach in the dashboard, are kept.
+    port : int
+        On the loopback interface; 0 takes a free one.
+
+    Raises
+    ------
+    RuntimeFailure
+        optuna-dashboard is not installed.
+    OSError
+        The port is taken.
+    """
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError as error:
+        raise RuntimeFailure(
+            "the dashboard needs the package optuna-dashboard; install it with: pip install 'autonuq[dashboard]'"
+        ) from error
+    store = FileSystemArtifactStore(_made(folder / "artifacts"))
+    view = StorageView(study, folder, store)
+    try:
+        with make_server(LOOPBACK, port, wsgi(view, artifact_store=store), handler_class=_QuietHandler) as server:
+            yield server
+    finally:
+        view.remove_report()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Logs no request."""
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@BaseStorage.register
+class StorageView:
+    """A storage as the dashboard shall see it; whatever is not overridden here is the storage's own.
+
+    Parameters
+    ----------
+    study : Study
+        Other studies of the storage get their constraints, but no figures.
+    folder : Path
+        For the report.
+    store : FileSystemArtifactStore
+    """
+
+    def __init__(self, study: OpenStudy, folder: Path, store: FileSystemArtifactStore) -> None:
+        self._storage: BaseStorage = study.optuna._storage
+        self._study, self._folder, self._store = study, folder, store
+        self._finished = -1
+        self._added: dict[str, Any] = {}
+        self._report_id: str | None = None
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Return the studies; ours has the additions among its system attributes."""
+        studies = [copy.copy(study) for study in self._storage.get_all_studies()]
+        for study in studies:
+            if study._study_id == self._study.optuna._study_id:
+                study.system_attrs = self._additions() | study.system_attrs
+        return studies
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the system attributes of a study, ours with the additions."""
+        own = self._storage.get_study_system_attrs(study_id)
+        return self._additions() | own if study_id == self._study.optuna._study_id else own
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials with their constraints where the dashboard looks for them."""
+        return [_with_old_constraints(trial) for trial in self._storage.get_all_trials(study_id, deepcopy, states)]
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial in the same way."""
+        return _with_old_constraints(self._storage.get_trial(trial_id))
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """Return the best feasible trial; the best of all if none is feasible."""
+        name = self._storage.get_study_name_from_id(study_id)
+        try:
+            return optuna.load_study(study_name=name, storage=self._storage).best_trial
+        except ValueError:
+            return self._storage.get_best_trial(study_id)
+
+    def _additions(self) -> dict[str, Any]:
+        """Return what the dashboard shall find, made anew if a trial has finished since."""
+        with self._lock:
+            trials = self._study.optuna.get_trials(deepcopy=False)
+            finished = sum(trial.state.is_finished() for trial in trials)
+            if finished != self._finished:
+                self._added, self._finished = self._build_additions(trials), finished
+            return self._added
+
+    def _build_additions(self, trials: list[FrozenTrial]) -> dict[str, Any]:
+        from optuna_dashboard import save_note, save_plotly_graph_object
+
+        record = self._study.record()
+        scratch = optuna.create_study()  # where the dashboard's own functions write
+        for kind, build in FIGURES.items():
+            figure = build(record)
+            if (figure.layout.height or 0) <= SHRINKABLE_PX:
+                figure.update_layout(height=BOX_PX)
+            save_plotly_graph_object(scratch, figure, graph_object_id=kind)
+        save_note(scratch, _study_note(record))
+        for trial, row in zip(trials, record.trials, strict=True):
+            if row.state == "complete":
+                owner = SimpleNamespace(storage=scratch._storage, study=scratch, _trial_id=trial._trial_id)
+                save_note(owner, _plan_table(record, row))
+        report = self._folder / "report.html"
+        write_report(record, report)
+        self.remove_report()
+        self._report_id = upload_artifact(artifact_store=self._store, file_path=str(report), study_or_trial=scratch)
+        return dict(scratch._storage.get_study_system_attrs(scratch._study_id))
+
+    def remove_report(self) -> None:
+        """Remove the attached copy of the report from the store."""
+        if self._report_id is not None:
+            self._store.remove(self._report_id)
+            self._report_id = None
+
+
+def _with_old_constraints(trial: FrozenTrial) -> FrozenTrial:
+    if not trial.constraints or OLD_CONSTRAINTS in trial.system_attrs:
+        return trial
+    seen = copy.copy(trial)
+    seen.system_attrs = {**trial.system_attrs, OLD_CONSTRAINTS: list(trial.constraints.values())}
+    return seen
+
+
+def _study_note(record: StudyRecord) -> str:
+    best = record.best
+    if best is None:
+        return f"# {record.name}\n\nNo trial satisfied the constraint so far."
+    return (
+        f"# {record.name}: {best.ratio:.2f}× smaller\n\n"
+        f"Trial {best.number}, codec {record.codec}: {record.original_bytes:,} → {best.size_bytes:,} bytes of weights, "
+        f"metric {record.original_metric:.6g} → {best.metric:.6g}.\n\n{_plan_table(record, best)}"
+    )
+
+
+def _plan_table(record: StudyRecord, trial: TrialRecord) -> str:
+    """Return a trial's plan as a table in Markdown."""
+    sizes, levels = record.layer_bytes(trial), record.layer_levels(trial)
+    rows = [
+        f"| {layer.name.replace('|', chr(92) + '|')} | {levels.get(layer.name, 'float32')} | {sizes[layer.name]:,} "
+        f"| {layer.original_bytes / max(1, sizes[layer.name]):.2f}× |"
+        for layer in record.layers
+    ]
+    return "\n".join(["| layer | levels | bytes | ratio |", "|---|---:|---:|---:|", *rows])

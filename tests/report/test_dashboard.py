@@ -1,0 +1,75 @@
+"""What optuna-dashboard is shown of a study, asked as its page asks: over HTTP."""
+
+import json
+import threading
+import urllib.request
+
+import optuna
+import pytest
+
+from autonuq.report import FIGURES
+from autonuq.report.dashboard import open_dashboard
+from autonuq.report.optimization import optuna_study
+
+pytest.importorskip("optuna_dashboard")
+
+
+class Study:
+    """A handle as `autonuq.Study` is, of the record of a fixture."""
+
+    def __init__(self, record):
+        self._record, self.optuna = record, optuna_study(record)
+
+    def record(self):
+        return self._record
+
+
+@pytest.fixture
+def finished(lenet):
+    """A study of which every trial is complete, the largest ratio being infeasible."""
+    trials = tuple(trial for trial in lenet.trials if trial.state == "complete")
+    return Study(type(lenet)(**{**vars(lenet), "trials": trials}))
+
+
+@pytest.fixture
+def ask(finished, tmp_path):
+    with open_dashboard(finished, tmp_path, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield lambda path: urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=60).read()
+        server.shutdown()
+        thread.join()
+
+
+def test_infeasible_trials_are_infeasible_and_the_best_is_not(ask, finished):
+    detail = json.loads(ask("/api/studies/0?after=0"))
+    best = max(trial.value for trial in finished.optuna.get_trials())
+    assert best > finished.optuna.best_value
+    assert [trial["number"] for trial in detail["best_trials"]] == [finished.optuna.best_trial.number]
+    seen = [max(trial["constraints"]) <= 0 for trial in detail["trials"]]
+    assert seen == [trial.satisfied for trial in finished.record().trials]
+
+
+def test_figures_notes_and_report_are_there_and_the_storage_is_as_before(ask, finished, tmp_path):
+    before = finished.optuna._storage.get_study_system_attrs(0)
+    detail = json.loads(ask("/api/studies/0?after=0"))
+    assert {figure["id"] for figure in detail["plotly_graph_objects"]} == set(FIGURES)
+    assert f"{finished.record().best.ratio:.2f}× smaller" in detail["note"]["body"]
+    assert "| conv1 |" in detail["trials"][0]["note"]["body"]
+    (artifact,) = detail["artifacts"]
+    assert artifact["filename"] == "report.html"
+    assert ask(f"/artifacts/0/{artifact['artifact_id']}") == (tmp_path / "report.html").read_bytes()
+    assert finished.optuna._storage.get_study_system_attrs(0) == before
+
+
+def test_a_note_of_the_users_wins(ask, finished):
+    optuna_dashboard = pytest.importorskip("optuna_dashboard")
+    optuna_dashboard.save_note(finished.optuna, "mine")
+    assert json.loads(ask("/api/studies/0?after=0"))["note"]["body"] == "mine"
+
+
+def test_no_copy_of_the_report_stays_behind(finished, tmp_path):
+    with open_dashboard(finished, tmp_path, port=0) as server:
+        server.get_app()  # as the server would
+    assert not list((tmp_path / "artifacts").iterdir())
+    assert optuna.get_all_study_names(finished.optuna._storage)
