@@ -25,8 +25,11 @@ def replace_file(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Path
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # Unlike tempfile's, this file gets the permissions that the process's umask leaves.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        # Unlike tempfile's, this file gets the permissions that the process's umask leaves.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the temporary name tells nobody anything
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(chunks)

@@ -296,6 +296,9 @@ def test_storage_of_another_study(run, tiny_study):
 def test_unwritable_plot(run, tiny_study):
     assert run("tune", tiny_study, "--trials", "2").returncode == 0
     assert run("plot", tiny_study, "front", "-o", "evaluate.py/front.html").returncode == 6
+    nowhere = run("report", tiny_study, "-o", "/proc/nowhere.html")
+    assert nowhere.returncode == 6
+    assert nowhere.stderr == "error: /proc/nowhere.html: cannot be used: No such file or directory\n"
     wrong = run("plot", tiny_study, "front", "-o", "front.gif")
     assert wrong.returncode == 2
     assert ".png" in wrong.stderr
@@ -336,6 +339,16 @@ def test_every_command_has_an_example(run):
 )
 def test_usage(run, tiny_study, arguments):
     assert run(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["status", "plot", "report", "export", "resume"])
+def test_a_study_that_was_never_started(run, tiny_study, command):
+    before = set(tiny_study.parent.rglob("*"))
+    result = run(command, tiny_study)
+    assert result.returncode == 6
+    assert "study 'tiny': not found" in result.stderr
+    assert "start it with 'autonuq tune'" in result.stderr
+    assert set(tiny_study.parent.rglob("*")) == before
 
 
 def test_missing_study_file(run):

@@ -38,6 +38,11 @@ def test_two_workers():
     )
 
 
+def test_many_workers_are_counted():
+    running = [TrialRecord(number, "running") for number in range(8)]
+    assert describe(standing(study(*running)), 4000, datetime.now(UTC)).endswith("now #0, #1, #2 and 5 more")
+
+
 def test_durations():
     assert [duration(seconds) for seconds in (0.04, 9.9, 59, 61, 7384)] == [
         "0.0 s", "9.9 s", "59 s", "1 min 01 s", "2 h 03 min"

@@ -18,7 +18,7 @@ def test_new_runs_as_it_is(run, tiny):
     assert "INPUTS = {'data': (4, 2, 8, 8)}" in evaluator
     assert 'OUTPUT = "prob"' in evaluator
     assert len(re.findall("TODO [123]", evaluator)) == 3
-    tuned = run("tune", "mine/study.toml", "--trials", "3")
+    tuned = run("tune", "mine/study.toml")
     assert tuned.returncode == 0, tuned.stderr
     assert "metric  1 -> 0." in tuned.stdout
 

@@ -85,9 +85,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
     try:
         app()
-    except (AutonuqError, OSError) as error:
-        show_error(error)
-        sys.exit(error.exit_code if isinstance(error, AutonuqError) else CANNOT_WRITE)
+    except AutonuqError as error:
+        show_error(error, str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        show_error(error, f"{error.filename}: cannot be used: {error.strerror}" if error.filename else str(error))
+        sys.exit(CANNOT_WRITE)
 
 
 @app.command()
@@ -197,6 +200,7 @@ def resume(
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
     file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    load_study(file.name, file.storage)  # before folders are made for a study that is not there
     _run(file, trials, timeout, jobs, exists=True)
 
 

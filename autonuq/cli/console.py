@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from rich.traceback import Traceback
 from typer.core import TyperGroup
 
 out = Console(highlight=False)
@@ -85,11 +86,11 @@ def warn(message: str) -> None:
     alarms.print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
 
 
-def show_error(error: BaseException) -> None:
+def show_error(error: BaseException, message: str) -> None:
     """Print an error as one line; under --verbose also where it came from."""
     if Verbosity.is_verbose:
-        alarms.print_exception()
-    alarms.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        alarms.print(Traceback.from_exception(type(error), error, error.__traceback__))
+    alarms.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def say(text: str) -> None:

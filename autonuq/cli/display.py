@@ -23,6 +23,7 @@ from autonuq.search.task import Progress
 _STARTING = Progress("starting", "", 0, 1)
 _POLL_S = 1.0
 _RECENT = 20  # trials whose durations tell how long the others will take
+_NAMED = 3  # trials that run now and are named
 _NARROW = 100  # columns; the bar is shorter on a terminal that has fewer
 
 
@@ -79,7 +80,9 @@ def describe(now: Standing, original_bytes: int, at: datetime) -> str:
     if now.left_s is not None and now.done < now.target:
         parts.append(f"{duration(now.left_s)} left")
     if now.running:
-        parts.append("now " + ", ".join(_evaluated(trial, original_bytes, at) for trial in now.running))
+        shown = [_evaluated(trial, original_bytes, at) for trial in now.running[:_NAMED]]
+        more = len(now.running) - len(shown)
+        parts.append(f"now {', '.join(shown)}" + (f" and {more} more" if more else ""))
     return "  ".join(parts)
 
 
@@ -155,7 +158,7 @@ class Display:
             words = describe(now, record.original_bytes, datetime.now(UTC))
         line = Table.grid(padding=(0, 1))
         width = 10 if err.width < _NARROW else 24
-        line.add_row(self._name, ProgressBar(total, done, width=width), Text(words, no_wrap=True, overflow="ellipsis"))
+        line.add_row(self._name, ProgressBar(total, done, width=width), Text(words))
         return line
 
 

@@ -1,6 +1,7 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
-`inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights.
+`inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights. `status --json` adds those in
+`_WHEN_THERE` for studies that raced trials, ended early, or confirmed their winner.
 """
 
 from __future__ import annotations
@@ -26,6 +27,23 @@ _ON_CHIP = {
     "int8_kept": _BOOL,
     "int8_compressed_bytes": _COUNT,
     "device_bytes": _COUNT,
+}
+_MAYBE = {"type": ["number", "null"]}
+_WHEN_THERE = {
+    "partial": _COUNT,
+    "stopped": _TEXT,
+    "confirmation": _object(
+        {
+            "evaluator": _TEXT,
+            "trial": _COUNT,
+            "original_metric": _MAYBE,
+            "metric": _MAYBE,
+            "satisfied": {"type": ["boolean", "null"]},
+            "original_standard_error": _MAYBE,
+            "standard_error": _MAYBE,
+            "error": _TEXT,
+        }
+    ),
 }
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {
@@ -53,7 +71,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "status": _object(
         {
             "study": _TEXT,
-            "original_metric": {"type": ["number", "null"]},
+            "original_metric": _MAYBE,
             "trials": _object({"complete": _COUNT, "satisfied": _COUNT, "failed": _COUNT, "running": _COUNT}),
             "best": {
                 "anyOf": [
@@ -70,7 +88,9 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                     ),
                 ]
             },
-        }
+            **_WHEN_THERE,
+        },
+        optional=tuple(_WHEN_THERE),
     ),
     "check": _object(
         {

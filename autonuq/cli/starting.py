@@ -29,7 +29,7 @@ from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.search.rehearsal import Check, Estimate, Rehearsal
-from autonuq.search.skeleton import write_skeleton
+from autonuq.search.skeleton import STUDY_NAME, write_skeleton
 from autonuq.search.study_file import StudyFile, load_study_file
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -46,7 +46,7 @@ def new(
     """
     for path in write_skeleton(folder, model, weights):
         say(str(shown(path)))
-    err.print(f"next: fill in what is marked TODO in evaluate.py, then 'autonuq check {folder / 'study.toml'}'")
+    err.print(f"next: fill in what is marked TODO there, then: autonuq check {folder / STUDY_NAME}", soft_wrap=True)
 
 
 def check(
@@ -69,7 +69,7 @@ def check(
     else:
         _print_checks(checks, estimate)
     for error in errors:
-        show_error(error)
+        show_error(error, str(error))
     if errors:
         raise typer.Exit(errors[0].exit_code)
 

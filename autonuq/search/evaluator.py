@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from autonuq.compress import ModelPair
-from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
 from autonuq.graph.hosted.python_layer import importable
 
 _log = logging.getLogger(__name__)
@@ -82,8 +82,10 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
     module = _load_module(source, folder)
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
-        classes = [key for key, value in vars(module).items() if isinstance(value, type) and not key.startswith("_")]
-        raise EvaluatorError(f"{source} has no class '{name}' (it has: {', '.join(classes) or 'none'})")
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        classes = [key for key in own if isinstance(vars(module)[key], type)]
+        hint = suggest_name(name, classes)
+        raise EvaluatorError(f"{source} has no class '{name}' (it has: {', '.join(classes) or 'none'}).{hint}")
     try:
         takes = "evaluate_batch_num" in inspect.signature(cls).parameters
         evaluator = cls(evaluate_batch_num=evaluate_batch_num) if takes else cls()
@@ -102,7 +104,8 @@ def _load_module(source: str, folder: Path) -> ModuleType:
         try:
             return importlib.import_module(source)
         except Exception as error:
-            raise EvaluatorError(f"module '{source}' cannot be imported: {_reason(error)}") from error
+            hint = f"; a file is named so: '{source}.py:Class'" if (folder / f"{source}.py").is_file() else ""
+            raise EvaluatorError(f"module '{source}' cannot be imported: {_reason(error)}{hint}") from error
     path = (folder / source).resolve()
     if not path.is_file():
         raise EvaluatorError("evaluator file not found", path=path)

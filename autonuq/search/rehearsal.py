@@ -33,7 +33,7 @@ SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
 
 _BATCHES_TIMED = 4
-_WEIGHTS_TIMED = 300_000  # the largest layer up to this size stands for all when points are timed
+_WEIGHTS_TIMED = 100_000  # points are timed for the smallest layer and for the largest one up to this size
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,21 @@ class Rehearsal:
         searched = {name: sizes[name] for name in self._model.nuq_layers}
         if not searched:
             raise StudyError("no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'")
-        small = {name: size for name, size in searched.items() if size <= _WEIGHTS_TIMED}
-        name = max(small, key=small.__getitem__) if small else min(searched, key=searched.__getitem__)
+        first = min(searched, key=searched.__getitem__)
+        limit = max(_WEIGHTS_TIMED, searched[first])
+        second = max((name for name in searched if searched[name] <= limit), key=searched.__getitem__)
+        once_s, found = self._timed_curve(first)
+        more_s = max(0.0, self._timed_curve(second)[0] - once_s) / max(1, searched[second] - searched[first])
+        more = sum(searched.values()) - len(searched) * searched[first]
+        self._curves_s = len(searched) * once_s + more * more_s
+        return f"{found} operating points of layer '{first}'"
+
+    def _timed_curve(self, name: str) -> tuple[float, int]:
+        """Build a layer's operating points; return the seconds and how many there are."""
         single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
         started = time.monotonic()
         points = dict(build_points(single, self._task.codec, self._record))[name]
-        self._curves_s = (time.monotonic() - started) * sum(searched.values()) / searched[name]
-        return f"{len(points.curve.rates_bytes)} operating points of layer '{name}'"
+        return time.monotonic() - started, len(points.curve.rates_bytes)
 
     def _int8_batch(self) -> str:
         pair = ModelPair(self._temporary / "int8.prototxt", self._temporary / "int8.caffemodel")

@@ -64,7 +64,7 @@ def count_matches(boxes, others):
 class Agreement(nuq.Evaluator):
     """F1 of a network's boxes against those of the float network; one picture is a batch."""
 
-    def __init__(self, model, weights, pictures, loss=0.05):
+    def __init__(self, model, weights, pictures, loss=0.1):
         super().__init__(evaluate_batch_num=len(pictures))
         self.float_pair, self.loss, self.pictures = (str(model), str(weights)), loss, [str(path) for path in pictures]
         self.wanted = None
@@ -94,7 +94,7 @@ def main():
     parser.add_argument("weights", type=Path)
     parser.add_argument("pictures", type=Path, help="folder of .jpg files")
     parser.add_argument("--count", type=int, default=200, help="pictures that are used at most")
-    parser.add_argument("--loss", type=float, default=0.05, help="F1 that may be lost")
+    parser.add_argument("--loss", type=float, default=0.1, help="F1 that may be lost")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("out/faces"))
     given = parser.parse_args()
