@@ -133,6 +133,15 @@ class TrialRecord:
         """Whether the trial was stopped on a part of the batches because its failure was clear."""
         return self.margin_error is not None
 
+    @property
+    def summary(self) -> str:
+        """What came of the trial, in one line."""
+        if self.state != "complete":
+            return self.error
+        estimated = ", estimated on a part of the batches" if self.is_partial else ""
+        alone = ", verdict alone: is_satisfied shows no single edge" if abs(self.margin or 0.0) == 1.0 else ""
+        return f"ratio {self.ratio:.2f}, metric {self.metric:g}{estimated}{alone}"
+
 
 @dataclass(frozen=True)
 class Confirmation:

@@ -7,10 +7,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import math
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 from autonuq.compress import ModelPair
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
 from autonuq.graph.hosted.python_layer import importable
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -170,13 +174,32 @@ def run_evaluator(evaluator: Any, pair: ModelPair, batch_num: int, method: str =
     EvaluatorError
         It raised; errors of our own about calibration or the engine pass through.
     """
+    return run_evaluator_call(evaluator, method, str(pair.model), str(pair.weights), batch_num)
+
+
+def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_file: str, batch_num: int) -> object:
+    """Call a method of the user's: what it prints goes to stderr, the working directory stays what it was."""
+    folder = Path.cwd()
     try:
-        with importable(pair.model.parent):  # the module of Python layers, for a Caffe that is not ours
-            return getattr(evaluator, method)(str(pair.model), str(pair.weights), batch_num)
+        # importable: the module of Python layers, for a Caffe that is not ours
+        with redirect_stdout(sys.stderr), importable(Path(model_file).parent):
+            return getattr(evaluator, method)(model_file, weights_file, batch_num)
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"{method} raised {_reason(error)}") from error
+    finally:
+        _go_back(folder, method)
+
+
+def _go_back(folder: Path, method: str) -> None:
+    try:
+        now = Path.cwd()
+    except FileNotFoundError:
+        now = Path("a folder that is gone")
+    if now != folder:
+        os.chdir(folder)
+        _log.warning("%s changed the working directory to %s; it was changed back to %s", method, now, folder)
 
 
 def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:

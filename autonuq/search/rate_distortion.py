@@ -158,7 +158,7 @@ class RateDistortionSampler(BaseSampler):
         -----
         0.005 means that with the stated probability no plan's ratio is more than 0.5 % above the best so far. What is
         feasible only by a lucky measurement does not count as found. On the surrogates of `studies/bench/search.py`
-        82 % of the statements with 90 % were true (67 % at worst, after ten trials).
+        88 % of 72 statements with 90 % were true; 67 % after ten trials where the curves are wrong by e^0.5.
         """
         gains = list(self._remaining_gains(study)) or [0.0]
         return float(np.expm1(np.quantile(gains, probability)))

@@ -107,7 +107,7 @@ class Runner:
         """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
         asked = self.task.stop_gain
         share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
-        if self.task.sampler != "rate-distortion" or share <= 0 or self._finished() < least:
+        if self.task.sampler != "rate-distortion" or share <= 0 or not least <= self._finished() < self.claims.total():
             return False
         if self.study.user_attrs.get(STOPPED):
             return True
@@ -204,5 +204,4 @@ class Tally:
         best_ratio = 0.0 if self._best is None else self._best.ratio or 0.0
         if record.state == "complete" and record.satisfied and (record.ratio or 0.0) > best_ratio:
             self._best = record
-        message = record.error or f"ratio {record.ratio:.2f}, metric {record.metric:g}"
-        return Progress("trial", message, len(self._seen), total, record, self._best)
+        return Progress("trial", record.summary, len(self._seen), total, record, self._best)

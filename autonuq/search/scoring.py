@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import optuna
 
@@ -16,7 +17,7 @@ from autonuq.search.racing import Race, check_nesting, part_of
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.stored import RACE, Study
 from autonuq.search.task import OnProgress, Progress, Task
-from autonuq.search.verdict import margin
+from autonuq.search.verdict import margin, verdict_alone
 
 
 class Scorer:
@@ -45,7 +46,7 @@ class Scorer:
     ) -> None:
         self.task, self.study, self.model, self.points = task, study, model, points
         self.original_metric, self.predictor = original_metric, predictor
-        stored = study.user_attrs.get(RACE, {}).get("race") if task.is_raced else None
+        stored = study.user_attrs.get(RACE, {}).get("race") if task.racing else None
         self.race = Race(**stored) if stored else None
 
     def score(self, record: TrialRecord) -> TrialRecord:
@@ -79,7 +80,8 @@ class Scorer:
         if not race.pays(trials, expected):
             return record
         metric = score(self.task.evaluator, pair, race.part)
-        part_margin = self._margin(race.original_metric, metric)
+        satisfied = is_satisfied(self.task.evaluator, race.original_metric, metric)
+        part_margin = margin_of(self.task.evaluator, race.original_metric, metric, satisfied)
         record = replace(record, part_margin=part_margin, batches=race.part)
         found = race.stop(trials, part_margin)
         if found is None:
@@ -95,22 +97,29 @@ class Scorer:
     def _completed(self, record: TrialRecord, pair: ModelPair) -> TrialRecord:
         evaluator = self.task.evaluator
         metric = score(evaluator, pair)
+        satisfied = is_satisfied(evaluator, self.original_metric, metric)
         return replace(
             record,
             metric=metric,
-            satisfied=is_satisfied(evaluator, self.original_metric, metric),
-            margin=self._margin(self.original_metric, metric),
+            satisfied=satisfied,
+            margin=margin_of(evaluator, self.original_metric, metric, satisfied),
             standard_error=standard_error(evaluator, metric),
             batches=(record.batches or 0) + evaluator.evaluate_batch_num,
         )
 
-    def _margin(self, original: float, metric: float) -> float:
-        return margin(self.task.evaluator.is_satisfied, original, metric)
+
+def margin_of(evaluator: Any, original: float, metric: float, satisfied: bool) -> float:
+    """Return the margin that goes with a verdict; the verdict alone where the predicate says something else now."""
+    try:
+        found = margin(evaluator.is_satisfied, original, metric)
+    except (Exception, SystemExit):
+        return verdict_alone(satisfied)
+    return found if (found <= 0) == satisfied else verdict_alone(satisfied)
 
 
 def prepare_race(task: Task, study: optuna.Study, original_metric: float, on_progress: OnProgress) -> None:
     """Find out, once in a study's life, whether its evaluator allows racing, and store what is needed for it."""
-    if not task.is_raced or RACE in study.user_attrs:
+    if not task.racing or RACE in study.user_attrs:
         return
     batches = task.evaluator.evaluate_batch_num
     on_progress(Progress("racing", "scoring the original network on parts of the batches", 0, 1))

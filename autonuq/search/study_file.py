@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autonuq.search.builtin import (
     parse_drop,
 )
 from autonuq.search.evaluator import load_evaluator
+from autonuq.search.isolation import IsolatedEvaluator
 from autonuq.search.sampler import SAMPLERS
 from autonuq.search.storage import absolute_url, default_url
 
@@ -40,6 +42,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "batch_size": int,
         "input": str,
         "output": str,
+        "timeout": _NUMBER,
     },
     "evaluator.data": _DATA,
     "evaluator.calibration": _DATA,
@@ -77,7 +80,7 @@ _REQUIRED = (
 )
 _KIND_NAMES = {str: "text", int: "a whole number", bool: "true or false", list: "a list", float: "a number"}
 _POSITIVE = (
-    *(("evaluator", key) for key in ("evaluate_batch_num", "batch_size")),
+    *(("evaluator", key) for key in ("evaluate_batch_num", "batch_size", "timeout")),
     *((f"evaluator.{table}", "count") for table in ("data", "calibration")),
     ("quantization", "batch_num"),
     ("search", "trials"),
@@ -118,9 +121,11 @@ class StudyFile:
     artifacts : str
         Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
-    racing : bool or None
+    racing : bool
     stop_gain : float or None
         None where nothing is said.
+    timeout_s : float or None
+        Of one evaluation.
     confirm : StudyFile or None
         The same with what [confirm] says in place of [evaluator].
     """
@@ -142,8 +147,9 @@ class StudyFile:
     storage: str
     artifacts: str
     out: Path
-    racing: bool | None
+    racing: bool
     stop_gain: float | None
+    timeout_s: float | None
     confirm: StudyFile | None = None
 
 
@@ -216,8 +222,9 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
         artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
-        racing=values.get(("search", "racing")),
+        racing=values.get(("search", "racing"), False),
         stop_gain=values.get(("search", "stop_gain")),
+        timeout_s=values.get(("evaluator", "timeout")),
     )
 
 
@@ -236,6 +243,11 @@ def make_evaluator(file: StudyFile) -> Any:
     ModelError
         A built-in evaluator cannot read the prototxt.
     """
+    make = partial(_evaluator_here, file)
+    return make() if file.timeout_s is None else IsolatedEvaluator(make, file.timeout_s)
+
+
+def _evaluator_here(file: StudyFile) -> Any:
     if isinstance(file.evaluator, AccuracySettings):
         return make_accuracy(file.evaluator, file.source.model)
     return load_evaluator(file.evaluator, file.path.resolve().parent, file.evaluate_batch_num or 1)
@@ -314,7 +326,7 @@ def _last(table: str) -> str:
 
 def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     for place in _POSITIVE:
-        if values.get(place, 1) < 1:
+        if values.get(place, 1) <= 0:
             raise StudyError(f"'{_dotted(*place)}' must be positive. Got {values[place]} instead.", path=path)
     if values.get(("search", "stop_gain"), 0) < 0:
         raise StudyError("'search.stop_gain' must not be negative; 0 never stops", path=path)
@@ -342,7 +354,7 @@ def _check_evaluator(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     if "evaluator.class" in own:
         if "evaluator.evaluate_batch_num" not in own:
             raise StudyError("'evaluator.evaluate_batch_num' is missing", path=path)
-        foreign = sorted(own - {"evaluator.class", "evaluator.evaluate_batch_num"})
+        foreign = sorted(own - {"evaluator.class", "evaluator.evaluate_batch_num", "evaluator.timeout"})
         if foreign:
             raise StudyError(f"'{foreign[0]}' belongs to a built-in evaluator; 'evaluator.class' has none", path=path)
         return

@@ -56,9 +56,9 @@ class Task:
         What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
-    racing : bool or None
-        Whether hopeless trials are stopped on a part of the batches, see `racing`; None where it pays: with samplers
-        that propose such trials, which "rate-distortion" hardly does.
+    racing : bool
+        Whether hopeless trials are stopped on a part of the batches, see `racing`. It pays where a sampler proposes
+        such trials, which "rate-distortion" hardly does.
     stop_gain : float or None
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
         this share; 0 never. None: 0.005, for studies of more than 40 trials.
@@ -81,13 +81,8 @@ class Task:
     artifacts: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
-    racing: bool | None = None
+    racing: bool = False
     stop_gain: float | None = None
-
-    @property
-    def is_raced(self) -> bool:
-        """Whether trials are raced, if the evaluator allows it."""
-        return self.sampler != "rate-distortion" if self.racing is None else self.racing
 
     @property
     def artifacts_location(self) -> str:

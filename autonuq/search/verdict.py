@@ -41,21 +41,26 @@ def margin(is_satisfied: Callable[[float, float], bool], original: float, new: f
     """
     verdict = bool(is_satisfied(original, new))
     if new == original:
-        return -LIMIT if verdict else 1.0
+        return -LIMIT if verdict else verdict_alone(verdict)
 
     def holds(log_t: float) -> bool:
         return bool(is_satisfied(original, original + math.exp(log_t) * (new - original)))
 
     try:
         edge = _edge(holds, verdict)
-        single = edge is None or _is_single(holds, edge)
-    except Exception:  # a predicate may refuse invented metrics in any way; its verdict on the real one stands
-        return -1.0 if verdict else 1.0
+        single = _is_constant(holds, verdict) if edge is None else _is_single(holds, edge)
+    except (Exception, SystemExit):  # a predicate may refuse invented metrics; its verdict on the real one stands
+        return verdict_alone(verdict)
     if not single:
-        return -1.0 if verdict else 1.0
+        return verdict_alone(verdict)
     if edge is None:
         return -LIMIT if verdict else LIMIT
     return max(-LIMIT, min(LIMIT, -edge))
+
+
+def verdict_alone(satisfied: bool) -> float:
+    """Return the margin that says nothing but the verdict."""
+    return -1.0 if satisfied else 1.0
 
 
 def _edge(holds: Callable[[float], bool], verdict: bool) -> float | None:
@@ -75,3 +80,9 @@ def _is_single(holds: Callable[[float], bool], edge: float) -> bool:
     below = (edge - step * index for index in range(1, _GRID + 1))
     above = (edge + step * index for index in range(1, _GRID + 1))
     return all(map(holds, below)) and not any(map(holds, above))
+
+
+def _is_constant(holds: Callable[[float], bool], verdict: bool) -> bool:
+    """Check on a grid that the verdict is the same up to the limit."""
+    step = LIMIT / _GRID if verdict else -LIMIT / _GRID
+    return all(holds(step * index) == verdict for index in range(1, _GRID + 1))

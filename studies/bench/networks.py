@@ -5,6 +5,7 @@ The folder has `models/NAME/deploy.prototxt`, `models/NAME/weights.caffemodel` a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,19 +75,26 @@ class Top1(nuq.Evaluator):
         self.batches_scored = 0
 
     def eval_model(self, model_file, weights_file, batch_num):
-        scoring = Path(model_file).stem != "modified_model"
-        images = self.images if scoring else self.calibration
-        self.batches_scored += batch_num if scoring else 0
+        if Path(model_file).stem == "modified_model":
+            self.correct(model_file, weights_file, batch_num, self.calibration, np.zeros(len(self.calibration)))
+            return 0.0
+        self.batches_scored += batch_num
+        return 100 * sum(self.correct_of(model_file, weights_file, batch_num)) / (batch_num * BATCH)
+
+    def correct_of(self, model_file, weights_file, batch_num):
+        return self.correct(model_file, weights_file, batch_num, self.images, self.labels)
+
+    def correct(self, model_file, weights_file, batch_num, images, labels):
+        """Return the number of correct images of each batch."""
         net = nuq.Net(model_file, weights_file)
         (name,), (output,) = net.inputs, net.outputs
         net.blobs[name].reshape(BATCH, *images.shape[1:])
         net.reshape()
-        correct = 0
+        counts = []
         for start in range(0, batch_num * BATCH, BATCH):
             scores = net.forward(**{name: images[start : start + BATCH]})[output].reshape(BATCH, -1)
-            if scoring:
-                correct += int((scores.argmax(axis=1) == self.labels[start : start + BATCH]).sum())
-        return 100 * correct / (batch_num * BATCH)
+            counts.append(int((scores.argmax(axis=1) == labels[start : start + BATCH]).sum()))
+        return counts
 
     def is_satisfied(self, original_metric, new_metric):
         return original_metric - new_metric < 1
@@ -94,3 +102,17 @@ class Top1(nuq.Evaluator):
     def standard_error(self, metric):
         share = metric / 100
         return 100 * (share * (1 - share) / (self.evaluate_batch_num * BATCH)) ** 0.5
+
+
+class Remembering(Top1):
+    """Runs a network once and answers for any number of its batches from then on; it counts what was asked."""
+
+    def __init__(self, data: Data):
+        super().__init__(data)
+        self._known: dict[bytes, list[int]] = {}
+
+    def correct_of(self, model_file, weights_file, batch_num):
+        key = hashlib.sha256(Path(weights_file).read_bytes()).digest()
+        if key not in self._known:
+            self._known[key] = super().correct_of(model_file, weights_file, self.evaluate_batch_num)
+        return self._known[key][:batch_num]

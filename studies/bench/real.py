@@ -1,7 +1,7 @@
 """What searches find on the five real networks, less than one point of top-1 lost, codec `entropy`.
 
     python studies/bench/real.py [--shared ../shared] [--networks lenet-fashion ...] [--searches rate-distortion ...]
-                                 [--trials 40] [--seed 0] [--halves] [--keep FOLDER]
+                                 [--trials 40] [--seed 0] [--halves] [--racing] [--seeded] [--keep FOLDER]
 
 `uniform` is the best single number of levels for all layers (exact k-means, as in `ratio.py`), found by bisection; the
 others are studies as `autonuq tune` runs them, on operating points that are built once a network. GP needs SciPy and
@@ -9,8 +9,10 @@ PyTorch. Of each study: the best ratio, the points lost, trials, batches scored 
 the points, and how far the margins were from what the curves and the trials before predicted (root mean square of log
 drops, of trials from the tenth on that lost at least a quarter of a point).
 
-With --halves the search sees one half of the test set, every second image, and the other half confirms: what the best
-plan loses there in excess is what luck was worth.
+With --halves the search sees one half of the test set, every second image, and the other half confirms: the points lost
+there in excess are what luck was worth. With --seeded, six uniform plans come first for the rate-distortion sampler,
+too. With --racing, every study is run twice, without and with it; networks are run once for both, batches are counted
+as they are asked for.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from networks import BATCH, NETWORKS, Data, Top1
+from networks import BATCH, NETWORKS, Data, Remembering, Top1
 from ratio import LEVELS, Bench, tightest, with_levels
 
 from autonuq.compress import ModelPair
 from autonuq.records import StudyRecord
-from autonuq.search.study import Task, run_study
+from autonuq.search.space import SEED_LEVELS
+from autonuq.search.study import Study, Task, run_study
 
-SEARCHES = ("uniform", "rate-distortion", "tpe", "gp")
+SEARCHES = ("uniform", "rate-distortion", "tpe", "gp", "random")
 BURN_IN = 10
 
 
@@ -55,23 +58,31 @@ def prediction_error(record: StudyRecord) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
 
 
-def run_search(name: str, search: str, data: Data, shared: Path, folder: Path, options: argparse.Namespace) -> str:
+def run_search(
+    name: str, search: str, evaluator: Top1, unseen: Data | None, folder: Path, options: argparse.Namespace, raced: bool
+) -> str:
     """Run one study and describe what it found."""
+    shared, label = options.shared, f"{search}-raced" if raced else search
     source = ModelPair(*(shared / "models" / name / file for file in ("deploy.prototxt", "weights.caffemodel")))
     task = Task(
         name=name,
         source=source,
-        evaluator=Top1(data),
-        out=folder / search,
-        storage=f"journal://{folder / search}.log",
-        batch_num=min(10, len(data[2]) // BATCH),
+        evaluator=evaluator,
+        out=folder / label,
+        storage=f"journal://{folder / label}.log",
+        batch_num=min(10, len(evaluator.calibration) // BATCH),
         sampler=search,
         seed=options.seed,
         n_trials=1,
+        confirm=Top1(unseen) if unseen is not None else None,
+        racing=raced,
+        stop_gain=0.0,
     )
     if (folder / "calibration").is_dir():
         shutil.copytree(folder / "calibration", task.out / "calibration")
-    run_study(task, exists=False)
+    study = run_study(task, exists=False)
+    if options.seeded and search == "rate-distortion":
+        enqueue_seeds(study)
     if not (folder / "calibration").is_dir():
         shutil.copytree(task.out / "calibration", folder / "calibration")
     began = time.perf_counter()
@@ -80,12 +91,26 @@ def run_search(name: str, search: str, data: Data, shared: Path, folder: Path, o
     record = study.record()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"{folder / search}.log", options.keep / f"{name}-{search}-{options.seed}.log")
+        shutil.copy(f"{folder / label}.log", options.keep / f"{name}-{label}-{options.seed}.log")
     best = record.best
-    found = "nothing" if best is None else f"{best.ratio:.2f}x | {record.original_metric - best.metric:.2f}"
+    found = "nothing | -" if best is None else f"{best.ratio:.2f}x | {record.original_metric - best.metric:.2f}"
+    confirmed = record.confirmation
+    lost = "-" if confirmed is None else f"{confirmed.original_metric - confirmed.metric:.2f}"
     done = sum(trial.state == "complete" for trial in record.trials)
-    batches = task.evaluator.batches_scored
-    return f"{found} | {done} | {batches} | {minutes:.1f} | {prediction_error(record):.2f}"
+    batches, evaluator.batches_scored = evaluator.batches_scored, 0
+    return f"{found} | {lost} | {done} | {batches} | {minutes:.1f} | {prediction_error(record):.2f}"
+
+
+def enqueue_seeds(study: Study) -> None:
+    """Queue one plan for each number of levels in `SEED_LEVELS`."""
+    layers = [layer for layer in study.record().layers if len(layer.rates_bytes) > 1]
+    sampler = study.optuna.sampler
+    for levels in SEED_LEVELS:
+        plan = {
+            layer.name: next((i for i, k in enumerate(layer.curve_levels) if k <= levels), len(layer.curve_levels) - 1)
+            for layer in layers
+        }
+        study.optuna.enqueue_trial(sampler.parameters(plan))
 
 
 def run_uniform(name: str, shared: Path, folder: Path) -> str:
@@ -94,7 +119,7 @@ def run_uniform(name: str, shared: Path, folder: Path) -> str:
     began = time.perf_counter()
     ratio, drop, evaluations = tightest(bench, plans)
     minutes = (time.perf_counter() - began) / 60
-    return f"{ratio:.2f}x | {drop:.2f} | {evaluations} | {bench.evaluator.batches_scored} | {minutes:.1f} | -"
+    return f"{ratio:.2f}x | {drop:.2f} | - | {evaluations} | {bench.evaluator.batches_scored} | {minutes:.1f} | -"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,21 +129,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--searches", nargs="*", default=list(SEARCHES[:3]), choices=SEARCHES)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--halves", action="store_true")
+    parser.add_argument("--racing", action="store_true")
+    parser.add_argument("--seeded", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder for the studies' journals")
     options = parser.parse_args(arguments)
     versions = f"NumPy {np.__version__}, Optuna {optuna.__version__}"
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
-    print("| network | search | ratio | points lost | trials | batches | minutes | error of predictions |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    print("| network | search | ratio | points lost | on unseen half | trials | batches | minutes | prediction error |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in options.networks:
         with tempfile.TemporaryDirectory() as folder:
-            data = NETWORKS[name](options.shared / "data")
             for search in options.searches:
                 if search == "uniform":
-                    row = run_uniform(name, options.shared, Path(folder))
-                else:
-                    row = run_search(name, search, data, options.shared, Path(folder), options)
-                print(f"| {name} | {search} | {row} |", flush=True)
+                    print(f"| {name} | uniform | {run_uniform(name, options.shared, Path(folder))} |", flush=True)
+                    continue
+                data, unseen = NETWORKS[name](options.shared / "data"), None
+                if options.halves:
+                    data, unseen = halves(data)
+                evaluator = Remembering(data) if options.racing else Top1(data)
+                for raced in (False, True) if options.racing else (False,):
+                    row = run_search(name, search, evaluator, unseen, Path(folder), options, raced)
+                    print(f"| {name} | {search}{', raced' if raced else ''} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

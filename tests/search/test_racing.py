@@ -143,7 +143,7 @@ class Measured:
 def raced_study(task):
     evaluator = Measured(task.evaluator)
     messages = []
-    wanted = replace(task, evaluator=evaluator, sampler="tpe", n_trials=24)
+    wanted = replace(task, evaluator=evaluator, sampler="tpe", racing=True, n_trials=24)
     study = run_study(wanted, exists=False, on_progress=lambda step: messages.append((step.stage, step.message)))
     return wanted, study, messages
 
@@ -173,5 +173,5 @@ def test_racing_finds_what_a_study_without_it_finds(raced_study):
 
 def test_the_switch(task):
     evaluator = Measured(task.evaluator)
-    run_study(replace(task, evaluator=evaluator, sampler="random", racing=False, n_trials=8), exists=False)
+    run_study(replace(task, evaluator=evaluator, sampler="random", n_trials=8), exists=False)
     assert set(evaluator.counts) == {BATCHES, 1}  # 1: the calibration

@@ -54,3 +54,11 @@ def test_predicate_that_refuses_invented_metrics():
 
     assert margin(picky, 90.0, 89.5) == -1.0
     assert margin(picky, 90.0, 80.0) == 1.0
+
+
+def test_a_band_far_out_leaves_the_verdict_alone():
+    def unless_odd(original, new):
+        return int(10 * (original - new)) % 2 == 0
+
+    assert margin(unless_odd, 90.0, 89.95) == -1.0
+    assert margin(unless_odd, 90.0, 89.85) == 1.0
