@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from autonuq.errors import StudyError
 
@@ -80,6 +80,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_lost(error: BaseException) -> bool:
     if isinstance(error, OperationalError) and type(error.orig).__module__ == "sqlite3":
         return "locked" in str(error.orig)
+    if isinstance(error, PendingRollbackError):  # what a transaction says whose connection broke a statement earlier
+        return error.code == "8s2b"
     if isinstance(error, (OperationalError, InterfaceError, ConnectionError)):
         return True
     package = type(error).__module__.split(".")[0]

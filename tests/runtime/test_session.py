@@ -15,6 +15,7 @@ from autonuq.graph.files import load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.lowering import lower
 from autonuq.runtime import session as engine
+from autonuq.runtime.device import Device
 from autonuq.runtime.session import Session
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 12 dim: 12 } } }\n'
@@ -98,7 +99,7 @@ def plain(graph, images):
     """Run a graph as onnxruntime would by itself."""
     lowered = lower(graph)
     weights = {name: np.array(weights.values) for name, weights in lowered.initializers.items()}
-    session = engine._load(lowered.model, weights, engine._options(0))
+    session = engine._load(lowered.model, weights, engine._options(0), Device())
     names = list(lowered.outputs.values())
     return dict(zip(lowered.outputs, session.run(names, {name: images for name in lowered.inputs}), strict=True))
 
