@@ -141,8 +141,6 @@ def _feedback_points(
     if steps.shape[1] != len(feedback.order):
         raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(feedback.order)}")
     energy = output_energy(feedback, steps, row_scale=scale)
-    if mean is not None:
-        energy += moments.samples * float(np.square((steps @ mean) * scale).sum())
     found = [(uniform.codes, 0.0)]
     for levels in _level_sets(uniform, codec, feedback, energy, sizes):
         assigned = assign(feedback, steps, levels, row_scale=scale)
