@@ -429,7 +429,6 @@ def build_points(
                 make_codec(codec, uniform.codes.shape),
                 moments=load_moments(record_file, name),
                 nuq=name in searched,
-                has_bias=len(model.graph.by_name[name].blobs) > 1,
                 sizes=AMCT_LEVELS if model.config.amct_levels else None,
             ),
         )
@@ -521,20 +520,7 @@ def _planned_blobs(
     if uniform is None:
         return layer.blobs
     codes = planned_codes(model, points, plan, layer.name)
-    return (
-        dequantize(codes, uniform.scale, uniform.channel_axis),
-        *_planned_biases(model, points, plan, layer.name),
-    )
-
-
-def _planned_biases(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, name: str
-) -> tuple[NDArray[np.float32], ...]:
-    """Return what a layer has besides weights: nothing, or its bias with the mean error of the plan taken up."""
-    biases = model.graph.by_name[name].blobs[1:]
-    point = plan.get(name, 0)
-    shifts = points[name].bias_shifts if point else None
-    return biases if shifts is None else tuple(bias + shifts[point].reshape(bias.shape) for bias in biases)
+    return (dequantize(codes, uniform.scale, uniform.channel_axis), *layer.blobs[1:])
 
 
 def fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
@@ -583,7 +569,7 @@ def write_deploy(model: QuantizedModel, points: Mapping[str, OperatingPoints], p
     for name, factors in model.factors.items():
         blobs: tuple[NDArray[Any], ...] = ()
         if name in model.weights:
-            biases = (_device_bias(name, bias, factors) for bias in _planned_biases(model, points, plan, name))
+            biases = (_device_bias(name, bias, factors) for bias in model.graph.by_name[name].blobs[1:])
             blobs = (planned_codes(model, points, plan, name), *biases)
         quantized[name] = QuantizedBlobs(blobs, factors)
     write_model(insert_quantizers(model.graph, quantized, deploy=True), pair.model, pair.weights)

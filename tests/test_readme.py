@@ -58,6 +58,7 @@ def test_main_job(tmp_path):
         assert (tmp_path / path).stat().st_size
 
 
+@pytest.mark.slow
 def test_own_network(own_network):
     for _, body in BLOCKS:
         title = re.match(r"# (\S+\.\w+)\n", body)

@@ -9,10 +9,6 @@ so, going from the last column to the first, each weight is rounded to the level
 taken up the errors of the columns already done. L[j, j]**2 is what an error in column j costs when the columns after it
 are free to make up for it: the importance that a codebook should be designed with.
 
-Where the layer adds a bias, the bias takes up the mean error, (w - q) E[x], exactly, and only errors about it are left: H
-is then the covariance of the inputs. Inputs that come out of a ReLU have a large mean, which otherwise takes up much of
-the freedom to make errors cancel.
-
 Source: the recursion of GPTQ (Frantar et al. 2022) and optimal brain surgeon, in the form of Babai's nearest plane
 algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; levels instead of a grid, the
 codebook's importance and the free distortion are own derivations.
@@ -31,8 +27,6 @@ from autonuq.errors import QuantizationError
 # Shares of the mean second moment that are added to each of them, always and per input a sample: what few samples say
 # about how inputs go together is not to be trusted. Measured on LeNet (800 inputs, 200 samples) and ResNet-20.
 _DAMPING, _SCARCITY = 0.03, 0.07
-
-_ROUNDING = 1e-5  # the same against rounding errors of sums in float32, which differences of them lay bare
 
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
 
@@ -61,7 +55,7 @@ class Feedback:
         return found
 
 
-def build_feedback(moments: NDArray[Any], samples: int, *, mean: NDArray[np.float64] | None = None) -> Feedback:
+def build_feedback(moments: NDArray[Any], samples: int) -> Feedback:
     """Factor the second moments of a layer's inputs.
 
     Parameters
@@ -70,8 +64,6 @@ def build_feedback(moments: NDArray[Any], samples: int, *, mean: NDArray[np.floa
         Mean, or sum, of x x' over the calibration, symmetric.
     samples : int
         How many x it was.
-    mean : ndarray of float64, shape (K,), optional
-        Mean of x, where a bias takes up the mean error; `moments` must be sums then.
 
     Raises
     ------
@@ -83,18 +75,14 @@ def build_feedback(moments: NDArray[Any], samples: int, *, mean: NDArray[np.floa
     **Cost**: one Cholesky factorization, K**3 / 3 multiplications.
     """
     diagonal = np.diag(moments).astype(np.float64)
-    if mean is not None:
-        diagonal = np.maximum(diagonal - samples * mean**2, 0)
     if not np.isfinite(diagonal).all():
         raise QuantizationError("the second moments of its inputs are not finite")
     if not diagonal.any():
         return Feedback(np.arange(len(diagonal)), np.eye(len(diagonal)))  # inputs always 0: weights do not matter
     order = np.argsort(diagonal, kind="stable")
     damped = moments[np.ix_(order, order)].astype(np.float64)
-    if mean is not None:
-        damped -= np.outer(samples * mean[order], mean[order])
     share = _DAMPING + _SCARCITY * len(order) / max(1, samples)
-    damped[np.diag_indices_from(damped)] += share * diagonal.mean() + _ROUNDING * np.diag(moments).mean()
+    damped[np.diag_indices_from(damped)] += share * diagonal.mean()
     try:
         return Feedback(order, np.asarray(np.linalg.cholesky(damped), np.float64))
     except np.linalg.LinAlgError as error:

@@ -45,13 +45,10 @@ class InputMoments:
         Sum of x x'.
     samples : int
         Number of x.
-    total : ndarray of float64, shape (K,), optional
-        Sum of x; needed where a bias shall take up the mean error.
     """
 
     sums: NDArray[np.float64]
     samples: int
-    total: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,10 @@ class OperatingPoints:
         Distortions as shares of the layer's output energy, so that layers can be compared.
     codes : ndarray of int8, shape (n, *shape of the weights)
         Codes of each point; may be a memory map.
-    bias_shifts : ndarray of float32, shape (n, outputs), optional
-        What the layer's bias takes up: the mean of the output that each point loses.
     """
 
     curve: Curve
     codes: NDArray[np.int8]
-    bias_shifts: NDArray[np.float32] | None = None
 
 
 def build_points(
@@ -81,7 +75,6 @@ def build_points(
     *,
     moments: InputMoments | None = None,
     nuq: bool = True,
-    has_bias: bool = False,
     sizes: Sequence[int] | None = None,
 ) -> OperatingPoints:
     """Build the operating points of one layer.
@@ -97,8 +90,6 @@ def build_points(
         Of the K inputs that a row of weights meets.
     nuq : bool
         False: the layer keeps its uniform steps.
-    has_bias : bool
-        The layer adds a bias, which may be changed with the weights.
     sizes : sequence of int, optional
         The numbers of levels that are allowed besides all; any by default.
 
@@ -113,7 +104,7 @@ def build_points(
     """
     if moments is not None and nuq:
         try:
-            return _feedback_points(layer, weights, uniform, codec, moments, has_bias, sizes)
+            return _feedback_points(layer, weights, uniform, codec, moments, sizes)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
     curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq, sizes=sizes)
@@ -128,13 +119,9 @@ def _feedback_points(
     uniform: UniformWeights,
     codec: Codec,
     moments: InputMoments,
-    has_bias: bool,
     sizes: Sequence[int] | None,
 ) -> OperatingPoints:
-    mean = None
-    if has_bias and moments.total is not None:
-        mean = np.asarray(moments.total, np.float64) / max(1, moments.samples)
-    feedback = build_feedback(moments.sums, moments.samples, mean=mean)
+    feedback = build_feedback(moments.sums, moments.samples)
     rows = len(weights)
     scale = np.broadcast_to(uniform.scale, (rows,))
     steps = weights.reshape(rows, -1) / scale[:, None].astype(np.float64)
@@ -152,12 +139,7 @@ def _feedback_points(
     hull = lower_hull(rates, losses)
     codes = np.stack([found[index][0] for index in hull])
     codebooks = tuple(build_codebook(code_histogram(point), BINS) for point in codes)
-    curve = Curve(layer, rates[hull], losses[hull], codebooks)
-    if mean is None:
-        return OperatingPoints(curve, codes)
-    shifts = np.array([((steps - point.reshape(steps.shape)) @ mean) * scale for point in codes], np.float32)
-    shifts[0] = 0  # uniform steps are AMCT's, their biases too
-    return OperatingPoints(curve, codes, shifts)
+    return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
 
 
 def _level_sets(

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from autonuq.errors import QuantizationError
 from autonuq.graph.layers import convolution
 from autonuq.graph.model import Array, Layer
 from autonuq.quant.points import InputMoments
@@ -28,7 +27,7 @@ def moments_folder(record_file: Path) -> Path:
 
 
 def moments_file(record_file: Path, layer: str) -> Path:
-    """Return the file of one layer's moments: float64, shape (K + 1, K + 1), the sum of (x, 1) (x, 1)'."""
+    """Return the file of one layer's moments: float64, shape (K + 1, K), sums of x x', then the number of samples."""
     return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
 
 
@@ -46,27 +45,16 @@ def are_requested(record_file: Path, layer: str) -> bool:
 
 
 def load_moments(record_file: Path, layer: str) -> InputMoments | None:
-    """Map a layer's moments, or return None if there are none.
-
-    Raises
-    ------
-    QuantizationError
-        The file is damaged, or of another version.
-    """
+    """Map a layer's moments, or return None if there are none."""
     path = moments_file(record_file, layer)
     if not path.exists() or not path.stat().st_size:
         return None
-    try:
-        stored = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise QuantizationError(f"{path} is damaged; delete its folder and calibrate again", layer=layer) from error
-    if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
-        raise QuantizationError(f"{path} is of another version; delete its folder and calibrate again", layer=layer)
-    return InputMoments(stored[:-1, :-1], int(stored[-1, -1]), stored[-1, :-1])
+    stored = np.load(path, mmap_mode="r")
+    return InputMoments(stored[:-1], int(stored[-1, 0]))
 
 
 class MomentObserver:
-    """Adds up x x', x and 1 over everything that a layer's weights meet.
+    """Adds up x x' over everything that a layer's weights meet.
 
     Parameters
     ----------
@@ -79,7 +67,7 @@ class MomentObserver:
     def __init__(self, layer: Layer, path: Path) -> None:
         self._layer, self._path = layer, path
         self._columns = layer.blobs[0][0].size
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(self._columns + 1,) * 2)
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(self._columns + 1, self._columns))
 
     def observe(self, bottom: Array) -> None:
         """Take in one pass of the layer's input.
@@ -91,9 +79,8 @@ class MomentObserver:
         """
         sums = np.load(self._path, mmap_mode="r+")
         for patches in self._patches(bottom):
-            sums[:-1, :-1] += patches.T @ patches
-            sums[-1, :-1] += patches.sum(axis=0, dtype=np.float64)
-            sums[-1, -1] += len(patches)
+            sums[:-1] += patches.T @ patches
+            sums[-1] += len(patches)
 
     def _patches(self, bottom: Array) -> Iterator[Array]:
         """Yield the inputs that rows of weights meet, shape (some, K), columns in the weights' own order."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,17 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
     """
     folder.mkdir(exist_ok=True)
     (folder / _INDEX).unlink(missing_ok=True)
-    stored: dict[str, OperatingPoints] = {}
+    curves: dict[str, Curve] = {}
     for number, (name, points) in enumerate(built):
         codes = np.ascontiguousarray(points.codes)
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(codes))
         replace_file(_codes_file(folder, number), [head.getvalue(), codes.reshape(-1).view(np.uint8).data])
-        stored[name] = replace(points, codes=_map_codes(folder, number, points.curve))
+        curves[name] = points.curve
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **_index_arrays(key, stored))
+    np.savez_compressed(buffer, allow_pickle=False, **_index_arrays(key, curves))
     replace_file(folder / _INDEX, [buffer.getbuffer()])
-    return stored
+    return _mapped(folder, curves)
 
 
 def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
@@ -52,7 +51,8 @@ def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
         with np.load(folder / _INDEX, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
-            return {str(name): _points(folder, str(name), arrays, index) for index, name in enumerate(arrays["layers"])}
+            curves = {str(name): _curve(str(name), arrays, index) for index, name in enumerate(arrays["layers"])}
+        return _mapped(folder, curves)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # what is damaged is built again, like what is missing
 
@@ -61,29 +61,28 @@ def _codes_file(folder: Path, number: int) -> Path:
     return folder / f"{number}.npy"
 
 
-def _map_codes(folder: Path, number: int, curve: Curve) -> NDArray[np.int8]:
-    codes: NDArray[np.int8] = np.load(_codes_file(folder, number), mmap_mode="r", allow_pickle=False)
-    if len(codes) != len(curve.rates_bytes):
-        raise ValueError(f"codes of layer '{curve.layer}' do not belong to its curve")
-    return codes
+def _mapped(folder: Path, curves: Mapping[str, Curve]) -> dict[str, OperatingPoints]:
+    points = {}
+    for number, (name, curve) in enumerate(curves.items()):
+        codes = np.load(_codes_file(folder, number), mmap_mode="r", allow_pickle=False)
+        if len(codes) != len(curve.rates_bytes):
+            raise ValueError(f"codes of layer '{name}' do not belong to its curve")
+        points[name] = OperatingPoints(curve, codes)
+    return points
 
 
-def _index_arrays(key: str, points: Mapping[str, OperatingPoints]) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "layers": np.array(list(points))}
-    for index, found in enumerate(points.values()):
-        curve = found.curve
+def _index_arrays(key: str, curves: Mapping[str, Curve]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "layers": np.array(list(curves))}
+    for index, curve in enumerate(curves.values()):
         arrays[f"{index}:rates_bytes"] = np.asarray(curve.rates_bytes)
         arrays[f"{index}:distortions"] = np.asarray(curve.distortions)
         arrays[f"{index}:tables"] = np.array([codebook.table for codebook in curve.codebooks])
         arrays[f"{index}:levels"] = np.concatenate([codebook.levels for codebook in curve.codebooks])
         arrays[f"{index}:counts"] = np.array([len(codebook.levels) for codebook in curve.codebooks])
-        if found.bias_shifts is not None:
-            arrays[f"{index}:bias_shifts"] = found.bias_shifts
     return arrays
 
 
-def _points(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], index: int) -> OperatingPoints:
+def _curve(name: str, arrays: Mapping[str, NDArray[Any]], index: int) -> Curve:
     levels = np.split(arrays[f"{index}:levels"], np.cumsum(arrays[f"{index}:counts"])[:-1])
     codebooks = tuple(Codebook(own, table) for own, table in zip(levels, arrays[f"{index}:tables"], strict=True))
-    curve = Curve(name, arrays[f"{index}:rates_bytes"], arrays[f"{index}:distortions"], codebooks)
-    return OperatingPoints(curve, _map_codes(folder, index, curve), arrays.get(f"{index}:bias_shifts"))
+    return Curve(name, arrays[f"{index}:rates_bytes"], arrays[f"{index}:distortions"], codebooks)

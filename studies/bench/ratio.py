@@ -13,30 +13,20 @@ import argparse
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from networks import BATCH, NETWORKS, Top1
 
-from autonuq.compress import (
-    ModelPair,
-    calibrated,
-    default_config,
-    planned_codes,
-    quantize,
-    write_calibration_model,
-    write_fake_quant,
-)
+from autonuq.compress import ModelPair, calibrated, default_config, quantize, write_calibration_model, write_fake_quant
 from autonuq.graph.files import load_graph
 from autonuq.quant.codebook import build_codebook, code_histogram
 from autonuq.quant.codec import CODECS
-from autonuq.quant.curve import Curve, build_curve
+from autonuq.quant.curve import build_curve
 from autonuq.quant.points import OperatingPoints, build_points
 from autonuq.runtime.moments import load_moments
-
-Network = tuple[Mapping[str, OperatingPoints], Mapping[str, int]]
-"""Operating points, and the plan that chooses among them."""
 
 CODEC = CODECS["entropy"]
 SLOPES = np.geomspace(1e-9, 1e-2, 140)  # distortion, as a share of a layer's output energy, per byte saved
@@ -60,28 +50,27 @@ class Bench:
         self.model = calibrated(model, self.record)
         self.original_bytes = sum(4 * uniform.codes.size for uniform in self.model.weights.values())
 
-    def ratio(self, network: Network) -> float:
-        points, plan = network
-        sizes = (CODEC.size_bytes(planned_codes(self.model, points, plan, name)) for name in self.model.weights)
-        return self.original_bytes / sum(sizes)
+    def ratio(self, codes) -> float:
+        return self.original_bytes / sum(CODEC.size_bytes(values) for values in codes.values())
 
-    def drop(self, network: Network) -> float:
+    def drop(self, codes) -> float:
+        """Score a network of these codes."""
         pair = ModelPair(self.folder / "t.prototxt", self.folder / "t.caffemodel")
-        write_fake_quant(self.model, *network, pair)
+        weights = {name: replace(self.model.weights[name], codes=values) for name, values in codes.items()}
+        write_fake_quant(replace(self.model, weights=weights), {}, {}, pair)
         metric = self.evaluator.eval_model(pair.model, pair.weights, self.evaluator.evaluate_batch_num)
         return self.original - metric
 
 
-def with_levels(bench: Bench, levels: int) -> Network:
+def with_levels(bench: Bench, levels: int):
     """Plain k-means, exact, over the counts: what AMCT's documents describe."""
-    points = {}
-    for name, uniform in bench.model.weights.items():
-        kept = build_codebook(code_histogram(uniform.codes), levels).apply(uniform.codes)
-        points[name] = OperatingPoints(Curve(name, np.array([2, 1]), np.array([0.0, 1.0])), np.stack([kept, kept]))
-    return points, dict.fromkeys(points, 1)
+    return {
+        name: build_codebook(code_histogram(uniform.codes), levels).apply(uniform.codes)
+        for name, uniform in bench.model.weights.items()
+    }
 
 
-def by_slope(points: Mapping[str, OperatingPoints]) -> list[Network]:
+def by_slope(points: dict[str, OperatingPoints]) -> list[dict[str, np.ndarray]]:
     """One plan a slope, equal ones once."""
     plans = []
     for slope in SLOPES:
@@ -91,54 +80,48 @@ def by_slope(points: Mapping[str, OperatingPoints]) -> list[Network]:
         }
         if plan not in plans:
             plans.append(plan)
-    return [(points, plan) for plan in plans]
+    return [{name: points[name].codes[index] for name, index in plan.items()} for plan in plans]
 
 
-def curves(
-    bench: Bench, *, feedback: bool = False, bias: bool = False, importance: bool = False
-) -> dict[str, OperatingPoints]:
+def curves(bench: Bench, *, feedback: bool = False, importance: bool = False) -> dict[str, OperatingPoints]:
     """Operating points of every layer, with as much knowledge of the inputs as asked for."""
     found = {}
     for name, uniform in bench.model.weights.items():
-        weights, *others = bench.model.graph.by_name[name].blobs
-        moments = load_moments(bench.record, name)
+        weights, moments = bench.model.graph.by_name[name].blobs[0], load_moments(bench.record, name)
         if feedback or not importance or moments is None:
-            found[name] = build_points(
-                name, weights, uniform, CODEC, moments=moments if feedback else None, has_bias=bias and bool(others)
-            )
+            found[name] = build_points(name, weights, uniform, CODEC, moments=moments if feedback else None)
             continue
         second = (np.diag(moments.sums) / moments.samples).reshape(1, *uniform.codes.shape[1:])
         curve = build_curve(name, uniform.codes, CODEC, scale_like=uniform.scale_like(), second_moments=second)
         energy = float(np.sum(uniform.scale_like() ** 2 * second * uniform.codes.astype(float) ** 2))
         codes = np.stack([codebook.apply(uniform.codes) for codebook in curve.codebooks])
-        shares = Curve(name, curve.rates_bytes, curve.distortions / energy, curve.codebooks)
+        shares = type(curve)(name, curve.rates_bytes, curve.distortions / energy, curve.codebooks)
         found[name] = OperatingPoints(shares, codes)
     return found
 
 
-def tightest(bench: Bench, networks: list[Network]) -> tuple[float, float, int]:
-    """Bisect a family, loose to tight, for the tightest network that loses less than a point."""
-    low, high, evaluations, best = 0, len(networks), 0, (0.0, 0.0)
+def tightest(bench: Bench, plans) -> tuple[float, float, int]:
+    """Bisect a family, loose to tight, for the tightest plan that loses less than a point."""
+    low, high, evaluations, best = 0, len(plans), 0, (0.0, 0.0)
     while low < high:
         middle = (low + high) // 2
-        drop = bench.drop(networks[middle])
+        drop = bench.drop(plans[middle])
         evaluations += 1
         if drop < 1:
-            best, low = (bench.ratio(networks[middle]), drop), middle + 1
+            best, low = (bench.ratio(plans[middle]), drop), middle + 1
         else:
             high = middle
     return *best, evaluations
 
 
-CONTESTANTS: dict[str, Callable[[Bench], list[Network]]] = {
-    "int8": lambda bench: [({}, {})],
+CONTESTANTS: dict[str, Callable[[Bench], list[dict[str, np.ndarray]]]] = {
+    "int8": lambda bench: [{name: uniform.codes for name, uniform in bench.model.weights.items()}],
     "AMCT-like, 32 levels": lambda bench: [with_levels(bench, 32)],
     "AMCT-like, 16 levels": lambda bench: [with_levels(bench, 16)],
     "k-means, one k": lambda bench: [with_levels(bench, levels) for levels in LEVELS],
     "entropy-constrained": lambda bench: by_slope(curves(bench)),
     "+ importance of inputs": lambda bench: by_slope(curves(bench, importance=True)),
-    "error feedback": lambda bench: by_slope(curves(bench, feedback=True)),
-    "+ the bias takes up the mean (everything)": lambda bench: by_slope(curves(bench, feedback=True, bias=True)),
+    "+ error feedback": lambda bench: by_slope(curves(bench, feedback=True)),
 }
 
 
@@ -154,11 +137,11 @@ def main() -> None:
             bench = Bench(name, arguments.shared, Path(folder))
             for contestant, family in CONTESTANTS.items():
                 started = time.perf_counter()
-                networks = family(bench)
-                if len(networks) == 1:
-                    ratio, drop, evaluations = bench.ratio(networks[0]), bench.drop(networks[0]), 1
+                plans = family(bench)
+                if len(plans) == 1:
+                    ratio, drop, evaluations = bench.ratio(plans[0]), bench.drop(plans[0]), 1
                 else:
-                    ratio, drop, evaluations = tightest(bench, networks)
+                    ratio, drop, evaluations = tightest(bench, plans)
                 seconds = time.perf_counter() - started
                 figures = f"{ratio:.2f}x | {drop:.2f} | {evaluations} | {seconds:.1f}"
                 print(f"| {name} | {contestant} | {figures} |", flush=True)

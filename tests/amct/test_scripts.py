@@ -76,6 +76,7 @@ def uniform(folder):
     return run(folder, "fashion_static.py")
 
 
+@pytest.mark.slow
 def test_uniform(folder, uniform):
     original = float(re.search(r"original top1: ([\d.]+)", uniform.stdout)[1])
     assert original > 0.85
@@ -83,10 +84,12 @@ def test_uniform(folder, uniform):
     assert (folder / "results/fashion__nuq_layer_record.txt").read_text() == ""
 
 
+@pytest.mark.slow
 def test_convert_model(folder, uniform):
     assert top1(run(folder, "fashion_convert_model.py")) == top1(uniform)
 
 
+@pytest.mark.slow
 def test_static_nuq(folder, uniform):
     result = run(folder, "fashion_static.py", "--cfg_define", "quant.cfg")
     assert abs(top1(result) - top1(uniform)) <= 0.03
@@ -107,6 +110,7 @@ def test_auto_nuq(folder):
     assert re.search(r"trial \d+/\d+: ratio .*satisfied; best .*x; about \d+ s left", log)
 
 
+@pytest.mark.slow
 def test_auto_calibration(folder):
     run(folder, "fashion_auto_calibration.py")
     log = (folder / "amct_log/amct_caffe.log").read_text()

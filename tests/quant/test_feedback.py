@@ -133,36 +133,6 @@ def test_numbers_of_levels_can_be_limited(name, known, layer):
     assert [codec.size_bytes(codes) for codes in points.codes] == points.curve.rates_bytes.tolist()
 
 
-def test_a_bias_takes_up_the_mean(layer):
-    """With its shift in the bias, each point's mean output is the float layer's, and its loss is what is left."""
-    weights, uniform, _ = layer
-    rng = np.random.default_rng(4)
-    x = np.maximum(inputs(3000, 72) + rng.uniform(0, 2, 72), 0)
-    moments = InputMoments(x.T @ x, 3000, x.sum(axis=0))
-    codec = CODECS["entropy"]
-    points = build_points("conv", weights, uniform, codec, moments=moments, has_bias=True)
-    scale, rows = uniform.scale.astype(float)[:, None], weights.reshape(40, -1).astype(float)
-    energy = np.square(x @ rows.T).sum()
-    assert not points.bias_shifts[0].any()
-    for codes, shift, loss in list(zip(points.codes, points.bias_shifts, points.curve.distortions, strict=True))[1:]:
-        error = x @ (rows - codes.reshape(40, -1) * scale).T - shift
-        assert np.abs(error.mean(axis=0)).max() < 1e-5 * np.abs(shift).max()
-        assert np.square(error).sum() / energy < loss  # which counts the damping, too
-    fixed = build_points("conv", weights, uniform, codec, moments=moments).curve
-    assert fixed is not None and build_points("conv", weights, uniform, codec, moments=moments).bias_shifts is None
-    for rate, loss in list(zip(fixed.rates_bytes, fixed.distortions, strict=True))[3:-1]:
-        assert np.interp(rate, points.curve.rates_bytes[::-1], points.curve.distortions[::-1]) < loss
-
-
-def test_constant_inputs_are_left_to_the_bias(layer):
-    weights, uniform, _ = layer
-    x = np.full((100, 72), 0.7, np.float32)
-    moments = InputMoments((x.T @ x).astype(float), 100, x.sum(axis=0, dtype=float))
-    points = build_points("conv", weights, uniform, CODECS["entropy"], moments=moments, has_bias=True)
-    assert points.curve.distortions[-1] < 1e-3
-    assert len(np.unique(points.codes[-1])) <= 3
-
-
 def test_moments_of_another_layer_are_refused(layer):
     weights, uniform, _ = layer
     with pytest.raises(QuantizationError, match="layer 'conv'.*72 inputs.*of 5"):

@@ -49,6 +49,7 @@ def isolated(tmp_path):
     return IsolatedEvaluator(partial(load_evaluator, "weird.py:Weird", tmp_path, 3), timeout_s=4)
 
 
+@pytest.mark.slow
 def test_a_process_is_kept_killed_and_made_anew(isolated):
     assert [score(isolated, PAIR), score(isolated, PAIR)] == [1.0, 2.0]
     with pytest.raises(EvaluatorError, match=r"took longer than 4 s; its process was killed"):

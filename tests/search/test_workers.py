@@ -104,6 +104,7 @@ def worker_processes(study):
     return {int(pid) for pid, _ in scored(study)} if (study.parent / "calls.log").exists() else set()
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_replaced(logging_study, monkeypatch):
     monkeypatch.setenv("PAUSE_S", "0.1")
     process = start(logging_study, "tune", "--jobs", "2")

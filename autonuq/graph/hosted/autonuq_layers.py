@@ -9,7 +9,7 @@ DeQuant  scale, shift: lists, one number for each channel or one in all; the shi
 IFMR     batch_num, with_offset, max_percentile, min_percentile, search_start, search_end, search_step, and as HFMG
 HFMG     batch_num, with_offset, num_of_bins, record_file; objects: one for each bottom, with
          key: name of the layer in the record file, as protobuf's text writes it;
-         moments (or null): file for the sum of (x, 1) (x, 1)' over the layer's inputs;
+         moments (or null): file for the sum of x x' over the layer's inputs;
          window (or null: all of the input): kernel, stride and pad, (rows, columns) each
 =======  ==============================================================================================================
 
@@ -99,17 +99,15 @@ class Observer(caffe.Layer):
                 write_factors(self.settings["record_file"], described["key"], factors)
 
     def add_moments(self, described, data):
-        """Add to the sums of x x', of x and of 1."""
+        """Add to the sum of x x', whose last row counts the x."""
         for image in data:
             rows = patches(image, described["window"])
             path = described["moments"]
             if path not in self.moments:
-                shape = (rows.shape[1] + 1,) * 2
+                shape = (rows.shape[1] + 1, rows.shape[1])
                 self.moments[path] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
-            sums = self.moments[path]
-            sums[:-1, :-1] += rows.T.dot(rows)
-            sums[-1, :-1] += rows.sum(axis=0, dtype=np.float64)
-            sums[-1, -1] += len(rows)
+            self.moments[path][:-1] += rows.T.dot(rows)
+            self.moments[path][-1] += len(rows)
 
 
 class IFMR(Observer):
