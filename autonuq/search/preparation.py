@@ -22,6 +22,7 @@ from autonuq.compress import (
 )
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.quant.points import OperatingPoints
+from autonuq.runtime.memory import give_back_memory
 from autonuq.search.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.search.points_cache import load_points, store_points
 from autonuq.search.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_layers
@@ -84,6 +85,7 @@ def prepare_points(
             done.append(name)
             on_progress(Progress("curves", name, len(done), len(model.weights)))
 
+        give_back_memory()
         built = build_points(model, task.codec, task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
     layers = layer_records(model, points)

@@ -162,7 +162,8 @@ def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
     """Digest everything that changes a measurement, under the words that a user knows."""
 
     def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
         {name: asdict(settings) for name, settings in model.config.layers.items()}

@@ -120,7 +120,8 @@ def test_auto_calibration(folder):
     assert (folder / "results/fashion_deploy_weights.caffemodel").is_file()
 
 
-def test_installed_by_hand(folder):
+@pytest.mark.slow
+def test_installed_by_hand(folder, uniform):
     code = "import sys, runpy, autonuq.amct; autonuq.amct.install(); del sys.argv[0];"
     code += "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
     run(folder, "fashion_convert_model.py", launcher=("-c", code))
