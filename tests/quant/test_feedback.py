@@ -49,6 +49,18 @@ def test_distortion_is_exact_and_below_that_of_rounding(samples, columns):
         assert found.distortion < 0.7 * rounded
 
 
+@pytest.mark.parametrize("size", [1, 5, 6, 17])
+def test_the_factor_is_choleskys(size, monkeypatch):
+    monkeypatch.setattr("autonuq.quant.feedback._PANEL", 5)
+    x = inputs(60, size)
+    feedback = build_feedback(x.T @ x, 60)
+    assert (np.triu(feedback.factor, 1) == 0).all()
+    damped = (x.T @ x)[np.ix_(feedback.order, feedback.order)]
+    share = 0.03 + 0.07 * size / 60
+    expected = np.linalg.cholesky(damped + share * np.mean(np.diag(damped)) * np.eye(size))
+    assert feedback.factor == pytest.approx(expected)
+
+
 def test_weights_that_are_levels_stay():
     x = inputs(500, 20)
     steps = LEVELS[np.random.default_rng(0).integers(5, size=(8, 20))].astype(float)
