@@ -40,10 +40,8 @@ from autonuq.search.trial_log import append_trial
 FAILURES_IN_A_ROW = 3
 POLL_S = 1.0
 """How often a worker without work looks whether another's trial has become free."""
-STOP_GAIN = 0.005
-"""What is not worth another trial, as a share of the ratio, where the task says nothing of it."""
-LEAST_TRIALS, UNASKED_TRIALS = 10, 40
-"""Before a study may end because little is left to gain: where the task asks for it, and where it says nothing."""
+LEAST_TRIALS = 10
+"""Before a study may end because little is left to gain."""
 
 
 class Runner:
@@ -105,9 +103,10 @@ class Runner:
 
     def _is_done(self) -> bool:
         """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
-        asked = self.task.stop_gain
-        share, least = (STOP_GAIN, UNASKED_TRIALS) if asked is None else (asked, LEAST_TRIALS)
-        if self.task.sampler != "rate-distortion" or share <= 0 or not least <= self._finished() < self.claims.total():
+        share = self.task.stop_gain
+        if self.task.sampler != "rate-distortion" or share <= 0:
+            return False
+        if not LEAST_TRIALS <= self._finished() < self.claims.total():
             return False
         if self.study.user_attrs.get(STOPPED):
             return True

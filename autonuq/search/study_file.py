@@ -122,8 +122,7 @@ class StudyFile:
         Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
     racing : bool
-    stop_gain : float or None
-        None where nothing is said.
+    stop_gain : float
     timeout_s : float or None
         Of one evaluation.
     confirm : StudyFile or None
@@ -148,7 +147,7 @@ class StudyFile:
     artifacts: str
     out: Path
     racing: bool
-    stop_gain: float | None
+    stop_gain: float
     timeout_s: float | None
     confirm: StudyFile | None = None
 
@@ -223,7 +222,7 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
         racing=values.get(("search", "racing"), False),
-        stop_gain=values.get(("search", "stop_gain")),
+        stop_gain=float(values.get(("search", "stop_gain"), 0)),
         timeout_s=values.get(("evaluator", "timeout")),
     )
 

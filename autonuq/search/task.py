@@ -59,9 +59,9 @@ class Task:
     racing : bool
         Whether hopeless trials are stopped on a part of the batches, see `racing`. It pays where a sampler proposes
         such trials, which "rate-distortion" hardly does.
-    stop_gain : float or None
+    stop_gain : float
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
-        this share; 0 never. None: 0.005, for studies of more than 40 trials.
+        this share, after ten trials at the earliest; 0 never.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Task:
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     racing: bool = False
-    stop_gain: float | None = None
+    stop_gain: float = 0.0
 
     @property
     def artifacts_location(self) -> str:

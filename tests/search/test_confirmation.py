@@ -30,7 +30,7 @@ class Confirming:
 
 @pytest.fixture
 def confirmed(task):
-    return replace(task, confirm=Confirming(), n_trials=6, stop_gain=0.0)
+    return replace(task, confirm=Confirming(), n_trials=6)
 
 
 def test_original_and_winner_once(confirmed):
