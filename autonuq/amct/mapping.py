@@ -75,7 +75,7 @@ def predicted_layers(graph: Graph, chip: str) -> tuple[str, ...]:
     Convolutions only: the one published file leaves its fully connected layer unmarked (`unsaid`).
     """
     marks = predict_marks(graph, chip)
-    return tuple(name for name, mark in marks.items() if mark.is_marked and graph.by_name[name].type == "Convolution")
+    return tuple(name for name, mark in marks.items() if mark.is_marked)
 
 
 def load_marks(path: str | Path, capabilities: Sequence[Capability]) -> Marks:

@@ -79,7 +79,8 @@ def predict_mark(
     map_height, map_width : int
         Its output map.
     is_fc : bool
-        A fully connected layer, of which the rest does not matter.
+        A fully connected layer: not marked, whatever its size, as in the one mapping file that is published; the
+        published source, which is newer, marks every one.
     group : int
         Grouped convolutions cannot be compressed.
     is_int8 : bool
@@ -112,7 +113,7 @@ def predict_mark(
     if group > 1:
         return Mark(False, f"{group} groups")
     if is_fc:
-        return Mark(True, "fully connected")
+        return Mark(False, "fully connected: only newer compilers mark it")
     depth = kernel_height * kernel_width * channels
     size = depth * outputs
     blocks = (map_height * map_width, _CUBE), (depth, _CUBE_DEPTH[is_int8]), (outputs, _CUBE)

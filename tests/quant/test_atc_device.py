@@ -84,7 +84,7 @@ def test_ratios_that_were_published():
 
 
 def test_other_layers():
-    assert mark("ascend310", 1, 2048, 10, 1, is_fc=True).is_marked
+    assert not mark("ascend310", 1, 2048, 1000, 1, is_fc=True).is_marked
     assert not mark("ascend310", 3, 512, 512, 7, group=2).is_marked
     with pytest.raises(ValueError, match="'chip' parameter"):
         mark("ascend1", 3, 512, 512, 7)
