@@ -30,6 +30,7 @@ def test_new_runs_as_it_is(run, tiny):
     assert run("new", "evaluate.py/x", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel").returncode == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["wechat-detect", "mtcnn-det3"])
 def test_new_for_real_networks(run, shared, tmp_path, network):
     model, weights = (shared / "models" / network / name for name in ("deploy.prototxt", "weights.caffemodel"))

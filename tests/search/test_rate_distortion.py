@@ -320,6 +320,7 @@ study.optimize(Problem(curves), n_trials=4)
 """
 
 
+@pytest.mark.slow
 def test_fresh_processes_go_on_as_one_would(tmp_path):
     storage = f"sqlite:///{tmp_path / 's.db'}"
     for hash_seed in ("0", "1", "2"):

@@ -68,7 +68,11 @@ def wait_for_calls(process, study, count):
     assert process.poll() is None, process.stderr.read()
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3, 6], ids=["baseline", "calibration", "first trial", "fourth trial"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3, 6],
+    ids=["baseline", "calibration", "first trial", "fourth trial"],
+)
 def test_kill_and_resume(slow_study, moment):
     process = start(slow_study, "tune")
     wait_for_calls(process, slow_study, moment)

@@ -115,7 +115,8 @@ def test_a_killed_job_is_replaced(logging_study, monkeypatch):
     check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
 
 
-@pytest.mark.parametrize("to", ["the group", pytest.param("the parent alone", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["the group", "the parent alone"])
 def test_interrupt_with_jobs(logging_study, monkeypatch, to):
     monkeypatch.setenv("PAUSE_S", "0.2")
     process = start(logging_study, "tune", "--jobs", "2")
