@@ -224,6 +224,11 @@ def load_caffemodel(path: str | Path) -> Caffemodel:
 _spare: deque[Array] = deque(maxlen=1)
 
 
+def release_spare() -> None:
+    """Let go of the memory that the next caffemodel would have taken."""
+    _spare.clear()
+
+
 def _read_into_spare(path: Path) -> Array:
     """Read a file into the spare memory if it fits well, else into new memory; NumPy's comes in huge pages."""
     with path.open("rb", buffering=0) as file:

@@ -189,6 +189,11 @@ _cache: OrderedDict[bytes, _Prepared | None] = OrderedDict()
 _lock = threading.Lock()
 
 
+def release_spare() -> None:
+    """Let go of the memory that the next session would have taken for its weights."""
+    _spare.clear()
+
+
 def _prepared(lowered: Lowered) -> _Prepared | None:
     """Return what is kept of a structure; make it the first time.
 
