@@ -121,13 +121,8 @@ def _feedback_points(
     moments: InputMoments,
     sizes: Sequence[int] | None,
 ) -> OperatingPoints:
-    feedback = build_feedback(moments.sums, moments.samples)
-    rows = len(weights)
-    scale = np.broadcast_to(uniform.scale, (rows,))
-    steps = weights.reshape(rows, -1) / scale[:, None].astype(np.float64)
-    if steps.shape[1] != len(feedback.order):
-        raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(feedback.order)}")
-    energy = output_energy(feedback, steps, row_scale=scale)
+    feedback, steps, scale = prepare_feedback(weights, uniform, moments)
+    energy = output_energy(feedback, steps, row_scale=scale) or 1.0  # 0 if all weights are
     found = [(uniform.codes, 0.0)]
     for levels in _level_sets(uniform, codec, feedback, energy, sizes):
         assigned = assign(feedback, steps, levels, row_scale=scale)
@@ -142,13 +137,35 @@ def _feedback_points(
     return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
 
 
+def prepare_feedback(
+    weights: NDArray[np.float32], uniform: UniformWeights, moments: InputMoments
+) -> tuple[Feedback, NDArray[np.float64], NDArray[np.float32]]:
+    """Return what `assign` takes: the factor of the moments, the weights in code units (rows, K), each row's scale.
+
+    Raises
+    ------
+    QuantizationError
+        The moments do not fit the weights, or are not finite.
+    """
+    rows = len(weights)
+    scale = np.broadcast_to(uniform.scale, (rows,))
+    steps = weights.reshape(rows, -1) / scale[:, None].astype(np.float64)
+    if steps.shape[1] != len(moments.sums):
+        raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(moments.sums)}")
+    return build_feedback(moments.sums, moments.samples), steps, scale
+
+
+def feedback_importance(uniform: UniformWeights, feedback: Feedback) -> NDArray[np.float64]:
+    """Return the importance of each code, shape (256,), that a codebook for error feedback is designed with."""
+    columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
+    return code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
+
+
 def _level_sets(
     uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float, sizes: Sequence[int] | None
 ) -> list[NDArray[np.int8]]:
     """Return the sets of levels that are worth an assignment, each once."""
-    histogram = code_histogram(uniform.codes)
-    columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
-    importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
+    histogram, importance = code_histogram(uniform.codes), feedback_importance(uniform, feedback)
     if sizes is not None or not codec.entropy_coded:
         family = build_codebooks(histogram, importance=importance)
         designed = [family.codebook(size).levels for size in sizes or _FIXED_SIZES if size < family.max_levels]

@@ -11,10 +11,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.errors import QuantizationError
 from autonuq.quant.codebook import build_codebook, code_histogram, code_importance, look_up
-from autonuq.quant.feedback import assign, build_feedback
-from autonuq.quant.points import InputMoments
+from autonuq.quant.feedback import assign
+from autonuq.quant.points import InputMoments, feedback_importance, prepare_feedback
 from autonuq.quant.uniform import UniformWeights
 
 _EVERY_CODE = np.arange(-128, 128)
@@ -51,19 +50,13 @@ def restrict_codes(
     one assignment.
     """
     histogram = code_histogram(uniform.codes)
-    squared_scale = uniform.scale_like().astype(np.float64) ** 2
     if moments is None:
-        book = build_codebook(histogram, num_steps, importance=code_importance(uniform.codes, squared_scale))
+        importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2)
+        book = build_codebook(histogram, num_steps, importance=importance)
         return replace(uniform, codes=book.apply(uniform.codes))
-    rows = weights.reshape(len(weights), -1)
-    if rows.shape[1] != len(moments.sums):
-        raise QuantizationError(f"has {rows.shape[1]} inputs, but second moments of {len(moments.sums)}")
-    feedback = build_feedback(moments.sums, moments.samples)
-    columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
-    importance = code_importance(uniform.codes, squared_scale * columns)
-    book = build_codebook(histogram, num_steps, importance=importance)
-    scale = np.broadcast_to(uniform.scale, (len(rows),))
-    found = assign(feedback, rows / scale[:, None].astype(np.float64), book.levels, row_scale=scale)
+    feedback, steps, scale = prepare_feedback(weights, uniform, moments)
+    book = build_codebook(histogram, num_steps, importance=feedback_importance(uniform, feedback))
+    found = assign(feedback, steps, book.levels, row_scale=scale)
     return replace(uniform, codes=found.codes.reshape(uniform.codes.shape))
 
 

@@ -145,6 +145,14 @@ def test_numbers_of_levels_can_be_limited(name, known, layer):
     assert [codec.size_bytes(codes) for codes in points.codes] == points.curve.rates_bytes.tolist()
 
 
+def test_weights_that_are_all_zero(layer):
+    _, _, moments = layer
+    zero = np.zeros((40, 8, 3, 3), np.float32)
+    points = build_points("c", zero, quantize_weights(zero, channel_axis=0), CODECS["entropy"], moments=moments)
+    assert not points.codes.any()
+    assert not points.curve.distortions.any()
+
+
 def test_moments_of_another_layer_are_refused(layer):
     weights, uniform, _ = layer
     with pytest.raises(QuantizationError, match="layer 'conv'.*72 inputs.*of 5"):
