@@ -260,7 +260,7 @@ def build_codebooks(
     Among equally good cuts the one whose last interval starts first is taken, so results are reproducible.
 
     **Shapes**: a (64, 3, 7, 7) convolution gives one histogram of 9,408 counts.
-    **Cost**: one dynamic program over arrays, some 2 ms for 256 codes and all k, whatever the size of the layer.
+    **Cost**: one dynamic program over arrays, some 3 ms for 256 codes and all k, whatever the size of the layer.
     **Source**: Wang & Song, R Journal 3(2), 2011 (optimal 1-D k-means); restricted to integer levels and to codebooks
     that keep zero here.
     """
