@@ -370,9 +370,7 @@ def write_calibration_model(
         joint=joint_groups(model.graph, config.layers) if config.joint_quant else (),
     )
     moments = {
-        name: moments_file(record_file, name)
-        for name in model.nuq_layers
-        if is_observable(model.graph.by_name[name])
+        name: moments_file(record_file, name) for name in model.nuq_layers if is_observable(model.graph.by_name[name])
     }
     _write_runnable(observed, pair, python_layers, moments)
 
@@ -630,9 +628,7 @@ def write_nuq_layers(model: QuantizedModel, plan: Plan, prefix: str) -> Path:
     return replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(chosen_layers(model, plan)))
 
 
-def write_quant_info(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str
-) -> Path:
+def write_quant_info(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, prefix: str) -> Path:
     """Write what AMCT's accuracy comparison wants to know: where quantizers stand and what was folded."""
     return replace_text(f"{prefix}_quant.json", json.dumps(_quant_info(model, points, plan), indent=4))
 

@@ -33,9 +33,7 @@ def test_two_workers():
     now = standing(study(scored(0, True, 20), scored(1, False, 40), TrialRecord(2, "failed"), copy, *running))
     assert now.done == 4
     assert now.left_s == 6 / 2 * 2.0
-    assert describe(now, 4000, at) == (
-        "4/10  best 20.00x at 0.89  67% feasible  6.0 s left  now #4 50.0x 5 s, #5"
-    )
+    assert describe(now, 4000, at) == ("4/10  best 20.00x at 0.89  67% feasible  6.0 s left  now #4 50.0x 5 s, #5")
 
 
 def test_many_workers_are_counted():
@@ -45,5 +43,9 @@ def test_many_workers_are_counted():
 
 def test_durations():
     assert [duration(seconds) for seconds in (0.04, 9.9, 59, 61, 7384)] == [
-        "0.0 s", "9.9 s", "59 s", "1 min 01 s", "2 h 03 min"
+        "0.0 s",
+        "9.9 s",
+        "59 s",
+        "1 min 01 s",
+        "2 h 03 min",
     ]

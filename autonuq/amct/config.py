@@ -125,12 +125,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_range(value: object) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(map(_is_number, value))
-        and 0 < value[0] < value[1]
-    )
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value)) and 0 < value[0] < value[1]
 
 
 def _is_names(value: object) -> bool:
@@ -320,9 +315,7 @@ def check_skip_layers(
     return frozenset(layer.name for layer in layers)
 
 
-def check_skip_fusion_layers(
-    names: Iterable[str], capabilities: Sequence[Capability], place: Place
-) -> tuple[str, ...]:
+def check_skip_fusion_layers(names: Iterable[str], capabilities: Sequence[Capability], place: Place) -> tuple[str, ...]:
     """Return the names to leave unfolded; BatchNorm or Scale must be foldable into each."""
     layers = check_known_layers("skip_fusion_layers", names, capabilities, place)
     for layer in layers:
@@ -536,9 +529,7 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
     return LoadedConfig(config, warnings)
 
 
-def _build_layer(
-    values: object, capability: Capability, path: Path
-) -> tuple[LayerSettings | None, tuple[str, ...]]:
+def _build_layer(values: object, capability: Capability, path: Path) -> tuple[LayerSettings | None, tuple[str, ...]]:
     place = Place(path, capability.name)
     if not isinstance(values, _Object):
         place.refuse(capability.name, "an object with the layer's settings", values)

@@ -51,9 +51,7 @@ _DEPRECATED = {
 _SPELLING = {"num_bits": "quant_bits", "search_range": "search_range_start, search_range_end"}
 
 
-def load_simplified(
-    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None
-) -> LoadedConfig:
+def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None) -> LoadedConfig:
     """Read a simplified configuration and resolve it to settings per layer.
 
     Parameters
@@ -133,9 +131,7 @@ def _parse_text(path: Path) -> schema.AMCTConfig:
     except OSError as error:
         raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
     except UnicodeDecodeError as error:
-        raise QuantizationError(
-            f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path
-        ) from error
+        raise QuantizationError(f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path) from error
     except text_format.ParseError as error:
         line, column = error.GetLine(), error.GetColumn()
         problem = str(error).removeprefix(f"{line}:{column} : ").replace("\n", " ")
@@ -300,9 +296,7 @@ def _unused_marks(mapping_file: Path, marks: Marks) -> tuple[str, ...]:
     return warnings
 
 
-def _differences(
-    mapping_file: Path, marked: tuple[str, ...], chip: str, predicted: tuple[str, ...]
-) -> tuple[str, ...]:
+def _differences(mapping_file: Path, marked: tuple[str, ...], chip: str, predicted: tuple[str, ...]) -> tuple[str, ...]:
     """Compare the marks of the file with those predicted; the file counts."""
     only_file = [name for name in marked if name not in predicted]
     only_chip = [name for name in predicted if name not in marked]

@@ -211,9 +211,7 @@ def quantize_static(
     request_moments(graph.record_file, ())
     metric = score(evaluator, fake_quant_pair(prefix))
     levels = {name: len(np.unique(uniform.codes)) for name, uniform in model.weights.items()}
-    return StaticResult(
-        original, metric, is_satisfied(evaluator, original, metric), levels, (*written, record_file)
-    )
+    return StaticResult(original, metric, is_satisfied(evaluator, original, metric), levels, (*written, record_file))
 
 
 def convert_model(

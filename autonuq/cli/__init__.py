@@ -78,6 +78,7 @@ app = typer.Typer(
     "130 interrupted.",
 )
 
+
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()

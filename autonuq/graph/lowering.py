@@ -171,10 +171,7 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
         nodes,
         name or "caffe",
         [helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape) for blob, shape in builder.inputs.items()],
-        [
-            helper.make_tensor_value_info(output, TensorProto.FLOAT, made[blob][1])
-            for blob, output in outputs.items()
-        ],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, made[blob][1]) for blob, output in outputs.items()],
         [
             declared_tensor(key, found.array) if key in weights else onnx.numpy_helper.from_array(found.array, key)
             for key, found in constants.items()

@@ -224,7 +224,8 @@ class Net:
         self._runner = _Runner(graph if self._stored is None else attach_weights(graph, self._stored))
         self._observers = {
             layer.name: Observer(layer, self._graph.by_name)
-            for layer in self._graph.layers if layer.type in OBSERVER_TYPES
+            for layer in self._graph.layers
+            if layer.type in OBSERVER_TYPES
         }
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()

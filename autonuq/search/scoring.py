@@ -63,9 +63,7 @@ class Scorer:
         folder.mkdir(exist_ok=True)
         try:
             pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-            write_fake_quant(
-                self.model, self.points, record.points, pair, python_layers=self.task.python_layers
-            )
+            write_fake_quant(self.model, self.points, record.points, pair, python_layers=self.task.python_layers)
             if self.race is not None:
                 record = self._raced(self.race, record, pair, expected)
             return record if record.is_partial else self._completed(record, pair)

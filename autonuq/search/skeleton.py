@@ -16,7 +16,7 @@ from autonuq.graph.model import Graph, Shape
 
 STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
 
-_STUDY = Template('''\
+_STUDY = Template("""\
 # Study of ${title}: 'autonuq check', then 'autonuq tune' with this file. Paths are relative to it.
 name = ${name}
 
@@ -40,7 +40,7 @@ codec = "entropy"              # or fixed; or ascend, ATC's weight compressor
 
 [search]
 trials = 20
-''')
+""")
 
 _EVALUATOR = Template('''\
 """How good a network is, and whether that is good enough.

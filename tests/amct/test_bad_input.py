@@ -161,9 +161,7 @@ def network(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_supported_layers(tmp_path, network, recwarn, layer_type, parameters, no_int8, no_nuq):
     files = network(layer_type, parameters)
-    (tmp_path / "q.cfg").write_text(
-        'override_layer_configs { layer_name: "x" calibration_config { nuq_quantize {} } }'
-    )
+    (tmp_path / "q.cfg").write_text('override_layer_configs { layer_name: "x" calibration_config { nuq_quantize {} } }')
     if no_int8:
         with pytest.raises(QuantizationError) as caught:
             amct.create_quant_config("c.json", *files, None, 1, True, "q.cfg")

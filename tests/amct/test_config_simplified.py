@@ -92,9 +92,7 @@ def test_most_specific_block_counts_whole(load):
 
 
 def test_floats_come_out_short(load):
-    text = (
-        "common_config { ifmr_quantize { search_range_end: 1.2 max_percentile: 0.999999 asymmetric: true } }"
-    )
+    text = "common_config { ifmr_quantize { search_range_end: 1.2 max_percentile: 0.999999 asymmetric: true } }"
     expected = ActivationSettings(search_end=1.2, asymmetric=True)
     assert load(text).config.layers["conv1"].activation == expected
 

@@ -56,9 +56,7 @@ def test_marked_layers_come_in_file_order_and_once(write):
 
 
 @pytest.mark.parametrize("key", ["_fe_weight_compress", "fe_weight_compress"])
-@pytest.mark.parametrize(
-    "value", [{"b": True}, {"b": 1}, {"b": "true"}, {"i": 1}, {"s": "true"}, True], ids=str
-)
+@pytest.mark.parametrize("value", [{"b": True}, {"b": 1}, {"b": "true"}, {"i": 1}, {"s": "true"}, True], ids=str)
 def test_both_spellings_and_every_way_of_saying_yes(write, key, value):
     path = write(operator("x", {"key": key, "value": value}, members("conv1")))
     assert marked_layers(path, NETWORK) == ("conv1",)

@@ -265,9 +265,11 @@ RECORDS = {
     "offset_w": (edited("offset_w: 0", "offset_w: 1"), "layer 'conv': offset_w must be 0"),
     "lengths": (edited("    offset_w: 0\n", ""), "layer 'conv': scale_w and offset_w must have the same length"),
     "channel_wise-fc": (
-        lambda text: text[: text.index('record {\n  key: "fc"')]
-        + text[text.index('record {\n  key: "fc"') :].replace("scale_w", "scale_w: 1 scale_w", 1).replace(
-            "offset_w", "offset_w: 0 offset_w", 1
+        lambda text: (
+            text[: text.index('record {\n  key: "fc"')]
+            + text[text.index('record {\n  key: "fc"') :]
+            .replace("scale_w", "scale_w: 1 scale_w", 1)
+            .replace("offset_w", "offset_w: 0 offset_w", 1)
         ),
         "layer 'fc': scale_w must have length 1. Got 2 instead",
     ),
@@ -375,9 +377,11 @@ class Agreement:
 def test_one_call_is_the_whole_static_way(tiny, files):
     quantized(files)
     result = amct.quantize_static(*files, "config.json", Agreement(), "one/tiny")
-    assert names(tiny / "one") == SIMULATION | DEPLOYMENT | ALWAYS | {"tiny_record.txt"} == {
-        path.name for path in result.written
-    }
+    assert (
+        names(tiny / "one")
+        == SIMULATION | DEPLOYMENT | ALWAYS | {"tiny_record.txt"}
+        == {path.name for path in result.written}
+    )
     for name in SIMULATION | DEPLOYMENT:
         assert (tiny / "one" / name).read_bytes() == (tiny / "out" / name).read_bytes(), name
     assert result.original_metric == 1

@@ -155,9 +155,7 @@ def test_three_parameter_specs_of_batch_norm_do_not_learn(tmp_path):
 
 def test_a_layer_may_be_called_input_beside_old_inputs(tmp_path):
     path = tmp_path / "net.prototxt"
-    path.write_text(
-        'input: "x" input_shape { dim: 1 } layer { name: "input" type: "ReLU" bottom: "x" top: "input" }'
-    )
+    path.write_text('input: "x" input_shape { dim: 1 } layer { name: "input" type: "ReLU" bottom: "x" top: "input" }')
     assert list(load_graph(path).by_name) == ["input_", "input"]
 
 
@@ -185,7 +183,6 @@ def test_both_kinds_of_rules_are_refused(tmp_path):
 def test_rules_follow_level_and_stages(tmp_path, rules, kept):
     path = tmp_path / "net.prototxt"
     path.write_text(
-        'input: "x" input_shape { dim: 1 } '
-        f'layer {{ name: "r" type: "ReLU" bottom: "x" top: "y" {rules} }}'
+        f'input: "x" input_shape {{ dim: 1 }} layer {{ name: "r" type: "ReLU" bottom: "x" top: "y" {rules} }}'
     )
     assert ("r" in load_graph(path, level=1, stages=["deploy"]).by_name) is kept

@@ -144,9 +144,7 @@ def test_im2col_puts_kernel_positions_behind_their_channel(run, rng):
     one_hot = np.zeros((18, 3, 2, 3))
     for channel, row, column in positions((3, 2, 3)):
         one_hot[channel * 6 + row * 3 + column, channel, row, column] = 1
-    np.testing.assert_array_equal(
-        found, np.float32(convolve(x, one_hot, np.zeros(18), (2, 2), (1, 1), (1, 1), 1))
-    )
+    np.testing.assert_array_equal(found, np.float32(convolve(x, one_hot, np.zeros(18), (2, 2), (1, 1), (1, 1), 1)))
 
 
 def pool(x, method, kernel, stride, pad, floor=False):

@@ -151,7 +151,7 @@ def test_observers_see_what_a_function_made(net_of, new_type, tmp_path):
     record = tmp_path / "record.txt"
     watch = (
         f'layer {{ name: "w" type: "IFMR" bottom: "d" ifmr_param {{ batch_num: 1 with_offset: false '
-        f'search_range_start: 0.7 search_range_end: 1.3 search_step: 0.01 max_percentile: 0.999999 '
+        f"search_range_start: 0.7 search_range_end: 1.3 search_step: 0.01 max_percentile: 0.999999 "
         f'min_percentile: 0.999999 object_layer: "r" record_file_path: "{record}" }} }}'
     )
     net = net_of(layer("d", "Double", "x", "d") + watch + layer("r", "ReLU", "d", "r"))

@@ -49,12 +49,15 @@ NETWORKS = {
     ),
     "pooled": chain(conv(24), ("Pooling", "pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 }"), conv(24)),
 }
-WEIGHTS_OF_SUMS = INPUT + """
+WEIGHTS_OF_SUMS = (
+    INPUT
+    + """
 layer { name: "d" type: "DummyData" top: "d" dummy_data_param { shape { dim: 2 dim: 3 } data_filler { value: 1.5 } } }
 layer { name: "p" type: "Parameter" top: "p" parameter_param { shape { dim: 2 dim: 3 } } }
 layer { name: "e" type: "Eltwise" bottom: "d" bottom: "p" top: "e" }
 layer { name: "q" type: "Silence" bottom: "data" }
 """
+)
 
 
 def random(rng, index, shape):

@@ -49,9 +49,7 @@ def test_another_strategy_may_take_its_place():
                 self.kept[next(name for name, kept in self.kept.items() if kept)] = False
             return {"stop_flag": metric_eval[0], "roll_back_config": dict(self.kept)}
 
-    quantized, probes = roll_back(
-        RANKING, OneByOne(), (False, 1.0), lambda kept: (sum(kept.values()) <= 3, 0.0)
-    )
+    quantized, probes = roll_back(RANKING, OneByOne(), (False, 1.0), lambda kept: (sum(kept.values()) <= 3, 0.0))
     assert [name for name, kept in quantized.items() if not kept] == ORDER[:2]
     assert len(probes) == 3
 

@@ -152,9 +152,7 @@ def _inner_product(builder: Builder, layer: Layer, tensors: list[str], shapes: l
     axis = canonical_axis(message.axis, len(shapes[0]))
     rows, columns = math.prod(shapes[0][:axis]), math.prod(shapes[0][axis:])
     flat = tensors[0] if (rows, columns) == shapes[0] else builder.reshape(tensors[0], [rows, columns])
-    result = builder.add(
-        "Gemm", flat, *builder.weights(layer), label=layer.name, transB=0 if message.transpose else 1
-    )
+    result = builder.add("Gemm", flat, *builder.weights(layer), label=layer.name, transB=0 if message.transpose else 1)
     return [result if axis == 1 else builder.reshape(result, builder.shapes_of_tops[0], label=layer.name)]
 
 

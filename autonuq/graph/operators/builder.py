@@ -51,9 +51,7 @@ class Builder:
         """Add one operator with one output and return that tensor."""
         return self.add_many(operator, *inputs, count=1, label=label, **attributes)[0]
 
-    def add_many(
-        self, operator: str, *inputs: str, count: int, label: str = "t", **attributes: Any
-    ) -> list[str]:
+    def add_many(self, operator: str, *inputs: str, count: int, label: str = "t", **attributes: Any) -> list[str]:
         """Add one operator with several outputs and return those tensors."""
         outputs = [self._unique(label) for _ in range(count)]
         self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))

@@ -58,9 +58,7 @@ def _normalization(layer: Layer, default: int | None) -> int:
     return message.normalization if default is None else default
 
 
-def _normalized(
-    builder: Builder, loss: str, mode: int, outer: int, inner: int, valid: str | None, label: str
-) -> str:
+def _normalized(builder: Builder, loss: str, mode: int, outer: int, inner: int, valid: str | None, label: str) -> str:
     """Divide by the number of labels that the mode counts, at least 1."""
     if mode == caffe_pb2.LossParameter.VALID and valid is not None:
         return builder.add("Div", loss, builder.scalar("Max", valid, 1.0), label=label)

@@ -144,9 +144,7 @@ def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array | None:
     return None if (correction == 1).all() else correction
 
 
-def _max_pool_with_mask(
-    builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str
-) -> list[str]:
+def _max_pool_with_mask(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str) -> list[str]:
     """MAX pooling and the place of each maximum in its plane, h * W + w; -1 where a window lies outside."""
     pooled, places = builder.add_many("MaxPool", tensor, count=2, label=label, **_attributes(found, bottom))
     planes = np.arange(math.prod(bottom[:2]), dtype=np.int64).reshape(*bottom[:2], 1, 1) * math.prod(bottom[2:])

@@ -34,15 +34,11 @@ def main():
         if not os.path.exists(folder):
             os.makedirs(folder)
     config_file = os.path.join(TMP, "config.json")
-    amct.create_quant_config(
-        config_file, ARGS.model_file, ARGS.weights_file, [], 1, True, ARGS.cfg_define
-    )
+    amct.create_quant_config(config_file, ARGS.model_file, ARGS.weights_file, [], 1, True, ARGS.cfg_define)
     evaluator = AutoNuqEvaluator(ARGS.iterations)
     scale_offset_record_file = os.path.join(TMP, "scale_offset_record.txt")
     result_path = os.path.join(RESULT, "Fashion")
-    amct.auto_nuq(
-        ARGS.model_file, ARGS.weights_file, evaluator, config_file, scale_offset_record_file, result_path
-    )
+    amct.auto_nuq(ARGS.model_file, ARGS.weights_file, evaluator, config_file, scale_offset_record_file, result_path)
     top1 = evaluator.eval_model(
         result_path + "_fake_quant_model.prototxt",
         result_path + "_fake_quant_weights.caffemodel",

@@ -26,9 +26,7 @@ def main():
     config_json = os.path.join(TMP, "config.json")
     batch_num = 2
     if args.cfg_define is not None:
-        amct.create_quant_config(
-            config_json, args.model_file, args.weights_file, [], batch_num, True, args.cfg_define
-        )
+        amct.create_quant_config(config_json, args.model_file, args.weights_file, [], batch_num, True, args.cfg_define)
     else:
         amct.create_quant_config(config_json, args.model_file, args.weights_file, [], batch_num, True)
     with open(config_json) as config:
