@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from autonuq.cli import main
-from autonuq.graph.files import load_graph, write_caffemodel
+from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
+from autonuq.study.task import Task
+
+pytest_plugins = ("servers",)
 
 TINY = """
 name: "tiny"
@@ -84,6 +88,26 @@ def tiny_study(tiny: Path) -> Path:
         "[search]\ntrials = 8\n"
     )
     return path
+
+
+@pytest.fixture
+def task(tiny):
+    return Task(
+        name="tiny",
+        source=ModelPair(tiny / "tiny.prototxt", tiny / "tiny.caffemodel"),
+        evaluator=load_evaluator("evaluate.py:Agreement", tiny, 8),
+        out=tiny / "out",
+        storage=f"sqlite:///{tiny}/study.db",
+        n_trials=3,
+    )
+
+
+@pytest.fixture
+def working_directory(tmp_path, monkeypatch):
+    """Work in the test's folder, where AMCT's calls leave their log, with a quiet screen, and return it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMCT_LOG_LEVEL", "ERROR")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

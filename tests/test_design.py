@@ -14,35 +14,40 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # Every room with the rooms it may import; imports go down only, siblings do not import each other.
 BASE = {"errors", "atomic", "notebook"}
+QUANTIZED = BASE | {"records", "quant", "graph", "runtime", "pycaffe", "compress"}
+STUDIES = QUANTIZED | {"report", "search", "evaluate", "storage", "settings", "study"}
 ALLOWED = {
     "errors": set(),
     "atomic": set(),
     "notebook": set(),
-    "quant": BASE,
-    "graph": BASE,
-    "records": set(),
-    "runtime": BASE | {"quant", "graph"},
-    "pycaffe_io": BASE | {"graph"},
-    "pycaffe": BASE | {"graph", "runtime", "pycaffe_io"},
-    "packed": BASE | {"quant", "graph"},
-    "compress": BASE | {"records", "quant", "graph", "runtime", "packed"},
-    "export": BASE | {"quant", "graph", "compress"},
-    "search": BASE | {"records", "quant", "graph", "runtime", "compress", "export"},
-    "report": BASE | {"records", "compress", "runtime", "graph", "quant"},
-    "amct": BASE | {"records", "quant", "graph", "runtime", "pycaffe", "compress", "export", "search", "report"},
-    "cli": BASE | {"records", "quant", "graph", "runtime", "compress", "export", "search", "report", "amct"},
+    "records": {"errors"},
+    "quant": BASE | {"records"},
+    "graph": BASE | {"records"},
+    "runtime": BASE | {"records", "quant", "graph"},
+    "pycaffe": BASE | {"records", "quant", "graph", "runtime"},
+    "compress": QUANTIZED - {"compress"},
+    "report": BASE | {"records"},
+    "search": BASE | {"records", "quant"},
+    "evaluate": QUANTIZED,
+    "storage": BASE | {"records"},
+    "settings": QUANTIZED,
+    "study": STUDIES - {"study"},
+    "amct": STUDIES,
+    "cli": STUDIES | {"amct"},
 }
 # Third-party packages that only some places may import.
 GATES = {
-    "optuna": ("search/", "report/"),
+    "optuna": ("search/", "storage/", "study/", "report/"),
+    "sqlalchemy": ("storage/",),
     "onnx": ("graph/",),
     "onnxruntime": ("runtime/",),
-    "google": ("graph/", "amct/"),
+    "google": ("graph/", "pycaffe/", "settings/", "amct/"),
     "optuna_dashboard": ("report/",),
     "plotly": ("report/",),
     "constriction": ("quant/",),
-    "PIL": ("search/builtin/", "pycaffe_io.py"),
-    "lmdb": ("search/builtin/",),
+    "joblib": ("evaluate/", "study/"),
+    "PIL": ("evaluate/builtin/", "pycaffe/"),
+    "lmdb": ("evaluate/builtin/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import autonuq as nuq
-from autonuq.compress import unpack
+from autonuq.compress.outputs import unpack
+from autonuq.compress.packed import load_packed
+from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_caffemodel, load_graph
-from autonuq.packed import load_packed
-from autonuq.search.evaluator import load_evaluator
 
 
 @pytest.fixture

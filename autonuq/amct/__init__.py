@@ -11,8 +11,8 @@ from autonuq.amct.auto_calibration import (
     accuracy_based_auto_calibration,
 )
 from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase, auto_nuq
-from autonuq.amct.devices import set_cpu_mode, set_gpu_mode
 from autonuq.amct.imports import install
+from autonuq.amct.modes import set_cpu_mode, set_gpu_mode
 from autonuq.amct.quant_config import create_quant_config
 from autonuq.amct.static import convert_model, init, quantize_model, quantize_static, save_model
 

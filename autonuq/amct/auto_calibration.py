@@ -10,27 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from autonuq.amct.config import dump_json, parse_json
 from autonuq.amct.log import FOLDER, open_log, warn_of
-from autonuq.amct.static import load_configured, write_outputs
-from autonuq.atomic import replace_text
-from autonuq.compress import (
-    ModelPair,
-    QuantizedModel,
-    calibrated,
-    fake_quant_pair,
-    layer_outputs,
-    quantize,
-    restrict_levels,
-    write_calibration_model,
-    write_fake_quant,
-)
-from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError, StudyError
-from autonuq.graph.model import Graph
-from autonuq.graph.record import write_record
-from autonuq.quant.config import QuantizationConfig
-from autonuq.runtime.samples import load_sample, samples_folder
-from autonuq.search.rollback import (
+from autonuq.amct.rollback import (
     BinarySearchStrategy,
     CosineSimilaritySensitivity,
     Probe,
@@ -39,6 +20,19 @@ from autonuq.search.rollback import (
     Verdict,
     roll_back,
 )
+from autonuq.amct.static import load_configured, write_outputs
+from autonuq.atomic import replace_text
+from autonuq.compress.calibration import calibrated, layer_outputs, write_calibration_model
+from autonuq.compress.candidate import write_fake_quant
+from autonuq.compress.outputs import fake_quant_pair
+from autonuq.compress.quantize import QuantizedModel, quantize, restrict_levels
+from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError, StudyError
+from autonuq.graph.files import ModelPair
+from autonuq.graph.model import Graph
+from autonuq.graph.record import write_record
+from autonuq.quant.config import QuantizationConfig
+from autonuq.runtime.samples import load_sample, samples_folder
+from autonuq.settings.config_json import dump_json, parse_json
 
 __all__ = [
     "AutoCalibrationEvaluatorBase",

@@ -10,20 +10,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from autonuq.amct.config import load_config
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
 from autonuq.amct.static import warn_of_gain
-from autonuq.compress import ModelPair, deploy_pair
+from autonuq.compress.outputs import deploy_pair
 from autonuq.errors import StudyError
+from autonuq.evaluate.evaluator import Evaluator
 from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.capability import Capability
-from autonuq.graph.files import load_graph
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
-from autonuq.search.evaluator import Evaluator
-from autonuq.search.storage import default_url
-from autonuq.search.stored import Best
-from autonuq.search.study import Study, Task, export_trial, is_resumable, run_study
+from autonuq.settings.config_json import load_config
+from autonuq.storage.open import default_url
+from autonuq.study.run import Study, Task, export_trial, is_resumable, run_study
+from autonuq.study.stored import Best
 
 AutoNuqEvaluatorBase = Evaluator
 

@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from autonuq.amct.config import QUANTIZABLE_TYPES
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import QuantizationConfig
-from autonuq.search.task import Progress
+from autonuq.settings.config_json import QUANTIZABLE_TYPES
+from autonuq.study.task import Progress
 
 FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")

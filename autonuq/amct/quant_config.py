@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autonuq.amct.config import default_config, write_config
 from autonuq.amct.log import open_log, warn_of
-from autonuq.amct.simplified import load_simplified
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
+from autonuq.settings.config_json import default_config, write_config
+from autonuq.settings.simplified import load_simplified
 
 
 def create_quant_config(

@@ -15,33 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.amct.config import load_config
 from autonuq.amct.log import log_layers, open_log, warn_of
-from autonuq.compress import (
-    ModelPair,
-    QuantizedModel,
-    calibrated,
-    chosen_layers,
-    deploy_pair,
-    fake_quant_pair,
-    judge_layer,
-    quantize,
-    recorded,
-    restrict_levels,
-    write_calibration_model,
-    write_deploy,
-    write_fake_quant,
-    write_nuq_layers,
-    write_quant_info,
-)
-from autonuq.graph.files import load_graph
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import chosen_layers, write_fake_quant
+from autonuq.compress.chip import judge_layer
+from autonuq.compress.outputs import deploy_pair, fake_quant_pair, write_deploy, write_nuq_layers, write_quant_info
+from autonuq.compress.quantize import QuantizedModel, quantize, recorded, restrict_levels
+from autonuq.evaluate.evaluator import check_evaluator, is_satisfied, run_calibration, score
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph as Network
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
+from autonuq.quant.atc.chips import KEEP_RATIO
 from autonuq.quant.config import QuantizationConfig
-from autonuq.quant.device import KEEP_RATIO
 from autonuq.runtime.moments import request_moments
-from autonuq.search.evaluator import check_evaluator, is_satisfied, run_calibration, score
+from autonuq.settings.config_json import load_config
 
 SAVE_TYPES = ("Fakequant", "Deploy", "Both")
 _QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "IFMR", "HFMG", "SearchN"})
@@ -196,7 +184,7 @@ def quantize_static(
     Raises
     ------
     AutonuqError
-        See `init`, `save_model` and `search.evaluator`.
+        See `init`, `save_model` and `evaluate.evaluator`.
     """
     check_evaluator(evaluator)
     record_file = Path(f"{prefix}_record.txt")

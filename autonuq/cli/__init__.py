@@ -48,23 +48,23 @@ from autonuq.cli.console import (
 )
 from autonuq.cli.display import Display, Standing, standing
 from autonuq.cli.starting import check, load_config, new
-from autonuq.compress import ChipView, view_on_chip
-from autonuq.compress import unpack as write_unpacked
+from autonuq.compress.chip import ChipView, view_on_chip
+from autonuq.compress.export import FORMATS, check_formats
+from autonuq.compress.outputs import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError, suggest_name
-from autonuq.export import FORMATS, check_formats
+from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
-from autonuq.quant.device import DDR_RATES
+from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.report.dashboard import LOOPBACK, open_dashboard
-from autonuq.search import Study, load_study
-from autonuq.search.evaluator import load_evaluator
-from autonuq.search.study import WINNER_FORMATS, Task, export_trial, run_study
-from autonuq.search.study_file import StudyFile, load_study_file, make_evaluator
-from autonuq.search.workers import fetch_network
-from autonuq.search.workers import work as run_worker
+from autonuq.study import Study, load_study
+from autonuq.study.run import WINNER_FORMATS, Task, export_trial, run_study
+from autonuq.study.study_file import StudyFile, load_study_file, make_evaluator
+from autonuq.study.workers import fetch_network
+from autonuq.study.workers import work as run_worker
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
 

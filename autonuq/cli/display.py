@@ -17,8 +17,8 @@ from rich.text import Text
 
 from autonuq.cli.console import duration, err
 from autonuq.records import StudyRecord, TrialRecord
-from autonuq.search import Study, load_study
-from autonuq.search.task import Progress
+from autonuq.study import Study, load_study
+from autonuq.study.task import Progress
 
 _STARTING = Progress("starting", "", 0, 1)
 _POLL_S = 1.0

@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from autonuq.amct.simplified import load_simplified
 from autonuq.cli.console import (
     JsonOption,
     OutOption,
@@ -25,12 +24,13 @@ from autonuq.cli.console import (
     shown,
     warn,
 )
+from autonuq.cli.skeleton import STUDY_NAME, write_skeleton
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
-from autonuq.search.rehearsal import Check, Estimate, Rehearsal
-from autonuq.search.skeleton import STUDY_NAME, write_skeleton
-from autonuq.search.study_file import StudyFile, load_study_file
+from autonuq.settings.simplified import load_simplified
+from autonuq.study.rehearsal import Check, Estimate, Rehearsal
+from autonuq.study.study_file import StudyFile, load_study_file
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 

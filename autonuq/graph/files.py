@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,11 @@ def _shapes_text(shapes: list[Shape]) -> str:
 def _without_blobs(message: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
     message.ClearField("blobs")
     return message
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A prototxt and its caffemodel."""
+
+    model: Path
+    weights: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autonuq.quant.atc_codec import AscendCodec
+from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codec import CODECS, Codec
 
 CODEC_NAMES = (*CODECS, "ascend")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.atc_codec import AscendCodec
+from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codebook import (
     BINS,
     build_codebook,

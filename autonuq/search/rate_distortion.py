@@ -22,10 +22,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
+from autonuq.records import MARGIN_LIMIT
 from autonuq.search.allocation import stack_layers
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
-from autonuq.search.verdict import LIMIT
 
 PLAN = "autonuq:plan"
 """System attribute of a trial: the index of the proposed point of every layer, in the order of the curves."""
@@ -264,8 +264,8 @@ def _verdict(trial: FrozenTrial) -> tuple[float, int, bool]:
     constraints = trial.constraints
     feasible = all(value <= 0 for value in constraints.values())
     margin = constraints.get(CONSTRAINT, 1.0)
-    if abs(margin) >= LIMIT:
-        return float(np.copysign(LIMIT, margin)), int(np.sign(margin)), feasible
+    if abs(margin) >= MARGIN_LIMIT:
+        return float(np.copysign(MARGIN_LIMIT, margin)), int(np.sign(margin)), feasible
     if abs(margin) == 1.0:
         return 0.0, -1 if feasible else 1, feasible
     return float(margin), 0, feasible

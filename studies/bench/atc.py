@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autonuq.quant.atc import compress, compressed_bytes
-from autonuq.quant.atc_codec import AscendCodec
+from autonuq.quant.atc.codec import AscendCodec
+from autonuq.quant.atc.compressor import compress, compressed_bytes
 from autonuq.quant.codebook import Codebook, build_codebook, build_codebooks, code_histogram
 
 SHAPE = (512, 512, 3, 3)

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autonuq.compress import ModelPair, default_config, quantize, write_fake_quant
-from autonuq.graph.files import load_graph, write_caffemodel
+from autonuq.compress.candidate import write_fake_quant
+from autonuq.compress.quantize import default_config, quantize
+from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.quant.codebook import build_codebook, build_codebooks, code_histogram
 from autonuq.quant.codec import CODECS

@@ -18,9 +18,10 @@ import onnxruntime
 from networks import BATCH, NETWORKS, Top1
 
 import autonuq as nuq
-from autonuq.compress import ModelPair, fake_quant_pair
-from autonuq.export import FORMATS, onnx_file, pycaffe_pair, weights_only_pair
-from autonuq.search.study import Task, export_trial
+from autonuq.compress.export import FORMATS, onnx_file, pycaffe_pair, weights_only_pair
+from autonuq.compress.outputs import fake_quant_pair
+from autonuq.graph.files import ModelPair
+from autonuq.study.run import Task, export_trial
 
 TRIALS = 4
 SEARCHED = 1000  # images that the study looks at; the table is of all

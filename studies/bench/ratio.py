@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 from networks import BATCH, NETWORKS, Top1
 
-from autonuq.compress import ModelPair, calibrated, default_config, quantize, write_calibration_model, write_fake_quant
-from autonuq.graph.files import load_graph
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import write_fake_quant
+from autonuq.compress.quantize import default_config, quantize
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.quant.codebook import build_codebook, code_histogram
 from autonuq.quant.codec import CODECS
 from autonuq.quant.curve import build_curve

@@ -32,10 +32,10 @@ import optuna
 from networks import BATCH, NETWORKS, Data, Remembering, Top1
 from ratio import LEVELS, Bench, tightest, with_levels
 
-from autonuq.compress import ModelPair
+from autonuq.graph.files import ModelPair
 from autonuq.records import StudyRecord
 from autonuq.search.space import SEED_LEVELS
-from autonuq.search.study import Study, Task, run_study
+from autonuq.study.run import Study, Task, run_study
 
 SEARCHES = ("uniform", "rate-distortion", "tpe", "gp", "random")
 BURN_IN = 10

@@ -29,12 +29,12 @@ from optuna.trial import TrialState, create_trial
 
 from autonuq.quant.curve import Curve
 from autonuq.records import TrialRecord
-from autonuq.search.claims import Claims
-from autonuq.search.lease import Session
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.search.storage import open_storage
-from autonuq.search.stored import TARGET_TRIALS, store_record
+from autonuq.storage.lease import Session
+from autonuq.storage.open import open_storage
+from autonuq.study.claims import Claims
+from autonuq.study.stored import TARGET_TRIALS, store_record
 
 LAYERS, MEASURED, EVALUATION_S, SEED = 54, 9, 20.0, 0
 ROOT = Path(__file__).parent.parent.parent

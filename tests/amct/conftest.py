@@ -4,8 +4,5 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    """Work in the test's folder, with a quiet screen, and return it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AMCT_LOG_LEVEL", "ERROR")
-    return tmp_path
+def in_own_folder(working_directory):
+    return working_directory

@@ -10,8 +10,8 @@ from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase
 from autonuq.errors import ModelError, QuantizationError, StudyError
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
-from autonuq.search import load_study
-from autonuq.search.storage import default_url
+from autonuq.storage.open import default_url
+from autonuq.study import load_study
 
 
 class AutoNuqEvaluator(AutoNuqEvaluatorBase):

@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 
 import autonuq as nuq
-from autonuq.compress import (
-    ModelPair,
-    calibrated,
-    default_config,
-    quantize,
-    write_calibration_model,
-    write_fake_quant,
-)
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import write_fake_quant
+from autonuq.compress.quantize import default_config, quantize
 from autonuq.graph import stock_caffe
-from autonuq.graph.files import load_graph
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.record import load_record
 from autonuq.runtime.moments import load_moments
 

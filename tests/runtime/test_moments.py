@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from autonuq import Net
-from autonuq.compress import ModelPair, default_config, quantize, write_calibration_model
-from autonuq.graph.files import load_graph
+from autonuq.compress.calibration import write_calibration_model
+from autonuq.compress.quantize import default_config, quantize
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.runtime.moments import load_moments
 
 

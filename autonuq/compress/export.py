@@ -1,0 +1,209 @@
+"""Write a plan's network in the formats in which people run it.
+
+==============  =====================================================================================================
+caffe           what AMCT's auto_nuq writes: fake-quant pair with AMCT's layer types (our runtime, a patched Caffe),
+                deploy pair, record, list of NUQ layers, quant.json
+deploy          of these the part that ATC needs: deploy pair, record, list of NUQ layers
+pycaffe         fake-quant pair with `Python` layers, and their file: for a Caffe that nobody patched
+weights         pair with the plan's weights and float activations: for whatever reads caffemodels, OpenCV for one
+packed          one file with the bytes that the ratio counts (`packed`)
+onnx            QuantizeLinear and DequantizeLinear, int8 weights
+onnx-codebook   the same, but weights as indices of ceil(log2 levels) bits into their levels
+==============  =====================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from autonuq.atomic import replace_file
+from autonuq.compress.candidate import (
+    Plan,
+    chosen_layers,
+    fake_quant_graph,
+    planned_codes,
+    weights_only_graph,
+    write_fake_quant,
+)
+from autonuq.compress.outputs import (
+    deploy_pair,
+    fake_quant_pair,
+    packed_file,
+    write_deploy,
+    write_nuq_layers,
+    write_packed,
+    write_quant_info,
+)
+from autonuq.compress.quantize import QuantizedModel
+from autonuq.errors import suggest_name
+from autonuq.graph.files import ModelPair, write_model
+from autonuq.graph.onnx_model import build_onnx
+from autonuq.graph.record import write_record
+from autonuq.graph.stock_caffe import MODULE
+from autonuq.quant.points import OperatingPoints
+
+
+def pycaffe_pair(prefix: str) -> ModelPair:
+    """Name the pair with Python layers behind a prefix."""
+    return ModelPair(Path(f"{prefix}_pycaffe_model.prototxt"), Path(f"{prefix}_pycaffe_weights.caffemodel"))
+
+
+def weights_only_pair(prefix: str) -> ModelPair:
+    """Name the pair with float activations behind a prefix."""
+    return ModelPair(Path(f"{prefix}_weights_only_model.prototxt"), Path(f"{prefix}_weights_only_weights.caffemodel"))
+
+
+def onnx_file(prefix: str, *, codebooks: bool = False) -> Path:
+    """Name the ONNX file behind a prefix."""
+    return Path(f"{prefix}{'_codebook' if codebooks else ''}.onnx")
+
+
+def export(
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    plan: Plan,
+    prefix: str,
+    codec: str,
+    formats: Iterable[str] = ("caffe",),
+    *,
+    record_file: Path | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> tuple[Path, ...]:
+    """Write one plan's files and return their paths.
+
+    Parameters
+    ----------
+    prefix : str
+        Folder and beginning of the file names; the folder is made if need be.
+    codec : str
+        Of the packed file.
+    formats : iterable of str
+        Out of `FORMATS`.
+    record_file : Path, optional
+        Where the record goes; `<prefix>_record.txt` by default.
+    provenance : mapping of str to str, optional
+        Where the plan comes from: metadata of ONNX files.
+
+    Raises
+    ------
+    QuantizationError
+        The factors are incomplete or a bias does not fit.
+    ModelError
+        ONNX has no operator for a layer.
+    OSError
+        The folder cannot be written.
+    ValueError
+        There is no such format.
+    """
+    wanted = check_formats(formats)
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    record = record_file or Path(f"{prefix}_record.txt")
+    job = _Job(model, points, plan, prefix, codec, record, provenance or {})
+    return tuple(dict.fromkeys(path for name in wanted for path in _WRITERS[name](job)))
+
+
+def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
+    """Return formats without repetitions.
+
+    Raises
+    ------
+    ValueError
+        There is no such format; the nearest one is named.
+    """
+    wanted = tuple(dict.fromkeys(formats))
+    for name in wanted:
+        if name not in FORMATS:
+            raise ValueError(f"there is no format '{name}', only {', '.join(FORMATS)}.{suggest_name(name, FORMATS)}")
+    return wanted
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be written: the arguments of `export`."""
+
+    model: QuantizedModel
+    points: Mapping[str, OperatingPoints]
+    plan: Plan
+    prefix: str
+    codec: str
+    record_file: Path
+    provenance: Mapping[str, str]
+
+    @property
+    def planned(self) -> tuple[QuantizedModel, Mapping[str, OperatingPoints], Plan]:
+        """What the functions of `compress` take first."""
+        return self.model, self.points, self.plan
+
+
+def _write_caffe(job: _Job) -> Iterator[Path]:
+    pair = fake_quant_pair(job.prefix)
+    write_fake_quant(*job.planned, pair)
+    yield from (pair.model, pair.weights)
+    yield from _write_deploy(job)
+    yield write_quant_info(*job.planned, job.prefix)
+
+
+def _write_deploy(job: _Job) -> Iterator[Path]:
+    pair = deploy_pair(job.prefix)
+    write_deploy(*job.planned, pair)
+    yield from (pair.model, pair.weights, write_record(job.record_file, job.model.factors))
+    yield write_nuq_layers(job.model, job.plan, job.prefix)
+
+
+def _write_pycaffe(job: _Job) -> Iterator[Path]:
+    pair = pycaffe_pair(job.prefix)
+    write_fake_quant(*job.planned, pair, python_layers=True)
+    yield from (pair.model, pair.weights, pair.model.with_name(f"{MODULE}.py"))
+
+
+def _write_weights_only(job: _Job) -> Iterator[Path]:
+    pair = weights_only_pair(job.prefix)
+    write_model(weights_only_graph(*job.planned), pair.model, pair.weights)
+    yield from (pair.model, pair.weights)
+
+
+def _write_packed(job: _Job) -> Iterator[Path]:
+    path = packed_file(job.prefix)
+    write_packed(*job.planned, job.codec, path)
+    yield path
+
+
+def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
+    model = job.model
+    weights = {
+        name: replace(uniform, codes=planned_codes(*job.planned, name)) for name, uniform in model.weights.items()
+    }
+    levels = {name: np.unique(weights[name].codes).tolist() for name in chosen_layers(model, job.plan)}
+    metadata = {
+        "scales": "weights: ARQ; activations: the ranges of the calibration, by "
+        + " and ".join(sorted({settings.activation.algorithm.upper() for settings in model.config.layers.values()})),
+        "levels": json.dumps(levels),
+        **job.provenance,
+    }
+    content = build_onnx(
+        fake_quant_graph(*job.planned),
+        weights,
+        model.factors,
+        codebooks=codebooks,
+        metadata={f"autonuq:{key}": value for key, value in metadata.items()},
+    )
+    yield replace_file(onnx_file(job.prefix, codebooks=codebooks), [content])
+
+
+_WRITERS: Mapping[str, Callable[[_Job], Iterator[Path]]] = {
+    "caffe": _write_caffe,
+    "pycaffe": _write_pycaffe,
+    "weights": _write_weights_only,
+    "deploy": _write_deploy,
+    "packed": _write_packed,
+    "onnx": _write_onnx,
+    "onnx-codebook": partial(_write_onnx, codebooks=True),
+}
+FORMATS = tuple(_WRITERS)
+"""What `export` can write."""

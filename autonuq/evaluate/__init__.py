@@ -1,0 +1,8 @@
+"""Scoring networks: the evaluator contract, its verdict as a number, built-in evaluators, isolation in a process.
+
+`evaluator` has the contract; `verdict` says how a yes-or-no predicate becomes something a sampler can learn from.
+"""
+
+from autonuq.evaluate.evaluator import Evaluator
+
+__all__ = ["Evaluator"]

@@ -1,0 +1,96 @@
+"""An evaluator in a process of its own, which is killed when it takes too long.
+
+Python cannot stop a thread that hangs, so a limit on the time of an evaluation needs a process. It makes its own
+evaluator, keeps it from one evaluation to the next, and is made anew after it was killed or died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from joblib.externals.loky import ProcessPoolExecutor
+
+from autonuq.errors import EvaluatorError
+from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, run_evaluator_call
+
+_kept: list[Any] = []  # in the process: its evaluator
+
+
+def _keep(make: Callable[[], Any]) -> None:
+    _kept.append(make())
+
+
+def _call(method: str, model_file: str, weights_file: str, batch_num: int) -> object:
+    return run_evaluator_call(_kept[0], method, model_file, weights_file, batch_num)
+
+
+class IsolatedEvaluator:
+    """Stands for an evaluator whose networks run in a process that can be killed.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the evaluator; called here once, for the verdicts, and in each process. It must be picklable.
+    timeout_s : float
+        Seconds for one call of `eval_model`; the calibration may take as long.
+
+    Notes
+    -----
+    Everything else is asked of the evaluator made here: what `eval_model` changes about itself stays in the process.
+    """
+
+    def __init__(self, make: Callable[[], Any], timeout_s: float) -> None:
+        self._make, self._timeout_s = make, timeout_s
+        self._here = make()
+        self._process: ProcessPoolExecutor | None = None
+        self.name = evaluator_name(self._here)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._here, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_process": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def fingerprint(self) -> str:
+        """Return the digest of the evaluator that runs."""
+        return evaluator_fingerprint(self._here)
+
+    def eval_model(self, model_file: str, weights_file: str, batch_num: int) -> object:
+        """Run the evaluator's `eval_model` in the process.
+
+        Raises
+        ------
+        EvaluatorError
+            It raised, took longer than it may, or its process died.
+        """
+        if self._process is None:
+            self._process = ProcessPoolExecutor(max_workers=1, initializer=_keep, initargs=(self._make,))
+            self._wait(self._process.submit(int), None)  # making the evaluator does not count
+        future = self._process.submit(_call, "eval_model", model_file, weights_file, batch_num)
+        return self._wait(future, self._timeout_s)
+
+    def _wait(self, future: Any, timeout_s: float | None) -> object:
+        try:
+            return future.result(timeout_s)
+        except TookTooLong as error:
+            raise EvaluatorError(f"eval_model took longer than {timeout_s:g} s; its process was killed") from error
+        except BrokenProcessPool as error:
+            raise EvaluatorError(f"the process of eval_model died: {str(error).splitlines()[0]}") from error
+        finally:
+            if not future.done() or future.exception() is not None:
+                self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(Exception):
+                self._process.shutdown(kill_workers=True)
+            self._process = None

@@ -1,0 +1,1 @@
+"""AMCT's ways to say how a network is quantized: config.json, simplified configurations, ATC's mapping file."""

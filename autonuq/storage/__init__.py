@@ -1,0 +1,1 @@
+"""Optuna storages by URL, and what many workers need of them: locks, retries, leases."""

@@ -1,0 +1,97 @@
+"""What happens once in a study's life: the baseline, the calibration, the curves.
+
+Each result is stored as soon as it exists, so that a killed study loses at most the one it was working on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+
+import optuna
+
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import build_points, layer_records
+from autonuq.compress.quantize import QuantizedModel
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.evaluate.evaluator import is_satisfied, run_calibration, score, standard_error
+from autonuq.graph.files import ModelPair
+from autonuq.quant.points import OperatingPoints
+from autonuq.runtime.memory import give_back_memory
+from autonuq.study.points_cache import load_points, store_points
+from autonuq.study.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_layers
+from autonuq.study.task import OnProgress, Progress, Task
+
+
+def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> float:
+    """Return the original metric; it is scored once in a study's life."""
+    stored = study.user_attrs.get(ORIGINAL_METRIC)
+    if stored is not None:
+        return float(stored)
+    on_progress(Progress("baseline", "scoring the original network", 0, 1))
+    metric = score(task.evaluator, task.source)
+    if not is_satisfied(task.evaluator, metric, metric):
+        raise EvaluatorError(
+            f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
+        )
+    study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
+    study.set_user_attr(ORIGINAL_METRIC, metric)
+    on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
+    return metric
+
+
+def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:
+    """Return the calibrated model; a complete record file of an earlier run is used again."""
+    with suppress(AutonuqError):
+        return calibrated(model, task.record_file)
+    on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
+    folder = task.record_file.parent.resolve()
+    pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+    write_calibration_model(model, pair, task.record_file.resolve(), python_layers=task.python_layers)
+    run_calibration(task.evaluator, pair, model.config.batch_num)
+    model = calibrated(model, task.record_file)
+    on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
+    return model
+
+
+def points_key(fingerprint: Mapping[str, str]) -> str:
+    """Digest what the operating points depend on."""
+    parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec", "evaluator")]
+    return hashlib.sha256("".join([*parts, version("autonuq")]).encode()).hexdigest()
+
+
+def prepare_points(
+    task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
+) -> dict[str, OperatingPoints]:
+    """Return the operating points of an earlier run, or build them.
+
+    Raises
+    ------
+    StudyError
+        They were lost, and what was built again differs from what the study's trials were made of.
+    """
+    key = points_key(fingerprint)
+    points = load_points(task.points_folder, key)
+    if points is None:
+        done: list[str] = []
+
+        def on_layer(name: str) -> None:
+            done.append(name)
+            on_progress(Progress("curves", name, len(done), len(model.weights)))
+
+        give_back_memory()
+        built = build_points(model, task.codec, task.record_file, on_layer)
+        points = store_points(task.points_folder, key, built)
+    layers = layer_records(model, points)
+    stored = stored_layers(study)
+    if not stored:
+        store_layers(study, layers)
+    elif [layer.rates_bytes for layer in layers] != [layer.rates_bytes for layer in stored]:
+        raise StudyError(
+            f"its operating points in {task.points_folder} were lost and cannot be built again as they were; start a "
+            "study of another name",
+            study=task.name,
+        )
+    return points

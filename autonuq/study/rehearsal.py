@@ -1,0 +1,297 @@
+"""A rehearsal: every step of a study once, on one batch, before hours are spent; and how long the study will take."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import optuna
+
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import build_points, write_fake_quant
+from autonuq.compress.quantize import QuantizedModel
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
+from autonuq.graph.files import ModelPair, load_graph
+from autonuq.quant.config import QuantizationConfig
+from autonuq.storage.open import open_storage, storage_file
+from autonuq.study.stored import FINISHED, check_fingerprint
+from autonuq.study.study_file import StudyFile, make_evaluator
+from autonuq.study.task import Task, fingerprint_of, quantized_model
+
+SECONDS_TO_TIME_IN = 3.0
+"""A batch that takes longer is timed once, with what is only done the first time."""
+
+_BATCHES_TIMED = 4
+_WEIGHTS_TIMED = 100_000  # points are timed for the smallest layer and for the largest one up to this size
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one step.
+
+    Attributes
+    ----------
+    name : str
+    state : {"passed", "failed", "skipped"}
+        A step is skipped where one that it needs did not pass.
+    detail : str
+    seconds : float
+    error : AutonuqError or None
+    """
+
+    name: str
+    state: Literal["passed", "failed", "skipped"]
+    detail: str
+    seconds: float = 0.0
+    error: AutonuqError | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a study with one worker will take, in seconds.
+
+    Attributes
+    ----------
+    baseline_s, calibration_s, curves_s : float
+        Once in a study's life; 0 where it is done already.
+    trial_s : float
+        Of each trial.
+    trials : int
+        Still to run.
+    """
+
+    baseline_s: float
+    calibration_s: float
+    curves_s: float
+    trial_s: float
+    trials: int
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.baseline_s + self.calibration_s + self.curves_s + self.trials * self.trial_s
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Seconds of a scoring pass: once, and for each batch."""
+
+    once_s: float
+    batch_s: float
+
+    def of(self, batches: int) -> float:
+        return self.once_s + batches * self.batch_s
+
+
+class Rehearsal:
+    """The steps of one study.
+
+    Parameters
+    ----------
+    file : StudyFile
+    load_config : callable
+        Reads the file's simplified configuration; None where it has none.
+    """
+
+    def __init__(self, file: StudyFile, load_config: Callable[[StudyFile], QuantizationConfig | None]) -> None:
+        self._file, self._load_config = file, load_config
+        self._finished: int | None = None  # trials of a study that exists
+        self._steps: tuple[tuple[str, tuple[str, ...], Callable[[], str]], ...] = (
+            ("network", (), self._network),
+            ("quantization", ("network",), self._quantization),
+            ("evaluator", ("network",), self._evaluator),
+            ("one batch", ("evaluator",), self._one_batch),
+            ("calibration", ("quantization", "one batch"), self._calibration),
+            ("curves", ("calibration",), self._curves),
+            ("int8 batch", ("calibration",), self._int8_batch),
+            *((("confirmation", ("evaluator",), self._confirmation),) if file.confirm else ()),
+            ("folder", (), self._folder),
+            ("storage", ("folder",), self._storage),
+            ("study", ("storage", "quantization", "evaluator"), self._study),
+        )
+
+    def run(self) -> Iterator[Check]:
+        """Take the steps one after the other; nothing that they write stays.
+
+        Yields
+        ------
+        Check
+        """
+        missed: set[str] = set()
+        with tempfile.TemporaryDirectory() as folder:
+            self._temporary = Path(folder)
+            for name, needs, step in self._steps:
+                lacking = next((need for need in needs if need in missed), None)
+                check = Check(name, "skipped", f"needs '{lacking}'") if lacking else _taken(name, step)
+                if check.state != "passed":
+                    missed.add(name)
+                yield check
+
+    def estimate(self) -> Estimate:
+        """Say how long the study will take, after all steps have passed."""
+        batches, new = self._task.evaluator.evaluate_batch_num, self._finished is None
+        return Estimate(
+            baseline_s=self._float_timing.of(batches) + (batches - 1) * self._first_time_s if new else 0.0,
+            calibration_s=self._calibration_s * self._config.batch_num if new else 0.0,
+            curves_s=self._curves_s if new else 0.0,
+            trial_s=self._write_s + self._int8_timing.of(batches),
+            trials=max(0, self._file.trials - (self._finished or 0)),
+        )
+
+    def _network(self) -> str:
+        graph = load_graph(self._file.source.model, self._file.source.weights)
+        inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in graph.inputs.items())
+        return f"{len(graph.layers)} layers; input {inputs}"
+
+    def _quantization(self) -> str:
+        self._task = Task(
+            name=self._file.name,
+            source=self._file.source,
+            evaluator=None,
+            out=self._file.out,
+            storage=self._file.storage,
+            config=self._load_config(self._file),
+            batch_num=self._file.batch_num,
+            activation_offset=self._file.activation_offset,
+            amct_levels=self._file.amct_levels,
+            codec=self._file.codec,
+        )
+        self._model = quantized_model(self._task)
+        self._config = self._model.config
+        searched = len(self._model.nuq_layers)
+        return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._task.codec}"
+
+    def _evaluator(self) -> str:
+        self._own = make_evaluator(self._file)
+        check_evaluator(self._own)
+        return f"{evaluator_name(self._own)}, {self._own.evaluate_batch_num} batches"
+
+    def _one_batch(self) -> str:
+        pair = self._file.source
+        started = time.monotonic()
+        metric = score(self._own, pair, 1)
+        first_s = time.monotonic() - started
+        self._original_metric = metric
+        if not is_satisfied(self._own, metric, metric):
+            raise EvaluatorError(f"is_satisfied({metric:g}, {metric:g}) is false for the original network itself")
+        self._float_timing = self._timed(pair, first_s)
+        self._first_time_s = max(0.0, first_s - self._float_timing.of(1))
+        return f"metric {metric:g} of the original network"
+
+    def _timed(self, pair: ModelPair, first_s: float) -> _Timing:
+        """Time scoring passes of one batch and of several."""
+        count = min(_BATCHES_TIMED, self._own.evaluate_batch_num)
+        if first_s > SECONDS_TO_TIME_IN or count == 1:
+            return _Timing(0.0, first_s)
+        seconds = []
+        for batches in (1, count):
+            started = time.monotonic()
+            score(self._own, pair, batches)
+            seconds.append(time.monotonic() - started)
+        batch_s = max(0.0, seconds[1] - seconds[0]) / (count - 1)
+        return _Timing(max(0.0, seconds[0] - batch_s), batch_s)
+
+    def _calibration(self) -> str:
+        started = time.monotonic()
+        pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
+        self._record = self._temporary / "record.txt"
+        single = replace(self._model, config=replace(self._config, batch_num=1))
+        write_calibration_model(single, pair, self._record)
+        run_calibration(self._own, pair, 1)
+        self._model = calibrated(self._model, self._record)
+        self._calibration_s = time.monotonic() - started
+        return f"ranges of {len(self._model.factors)} layers from one batch"
+
+    def _curves(self) -> str:
+        sizes = {name: uniform.codes.size for name, uniform in self._model.weights.items()}
+        searched = {name: sizes[name] for name in self._model.nuq_layers}
+        if not searched:
+            raise StudyError("no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'")
+        first = min(searched, key=searched.__getitem__)
+        limit = max(_WEIGHTS_TIMED, searched[first])
+        second = max((name for name in searched if searched[name] <= limit), key=searched.__getitem__)
+        once_s, found = self._timed_curve(first)
+        more_s = max(0.0, self._timed_curve(second)[0] - once_s) / max(1, searched[second] - searched[first])
+        more = sum(searched.values()) - len(searched) * searched[first]
+        self._curves_s = len(searched) * once_s + more * more_s
+        return f"{found} operating points of layer '{first}'"
+
+    def _timed_curve(self, name: str) -> tuple[float, int]:
+        """Build a layer's operating points; return the seconds and how many there are."""
+        single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
+        started = time.monotonic()
+        points = dict(build_points(single, self._task.codec, self._record))[name]
+        return time.monotonic() - started, len(points.curve.rates_bytes)
+
+    def _int8_batch(self) -> str:
+        pair = ModelPair(self._temporary / "int8.prototxt", self._temporary / "int8.caffemodel")
+        started = time.monotonic()
+        write_fake_quant(self._model, {}, {}, pair)
+        written = time.monotonic()
+        metric = score(self._own, pair, 1)
+        self._write_s = written - started
+        self._int8_timing = self._timed(pair, time.monotonic() - written)
+        verdict = "satisfied" if is_satisfied(self._own, self._original_metric, metric) else "not satisfied"
+        return f"metric {metric:g} with all layers at int8: {verdict}"
+
+    def _confirmation(self) -> str:
+        confirming = make_evaluator(self._file.confirm or self._file)
+        check_evaluator(confirming)
+        metric = score(confirming, self._file.source, 1)
+        return f"{evaluator_name(confirming)}: metric {metric:g} of the original network"
+
+    def _folder(self) -> str:
+        """Write into the folder, or into the nearest one there is: it is made when the study starts."""
+        place = next(folder for folder in (self._file.out, *self._file.out.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise StudyError(
+                f"the output folder {self._file.out} cannot be written: {error.strerror}; choose another with --out",
+                study=self._file.name,
+            ) from error
+        return str(self._file.out)
+
+    def _storage(self) -> str:
+        """Make a study of a name of its own and remove it again."""
+        url, file = self._file.storage, storage_file(self._file.storage)
+        if file is not None and not file.exists():
+            if file.parent.exists() or file.parent == self._file.out:
+                return f"{url}, new"
+            raise StudyError(f"storage {url} cannot be used: its folder is not there")
+        storage = open_storage(url)
+        probe = storage.create(f"check-{secrets.token_hex(8)}")
+        optuna.delete_study(study_name=probe.study_name, storage=storage.backend)
+        return url
+
+    def _study(self) -> str:
+        self._task = replace(self._task, evaluator=self._own)
+        if self._is_new():
+            return f"'{self._file.name}' is new, {self._file.trials} trials"
+        study = open_storage(self._file.storage).load(self._file.name)
+        check_fingerprint(study, fingerprint_of(self._task, self._model))
+        self._finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+        return f"'{self._file.name}' has {self._finished} of {self._file.trials} trials; 'autonuq resume' goes on"
+
+    def _is_new(self) -> bool:
+        file = storage_file(self._file.storage)
+        if file is not None and not file.exists():
+            return True
+        backend = open_storage(self._file.storage).backend
+        return self._file.name not in {study.study_name for study in backend.get_all_studies()}
+
+
+def _taken(name: str, step: Callable[[], str]) -> Check:
+    started = time.monotonic()
+    try:
+        detail, error = step(), None
+    except AutonuqError as caught:
+        detail, error = str(caught), caught
+    return Check(name, "failed" if error else "passed", detail, time.monotonic() - started, error)

@@ -1,0 +1,206 @@
+"""The loop of trials: propose a plan, apply it, score it, store what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+
+from autonuq.compress.quantize import QuantizedModel
+from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.quant.points import OperatingPoints
+from autonuq.records import TrialRecord
+from autonuq.search.rate_distortion import RateDistortionSampler
+from autonuq.search.space import Space
+from autonuq.storage.lease import Heartbeat, Session
+from autonuq.storage.open import Storage
+from autonuq.study.claims import Claims
+from autonuq.study.scoring import Scorer
+from autonuq.study.stored import (
+    FINISHED,
+    ORIGIN,
+    ORIGINAL_METRIC,
+    RUNNING,
+    RUNNING_FIELDS,
+    STOPPED,
+    TRIAL,
+    requeue,
+    scored_record,
+    store_record,
+    stored_layers,
+    trial_record,
+)
+from autonuq.study.task import OnProgress, Progress, Task
+from autonuq.study.trial_log import append_trial
+
+FAILURES_IN_A_ROW = 3
+POLL_S = 1.0
+"""How often a worker without work looks whether another's trial has become free."""
+LEAST_TRIALS = 10
+"""Before a study may end because little is left to gain."""
+
+
+class Runner:
+    """One worker: runs trials, one after the other, until the study has as many as it shall have."""
+
+    def __init__(
+        self,
+        task: Task,
+        storage: Storage,
+        study: optuna.Study,
+        model: QuantizedModel,
+        points: Mapping[str, OperatingPoints],
+        on_progress: OnProgress,
+    ) -> None:
+        self.task, self.study, self.on_progress = task, study, on_progress
+        curves = {name: found.curve for name, found in points.items()}
+        self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
+        self.layers = stored_layers(study)
+        sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
+        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        original_metric = float(study.user_attrs[ORIGINAL_METRIC])
+        self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
+        self.session = Session()
+        self.claims = Claims(storage, study, self.space, self.session)
+        self.tally = Tally(study)
+
+    def run(self, deadline: float | None) -> None:
+        """Run what is left; raise EvaluatorError after three failures in a row."""
+        failures = 0
+        with self.session:
+            while (deadline is None or time.monotonic() < deadline) and not self._is_done():
+                trial = self.claims.next()
+                if trial is None:
+                    if self.claims.is_finished():
+                        return
+                    time.sleep(POLL_S)
+                    continue
+                record = self._run_claimed(trial)
+                failures = failures + 1 if record.state == "failed" else 0
+                for progress in self.tally.news(self.claims.total()):
+                    if progress.trial is not None and progress.trial.number == record.number:
+                        self.on_progress(progress)
+                if failures == FAILURES_IN_A_ROW:
+                    raise EvaluatorError(
+                        f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
+                        "then start a study of another name"
+                    )
+
+    def enqueue_seeds(self) -> None:
+        """Queue the plans that a study begins with whose sampler does not know where to begin."""
+        if self.task.sampler != "rate-distortion":
+            self.claims.enqueue(self.space.seeds(), "seed")
+
+    def tell_end(self) -> None:
+        """Tell why the study ended before its total, if it did."""
+        reason = self.study.user_attrs.get(STOPPED)
+        if reason:
+            self.on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
+
+    def _is_done(self) -> bool:
+        """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
+        share = self.task.stop_gain
+        if self.task.sampler != "rate-distortion" or share <= 0:
+            return False
+        if not LEAST_TRIALS <= self._finished() < self.claims.total():
+            return False
+        if self.study.user_attrs.get(STOPPED):
+            return True
+        if self.predictor.has_gain_left(self.study, share):
+            return False
+        self.study.set_user_attr(STOPPED, f"with 90 % probability no plan is more than {share:.1%} above the best")
+        self.tell_end()
+        return True
+
+    def _finished(self) -> int:
+        return len(self.study.get_trials(deepcopy=False, states=FINISHED))
+
+    def _run_claimed(self, trial: optuna.Trial) -> TrialRecord:
+        """Run a trial; whatever stops that gives it back."""
+        try:
+            with Heartbeat(trial, self.session.lease):
+                return self._run_trial(trial)
+        except BaseException:
+            if self.session.holds(self.study._storage.get_trial(trial._trial_id)):
+                requeue(self.study, trial._trial_id)
+            raise
+
+    def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
+        """Propose, apply and score one plan, and finish the trial in the storage."""
+        if TRIAL in trial.user_attrs:  # its last worker died when all but the verdict's storing was done
+            return self._finish(trial, scored_record(trial))
+        started = time.monotonic()
+        plan = self.space.plan(trial.params)
+        origin = trial.user_attrs.get(ORIGIN, "sampler")
+        record = TrialRecord(
+            trial.number,
+            "running",
+            size_bytes=self._size_bytes(plan),
+            points=plan,
+            origin=origin,
+            started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            worker=self.session.lease.worker,
+        )
+        trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})
+        known = self._scored(plan)
+        try:
+            if known is not None:
+                record = replace(
+                    record,
+                    metric=known.metric,
+                    satisfied=known.satisfied,
+                    margin=known.margin,
+                    margin_error=known.margin_error,
+                    standard_error=known.standard_error,
+                    batches=0,
+                    origin=f"copy of {known.number}",
+                )
+            else:
+                record = self.scorer.score(record)
+        except AutonuqError as error:
+            record = replace(record, state="failed", error=str(error))
+        else:
+            original_bytes = sum(layer.original_bytes for layer in self.layers)
+            record = replace(record, state="complete", ratio=original_bytes / max(1, record.size_bytes or 0))
+        return self._finish(trial, replace(record, duration_s=round(time.monotonic() - started, 3)))
+
+    def _size_bytes(self, plan: Mapping[str, int]) -> int:
+        return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
+
+    def _scored(self, plan: dict[str, int]) -> TrialRecord | None:
+        found = self.claims.scored(plan)
+        return None if found is None else trial_record(found)
+
+    def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
+        """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""
+        try:
+            store_record(trial, record)
+        except UpdateFinishedTrialError:
+            return trial_record(self.study._storage.get_trial(trial._trial_id))
+        append_trial(self.task.log_file, record)
+        return record
+
+
+class Tally:
+    """Counts the finished trials of all workers, and keeps the best of them."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self._best: TrialRecord | None = None
+        self._seen: set[int] = set()
+
+    def news(self, total: int) -> list[Progress]:
+        """Describe the trials that finished since the last call."""
+        trials = self._study.get_trials(deepcopy=False, states=FINISHED)
+        return [self._add(trial_record(trial), total) for trial in trials if trial.number not in self._seen]
+
+    def _add(self, record: TrialRecord, total: int) -> Progress:
+        self._seen.add(record.number)
+        best_ratio = 0.0 if self._best is None else self._best.ratio or 0.0
+        if record.state == "complete" and record.satisfied and (record.ratio or 0.0) > best_ratio:
+            self._best = record
+        return Progress("trial", record.summary, len(self._seen), total, record, self._best)

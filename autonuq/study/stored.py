@@ -1,0 +1,258 @@
+"""A study as its storage holds it: the keys, the records behind them, and a handle.
+
+Keys carry the prefix `autonuq:`; their contents are the JSON forms of `records`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from autonuq.errors import StudyError
+from autonuq.notebook import html_table
+from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
+from autonuq.search.rate_distortion import MARGIN_ERROR
+from autonuq.storage.lease import LEASE
+from autonuq.storage.open import open_storage, storage_file
+
+# Attributes of a study.
+FINGERPRINT = "autonuq:fingerprint"
+ORIGINAL_METRIC = "autonuq:original_metric"
+ORIGINAL_ERROR = "autonuq:original_standard_error"
+LAYERS = "autonuq:layers"
+TARGET_TRIALS = "autonuq:target_trials"
+PROVENANCE = "autonuq:provenance"
+CODEC = "autonuq:codec"
+"""Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
+CONFIRMATION = "autonuq:confirmation"
+RACE = "autonuq:race"
+STOPPED = "autonuq:stopped"
+# Attributes of a trial.
+TRIAL = "autonuq:trial"
+ORIGIN = "autonuq:origin"
+DEATHS = "autonuq:deaths"
+RUNNING = "autonuq:running"  # the fields of RUNNING_FIELDS, while the trial is scored
+CONSTRAINT = "satisfied"
+
+RUNNING_FIELDS = ("size_bytes", "started", "worker")
+_PIECE = 60_000  # characters, all of them ASCII
+
+FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best satisfied trial.
+
+    Attributes
+    ----------
+    trial : int
+    ratio, metric : float
+    levels : mapping of str to int
+        Of every quantized layer.
+    size_bytes : int
+    """
+
+    trial: int
+    ratio: float
+    metric: float
+    levels: Mapping[str, int]
+    size_bytes: int
+
+    def _repr_html_(self) -> str:
+        """Show a notebook the trial and its levels."""
+        title = f"Trial {self.trial}: {self.ratio:.2f}x, metric {self.metric:.6g}, {self.size_bytes:,} bytes of weights"
+        return html_table(title, ("layer", "levels"), self.levels.items())
+
+
+class Study:
+    """A handle of a study in its storage; it holds no state of its own.
+
+    Parameters
+    ----------
+    optuna_study : optuna.Study
+    """
+
+    def __init__(self, optuna_study: optuna.Study) -> None:
+        self.optuna = optuna_study
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.optuna.study_name
+
+    def record(self) -> StudyRecord:
+        """Read the study as plain data."""
+        attributes = self.optuna.user_attrs
+        return StudyRecord(
+            name=self.name,
+            codec=attributes.get(CODEC, ""),
+            original_metric=attributes.get(ORIGINAL_METRIC),
+            layers=_layers(attributes),
+            trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
+            target_trials=attributes.get(TARGET_TRIALS, 0),
+            provenance=attributes.get(PROVENANCE, {}),
+            confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
+            original_standard_error=attributes.get(ORIGINAL_ERROR),
+            stopped=attributes.get(STOPPED, ""),
+        )
+
+    def _repr_html_(self) -> str:
+        """Show a notebook how far the study is and what the best trial makes of each layer."""
+        return _study_html(self.record())
+
+    @property
+    def best(self) -> Best | None:
+        """The satisfied trial with the largest ratio, None if there is none."""
+        record = self.record()
+        found = record.best
+        if found is None or found.ratio is None or found.metric is None or found.size_bytes is None:
+            return None
+        return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
+
+
+def _study_html(record: StudyRecord) -> str:
+    best = record.best
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    counts = f"{len(complete)} of {record.target_trials} trials, {sum(bool(t.satisfied) for t in complete)} satisfied"
+    if best is None:
+        return html_table(f"Study {record.name}: {counts}", (), ())
+    sizes, levels = record.layer_bytes(best), record.layer_levels(best)
+    rows = [
+        (
+            layer.name,
+            levels.get(layer.name, layer.treatment),
+            f"{sizes[layer.name]:,}",
+            f"{layer.original_bytes / max(1, sizes[layer.name]):.2f}x",
+        )
+        for layer in record.layers
+    ]
+    metrics = f"metric {record.original_metric:.6g} -> {best.metric:.6g}"
+    title = f"Study {record.name}: {counts}; best {best.ratio:.2f}x in trial {best.number}, {metrics}"
+    return html_table(title, ("layer", "levels", "bytes", "ratio"), rows)
+
+
+def store_long(study: optuna.Study, key: str, value: Any) -> None:
+    """Store a long attribute of a study in pieces: MySQL takes 64 KiB each."""
+    text = json.dumps(value)
+    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    for index, piece in enumerate(pieces):
+        study.set_user_attr(f"{key}:{index}", piece)
+    study.set_user_attr(key, len(pieces))  # last: until it stands, there is nothing
+
+
+def load_long(attributes: Mapping[str, Any], key: str) -> Any:
+    """Read a long attribute, None if it is not there."""
+    found = attributes.get(key)
+    if not isinstance(found, int):  # earlier versions stored it whole
+        return found
+    return json.loads("".join(attributes[f"{key}:{index}"] for index in range(found)))
+
+
+def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
+    """Store the layers and their curves."""
+    store_long(study, LAYERS, [asdict(layer) for layer in layers])
+
+
+def stored_layers(study: optuna.Study) -> tuple[LayerRecord, ...]:
+    """Return the layers and their curves; none before they were stored."""
+    return _layers(study.user_attrs)
+
+
+def _layers(attributes: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
+    return tuple(map(_layer_record, load_long(attributes, LAYERS) or ()))
+
+
+def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
+    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+    return LayerRecord(**{**entry, **lists})
+
+
+_STATES: dict[TrialState, Any] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "failed",
+}
+
+
+def trial_record(trial: FrozenTrial) -> TrialRecord:
+    """Read one trial as plain data."""
+    is_running = trial.state == TrialState.RUNNING
+    stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
+    origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
+    return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
+
+
+def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
+    """Store what came of a trial and finish it, in whatever state its storage has it by now.
+
+    Raises
+    ------
+    UpdateFinishedTrialError
+        It was finished already.
+    """
+    storage = trial.study._storage
+    trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state")})
+    if record.margin is not None:
+        storage.set_trial_system_attr(trial._trial_id, f"constraints:{CONSTRAINT}", record.margin)
+    if record.margin_error is not None:
+        trial.set_user_attr(MARGIN_ERROR, record.margin_error)
+    storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # if it was given back meanwhile
+    if record.state == "failed" or record.margin is None:
+        trial.study.tell(trial, state=TrialState.FAIL)
+    else:
+        trial.study.tell(trial, record.ratio)
+
+
+def scored_record(trial: optuna.Trial) -> TrialRecord:
+    """Read what a running trial's last worker stored before it could finish it."""
+    stored = trial.user_attrs[TRIAL]
+    return TrialRecord(**{**stored, "number": trial.number, "state": "failed" if stored["error"] else "complete"})
+
+
+def load_study(name: str, storage: str) -> Study:
+    """Open a stored study to look at it.
+
+    Raises
+    ------
+    StudyError
+        It does not exist, or the storage cannot be read.
+    """
+    file = storage_file(storage)
+    if file is not None and not file.exists():
+        raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
+    return Study(open_storage(storage).load(name))
+
+
+def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
+    """Refuse a study that was started with something else, naming what differs.
+
+    Raises
+    ------
+    StudyError
+        A digest differs from the stored one.
+    """
+    stored = study.user_attrs.get(FINGERPRINT, {})
+    different = [key for key, value in fingerprint.items() if stored.get(key) != value]
+    if different:
+        raise StudyError(
+            f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
+            study=study.study_name,
+        )
+
+
+def requeue(study: optuna.Study, trial_id: int) -> None:
+    """Put an unfinished trial back into the queue; whoever asks next gets it with the parameters that it had."""
+    with suppress(UpdateFinishedTrialError):  # finished just before an interrupt
+        # First the lease, so that nobody takes the next worker for this one.
+        study._storage.set_trial_user_attr(trial_id, LEASE, {})
+        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)

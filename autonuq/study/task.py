@@ -1,0 +1,177 @@
+"""What a study is told: its task, and how it tells of its progress."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autonuq.compress.quantize import QuantizedModel, default_config, quantize
+from autonuq.errors import StudyError
+from autonuq.evaluate.evaluator import evaluator_fingerprint
+from autonuq.graph.files import ModelPair, load_graph
+from autonuq.quant.config import QuantizationConfig
+from autonuq.records import TrialRecord
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that defines a study.
+
+    Attributes
+    ----------
+    name : str
+    source : ModelPair
+        The float network.
+    evaluator : object
+        See `evaluate.evaluator.Evaluator`.
+    out : Path
+        Folder of results and of what later runs need.
+    storage : str
+        URL of the storage.
+    config : QuantizationConfig or None
+        None quantizes every layer that can be, with `batch_num` and `activation_offset`.
+    batch_num : int
+        Forward passes of the calibration.
+    activation_offset : bool
+    amct_levels : bool
+        A layer keeps 32 or 16 levels or stays uniform, as AMCT has it; otherwise any number is tried.
+    python_layers : bool
+        The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
+    codec : str
+        One of `quant.codecs.CODEC_NAMES`.
+    sampler : str
+        Key of `search.sampler.SAMPLERS`.
+    seed : int
+    n_trials : int
+        Total of the study, resumed runs included.
+    artifacts : str
+        Where workers on other machines find the network: a folder or `s3://bucket/prefix`; empty for a folder in
+        `out`.
+    provenance : mapping of str to str
+        What the study's provenance shall hold beside what the task itself knows, such as the command.
+    confirm : object or None
+        Another evaluator, or one of other data, for the winner only.
+    racing : bool
+        Whether hopeless trials are stopped on a part of the batches, see `racing`. It pays where a sampler proposes
+        such trials, which "rate-distortion" hardly does.
+    stop_gain : float
+        The study ends when the model says with 90 % probability that no plan is better than the best by more than
+        this share, after ten trials at the earliest; 0 never.
+    """
+
+    name: str
+    source: ModelPair
+    evaluator: Any
+    out: Path
+    storage: str
+    config: QuantizationConfig | None = None
+    batch_num: int = 1
+    activation_offset: bool = True
+    amct_levels: bool = False
+    python_layers: bool = False
+    codec: str = "entropy"
+    sampler: str = "rate-distortion"
+    seed: int = 0
+    n_trials: int = 40
+    artifacts: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    confirm: Any = None
+    racing: bool = False
+    stop_gain: float = 0.0
+
+    @property
+    def artifacts_location(self) -> str:
+        """Where the artifacts are."""
+        return self.artifacts or str(self.out / "artifacts")
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial's network lies while it is scored: the same if the trial was killed and runs again."""
+        return self.out / f"trial{number}"
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the exported files' names."""
+        return str(self.out / self.name)
+
+    @property
+    def log_file(self) -> Path:
+        """One line for each trial that was run with this folder."""
+        return self.out / f"{self.name}.log"
+
+    @property
+    def record_file(self) -> Path:
+        """The record file of the calibration."""
+        return self.out / "calibration" / "record.txt"
+
+    @property
+    def points_folder(self) -> Path:
+        """The operating points of every layer, built once."""
+        return self.out / "calibration" / "points"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What just happened, for whoever shows it.
+
+    Attributes
+    ----------
+    stage : {"baseline", "racing", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
+    message : str
+    done, total : int
+        Within the stage.
+    trial, best : TrialRecord or None
+    """
+
+    stage: str
+    message: str
+    done: int
+    total: int
+    trial: TrialRecord | None = None
+    best: TrialRecord | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def quantized_model(task: Task) -> QuantizedModel:
+    """Load the network and quantize its weights as the task says."""
+    graph = load_graph(task.source.model, task.source.weights)
+    config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
+    return quantize(graph, replace(config, amct_levels=task.amct_levels))
+
+
+def check_folder(task: Task) -> None:
+    """Make the folders and write into them once, before hours are spent."""
+    try:
+        task.record_file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=task.out):
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"the output folder {task.out} cannot be written: {error.strerror}; choose another with --out",
+            study=task.name,
+        ) from error
+
+
+def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
+    """Digest everything that changes a measurement, under the words that a user knows."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
+        {name: asdict(settings) for name, settings in model.config.layers.items()}
+    )
+    return {
+        "prototxt": digest(task.source.model),
+        "weights": digest(task.source.weights),
+        "quantization": hashlib.sha256(config.encode()).hexdigest(),
+        "codec": task.codec,
+        "evaluator": evaluator_fingerprint(task.evaluator),
+    }

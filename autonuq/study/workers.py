@@ -1,0 +1,234 @@
+"""More than one worker: of this machine, of a cluster that joblib knows, or joined by hand from anywhere.
+
+All of them do the same as the first: read the study, take what it needs from the output folder or the artifacts, and
+run `Runner` until nothing is left. They share nothing but the storage.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version
+
+import joblib
+import optuna
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from autonuq.compress.calibration import calibrated
+from autonuq.compress.quantize import QuantizedModel
+from autonuq.errors import AutonuqError, StudyError
+from autonuq.evaluate.evaluator import check_evaluator
+from autonuq.quant.points import OperatingPoints
+from autonuq.search.sampler import make_sampler
+from autonuq.storage.journal_file import FileLock
+from autonuq.storage.open import Storage, open_storage
+from autonuq.study.artifacts import ARTIFACTS, Artifacts
+from autonuq.study.points_cache import load_points
+from autonuq.study.preparation import points_key
+from autonuq.study.runner import POLL_S, Runner
+from autonuq.study.stored import FINGERPRINT, FINISHED, PROVENANCE, Study, check_fingerprint
+from autonuq.study.study_file import StudyFile
+from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
+
+PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
+"""What can change a proposal or a measurement: all workers of a study have the same versions of these."""
+
+MOST_CRASHES = 3
+"""How often local workers are replaced without a trial having finished."""
+
+
+def work(task: Task, *, on_progress: OnProgress = lambda progress: None, timeout: float | None = None) -> Study:
+    """Run trials of a study that another process has started, until none is left.
+
+    Parameters
+    ----------
+    task : Task
+        Its network, configuration and number of trials are the study's, not its own; `evaluator`, `storage`,
+        `artifacts` and `out`, a folder of this machine, count.
+    timeout : float, optional
+        Seconds after which no trial is started.
+
+    Raises
+    ------
+    StudyError
+        There is no such study, or this machine has another evaluator or other versions than the first.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    check_evaluator(task.evaluator)
+    check_folder(task)
+    storage = open_storage(task.storage)
+    study = storage.load(task.name)
+    check_versions(study)
+    _wait_for_preparation(study, on_progress, deadline)
+    with FileLock(task.out / ".fetch"):
+        model, points = _materials(task, study)
+    make_runner(task, storage, study, model, points, on_progress, is_first=False).run(deadline)
+    return Study(study)
+
+
+def fetch_network(
+    file: StudyFile, *, on_progress: OnProgress = lambda progress: None, timeout: float | None = None
+) -> StudyFile:
+    """Return the study file with the network of the study's artifacts, where its own is not on this machine."""
+    if file.source.model.exists():
+        return file
+    task = Task(file.name, file.source, None, file.out, file.storage, artifacts=file.artifacts)
+    check_folder(task)
+    study = open_storage(task.storage).load(task.name)
+    _wait_for_preparation(study, on_progress, None if timeout is None else time.monotonic() + timeout)
+    with FileLock(task.out / ".fetch"):
+        return replace(file, source=Artifacts(task.artifacts_location).fetch(task, study).source)
+
+
+def check_versions(study: optuna.Study) -> None:
+    """Refuse to work beside other versions.
+
+    Raises
+    ------
+    StudyError
+        Names the packages.
+    """
+    there = study.user_attrs.get(PROVENANCE, {})
+    wrong = [
+        f"{name} {there[f'{name} version']} (here: {version(name)})"
+        for name in PACKAGES
+        if f"{name} version" in there and there[f"{name} version"] != version(name)
+    ]
+    if wrong:
+        raise StudyError(f"is worked on with {', '.join(wrong)}; install the same here", study=study.study_name)
+
+
+def _wait_for_preparation(study: optuna.Study, on_progress: OnProgress, deadline: float | None) -> None:
+    announced = False
+    while ARTIFACTS not in study.user_attrs:
+        if deadline is not None and time.monotonic() > deadline:
+            raise StudyError("was not prepared in time; is 'autonuq tune' running?", study=study.study_name)
+        if not announced:
+            on_progress(Progress("waiting", "the first worker prepares the study", 0, 1))
+        announced = True
+        time.sleep(POLL_S)
+
+
+def _materials(task: Task, study: optuna.Study) -> tuple[QuantizedModel, Mapping[str, OperatingPoints]]:
+    """Return the calibrated model and the operating points: those of the output folder, or the artifacts'."""
+    fingerprint = study.user_attrs[FINGERPRINT]
+    try:
+        model = quantized_model(task)
+        if fingerprint_of(task, model) == fingerprint:
+            points = load_points(task.points_folder, points_key(fingerprint))
+            if points is not None:
+                return calibrated(model, task.record_file), points
+    except (AutonuqError, OSError):
+        pass  # not the machine where the study was started
+    task = Artifacts(task.artifacts_location).fetch(task, study)
+    model = quantized_model(task)
+    check_fingerprint(study, fingerprint_of(task, model))
+    points = load_points(task.points_folder, points_key(fingerprint))
+    if points is None:
+        raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
+    return calibrated(model, task.record_file), points
+
+
+def make_runner(
+    task: Task,
+    storage: Storage,
+    study: optuna.Study,
+    model: QuantizedModel,
+    points: Mapping[str, OperatingPoints],
+    on_progress: OnProgress,
+    *,
+    is_first: bool,
+) -> Runner:
+    """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
+    runner = Runner(task, storage, study, model, points, on_progress)
+    curves = {name: found.curve for name, found in points.items()}
+    weights = {name: uniform.codes.size for name, uniform in model.weights.items()}
+    trials = len(study.get_trials(deepcopy=False))
+    apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())
+    study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials + apart)
+    return runner
+
+
+def run_local(runner: Runner, jobs: int, deadline: float | None) -> None:
+    """Run a prepared study with several workers through joblib, whatever backend its `parallel_config` names.
+
+    Parameters
+    ----------
+    runner : Runner
+        Of the first worker, which only looks on.
+    jobs : int
+    deadline : float or None
+        On the monotonic clock.
+
+    Notes
+    -----
+    A worker that is killed is replaced; its trial goes back into the queue.
+    """
+    try:
+        with _told(runner):
+            _run_replacing(runner, jobs, deadline)
+        runner.tell_end()
+    except BaseException:
+        for number in runner.claims.give_back():
+            shutil.rmtree(runner.task.trial_folder(number), ignore_errors=True)
+        raise
+
+
+def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
+    crashes, finished, task = 0, -1, replace(runner.task, confirm=None)
+    while True:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            joblib.Parallel(n_jobs=jobs, batch_size=1)(
+                joblib.delayed(_work_quietly)(task, timeout, os.getpid()) for _ in range(jobs)
+            )
+            return
+        except TerminatedWorkerError as error:
+            before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
+            crashes = 1 if finished > before else crashes + 1
+            if crashes == MOST_CRASHES:
+                raise StudyError(
+                    f"{crashes} times in a row a worker was killed; out of memory? Run fewer with --jobs, then "
+                    "'autonuq resume'",
+                    study=task.name,
+                ) from error
+
+
+def _work_quietly(task: Task, timeout: float | None, parent: int) -> None:
+    """Work in a process of joblib's; on Ctrl-C the parent ends it."""
+    if os.getpid() != parent and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    work(task, timeout=timeout)
+
+
+@contextmanager
+def _told(runner: Runner) -> Iterator[None]:
+    """Tell of every trial that finishes meanwhile, from a thread that reads the storage."""
+    stop = threading.Event()
+    total = runner.claims.total()
+    runner.tally.news(total)
+
+    def tell() -> None:
+        for progress in runner.tally.news(total):
+            runner.on_progress(progress)
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            with suppress(StudyError):  # out of reach; the workers will say so
+                tell()
+
+    thread = threading.Thread(target=watch, name="autonuq progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        tell()

@@ -1,0 +1,258 @@
+"""Evaluators that a study file names: what they read, what the network is fed, what they count."""
+
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+import autonuq as nuq
+from autonuq.errors import EvaluatorError, StudyError
+from autonuq.evaluate.builtin import DataSettings, Drop, TransformSettings, parse_drop
+from autonuq.evaluate.builtin.accuracy import count_correct
+from autonuq.evaluate.builtin.sources import open_images
+from autonuq.evaluate.builtin.transform import Transform
+from autonuq.graph import caffe_pb2
+from autonuq.study.study_file import load_study_file, make_evaluator
+
+RNG = np.random.default_rng(11)
+PICTURES = [RNG.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(5)]  # RGB
+LABELS = [3, 0, 9, 1, 1]
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for number, picture in enumerate(PICTURES):
+        (path / f"a {number}.png").write_bytes(png(picture))
+    (path / "labels.txt").write_text("".join(f"a {n}.png {label}\n" for n, label in enumerate(LABELS)))
+    return path
+
+
+def write_lmdb(path, encoded):
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        for number in reversed(range(len(PICTURES))):
+            if encoded:
+                datum = caffe_pb2.Datum(data=png(PICTURES[number]), encoded=True, label=LABELS[number])
+            else:
+                raw = PICTURES[number][..., ::-1].transpose(2, 0, 1)  # as convert_imageset: BGR planes
+                datum = caffe_pb2.Datum(channels=3, height=20, width=24, data=raw.tobytes(), label=LABELS[number])
+            transaction.put(f"{number:08}".encode(), datum.SerializeToString())
+    return path
+
+
+AS_IT_IS = TransformSettings()
+
+
+def fed(settings, transform=AS_IT_IS, shape=(3, 20, 24)):
+    source = open_images(settings)
+    images = source.read(0, len(source.labels), shape[0])
+    return Transform(transform, shape).apply(images, source.order, source.wanted), source
+
+
+def test_every_source_feeds_the_same_images_in_the_same_order(tmp_path, folder):
+    np.savez(tmp_path / "nhwc.npz", images=np.array(PICTURES), labels=LABELS)
+    np.savez(tmp_path / "nchw.npz", images=np.array(PICTURES).transpose(0, 3, 1, 2), labels=LABELS)
+    bgr = np.array(PICTURES)[..., ::-1].transpose(0, 3, 1, 2)
+    for settings, transform in (
+        (DataSettings("folder", folder, labels=str(folder / "labels.txt")), TransformSettings()),
+        (DataSettings("lmdb", write_lmdb(tmp_path / "raw", encoded=False)), TransformSettings()),
+        (DataSettings("lmdb", write_lmdb(tmp_path / "encoded", encoded=True)), TransformSettings()),
+        (DataSettings("npz", tmp_path / "nhwc.npz"), TransformSettings(channels="BGR")),
+        (DataSettings("npz", tmp_path / "nchw.npz"), TransformSettings(channels="BGR")),
+    ):
+        batch, source = fed(settings, transform)
+        assert source.labels.tolist() == LABELS
+        np.testing.assert_array_equal(batch, bgr, err_msg=str(settings.path))
+    as_stored, _ = fed(DataSettings("npz", tmp_path / "nhwc.npz"))
+    np.testing.assert_array_equal(as_stored, bgr[:, ::-1])
+
+
+def test_a_span_of_the_images(tmp_path, folder):
+    whole = DataSettings("folder", folder, labels=str(folder / "labels.txt"))
+    for settings in (whole, DataSettings("lmdb", write_lmdb(tmp_path / "db", encoded=False))):
+        source = open_images(replace(settings, start=1, count=3))
+        assert source.labels.tolist() == LABELS[1:4]
+        assert source.digest() != open_images(settings).digest()
+        with pytest.raises(EvaluatorError, match="at least 4 images; there are 3 from number 2 on"):
+            open_images(replace(settings, start=2, count=4))
+
+
+def test_grey_network_reads_colour_pictures(folder):
+    batch, _ = fed(DataSettings("folder", folder, labels=str(folder / "labels.txt")), shape=(1, 20, 24))
+    np.testing.assert_allclose(batch[0, 0], cv2.cvtColor(PICTURES[0], cv2.COLOR_RGB2GRAY), atol=1)
+
+
+@pytest.mark.parametrize("size", [(13, 31), (40, 17), (20, 24)])
+def test_resize_is_opencvs(size):
+    got = Transform(TransformSettings(resize=size), (3, *size)).apply(PICTURES[:1], "RGB", "RGB")
+    expected = cv2.resize(PICTURES[0], (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(got[0].transpose(1, 2, 0), expected, atol=1)
+
+
+def test_resize_of_the_shorter_side_keeps_proportions():
+    batch = Transform(TransformSettings(resize=(40,), crop=(40, 48)), (3, 40, 48)).apply(PICTURES, "RGB", "RGB")
+    assert batch.shape == (5, 3, 40, 48)
+
+
+def test_crop_mean_and_scale_in_caffes_order(tmp_path):
+    mean = RNG.uniform(0, 255, (3, 20, 24)).astype(np.float32)
+    message = caffe_pb2.BlobProto(num=1, channels=3, height=20, width=24, data=mean.tobytes())
+    (tmp_path / "mean.binaryproto").write_bytes(message.SerializeToString())
+    np.save(tmp_path / "mean.npy", mean)
+    np.savez(tmp_path / "mean.npz", mean=mean)
+    expected = (PICTURES[0][..., ::-1].transpose(2, 0, 1)[:, 3:16, 4:19] - mean[:, 3:16, 4:19]) * np.float32(0.5)
+    for name in ("mean.binaryproto", "mean.npy", "mean.npz:mean"):
+        settings = TransformSettings(crop=(13, 15), mean_file=str(tmp_path / name), scale=0.5)
+        batch = Transform(settings, (3, 13, 15)).apply(PICTURES, "RGB", "BGR")
+        np.testing.assert_allclose(batch[0], expected, rtol=1e-6)
+    settings = TransformSettings(crop=(13, 15), mean=(1.0, 2.0, 3.0))
+    batch = Transform(settings, (3, 13, 15)).apply(PICTURES, "RGB", "BGR")
+    np.testing.assert_array_equal(batch[0, :, 0, 0], PICTURES[0][3, 4, ::-1] - np.float32([1, 2, 3]))
+
+
+def test_a_tie_or_no_number_is_not_correct():
+    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [np.nan, 0.1, 0.2], [0.0, np.nan, 0.5]], np.float32)
+    assert count_correct(scores, np.array([1, 0, 0, 0]), 1) == 1
+    assert count_correct(scores, np.array([2, 0, 0, 0]), 2) == 3
+
+
+def test_drops():
+    assert Drop(1.0).allows(0.9124, 0.9024)
+    assert not Drop(1.0).allows(0.9124, 0.9023)
+    assert parse_drop(" 2 %") == Drop(2.0, "%")
+    assert parse_drop("2%").allows(0.5, 0.49)
+    assert not parse_drop("2%").allows(0.5, 0.4899)
+    assert parse_drop(0).allows(0.5, 0.5)
+
+
+@pytest.fixture
+def study(tiny):
+    """A study file with a built-in evaluator over images that the tiny network labelled itself."""
+    images = RNG.standard_normal((50, 2, 8, 8), np.float32)
+    labels = nuq.Net(tiny / "tiny.prototxt", tiny / "tiny.caffemodel").forward_all(data=images)["prob"].argmax(1)
+    np.savez(tiny / "images.npz", images=images, labels=labels)
+    np.savez(tiny / "other.npz", images=images[:8], labels=labels[:8])
+    path = tiny / "builtin.toml"
+    path.write_text(
+        'name = "builtin"\n[model]\nprototxt = "tiny.prototxt"\nweights = "tiny.caffemodel"\n'
+        '[evaluator]\nkind = "top1"\ndrop = 10\n[evaluator.data]\nnpz = "images.npz"\n'
+        '[evaluator.calibration]\nnpz = "other.npz"\n[search]\ntrials = 4\n'
+    )
+    return path
+
+
+def evaluator_of(path):
+    return make_evaluator(load_study_file(path))
+
+
+def test_accuracy_counts_a_last_batch_that_is_not_full(study):
+    evaluator = evaluator_of(study)
+    assert evaluator.evaluate_batch_num == math.ceil(50 / 4)
+    pair = str(study.parent / "tiny.prototxt"), str(study.parent / "tiny.caffemodel")
+    assert evaluator.eval_model(*pair, 13) == 1.0
+    np.savez(study.parent / "images.npz", images=np.load(study.parent / "images.npz")["images"], labels=[9] * 50)
+    accuracy = evaluator_of(study).eval_model(*pair, 13)
+    assert accuracy * 50 == round(accuracy * 50) < 50
+    assert evaluator.standard_error(0.8) == pytest.approx(math.sqrt(0.8 * 0.2 / 50))
+
+
+def test_calibration_runs_its_own_images_and_says_when_they_are_too_few(study):
+    evaluator = evaluator_of(study)
+    pair = str(study.parent / "tiny.prototxt"), str(study.parent / "tiny.caffemodel")
+    evaluator.calibrate_model(*pair, 2)
+    with pytest.raises(EvaluatorError, match=r"other.npz: calibration takes 3 batches of 4 images; there are 8"):
+        evaluator.calibrate_model(*pair, 3)
+
+
+def test_fingerprint_follows_the_data_and_not_their_place(study):
+    first = evaluator_of(study).fingerprint()
+    (study.parent / "images.npz").rename(study.parent / "moved.npz")
+    study.write_text(study.read_text().replace("images.npz", "moved.npz"))
+    assert evaluator_of(study).fingerprint() == first
+    study.write_text(study.read_text().replace("drop = 10", "drop = 11"))
+    assert evaluator_of(study).fingerprint() != first
+    study.write_text(study.read_text().replace("drop = 11", "drop = 10"))
+    images = dict(np.load(study.parent / "moved.npz"))
+    images["images"][0, 0, 0, 0] += 1
+    np.savez(study.parent / "moved.npz", **images)
+    assert evaluator_of(study).fingerprint() != first
+
+
+MISTAKES = [
+    ('kind = "top1"', 'kind = "top2"', StudyError, "must be one of top1, top5. Got 'top2' instead. Did you mean 'top"),
+    ('kind = "top1"', "", StudyError, "both are missing"),
+    ('kind = "top1"', 'kind = "top1"\nclass = "a.py:B"', StudyError, "both are there"),
+    ("drop = 10", 'drop = "ten"', StudyError, "'evaluator.drop' must be a number of points"),
+    ("drop = 10", "dorp = 10", StudyError, "unknown key of [evaluator] 'dorp'; did you mean 'drop'"),
+    ("drop = 10", 'output = "fcc"', EvaluatorError, "no output blob 'fcc' (it has: "),
+    ("drop = 10", 'output = "conv"', EvaluatorError, "'conv' of shape (4, 8, 8, 8) holds no scores"),
+    ("drop = 10", "evaluate_batch_num = 14", EvaluatorError, "asks for 56 images in batches of 4; there are 50"),
+    ('npz = "images.npz"', 'npz = "images.npz"\nlmdb = "x"', StudyError, "must name one of 'npz', 'folder', 'lmdb'"),
+    ('npz = "images.npz"', 'npz = "none.npz"', EvaluatorError, "none.npz: cannot be read: No such file"),
+    ('npz = "images.npz"', 'npz = "tiny.prototxt"', EvaluatorError, "it is no .npz of plain arrays"),
+    ('npz = "images.npz"', 'npz = "images.npz"\nimages = "x"', EvaluatorError, "no array 'x' (it has: images, labels)"),
+    ('npz = "images.npz"', 'npz = "images.npz"\nlayout = "NHWC"', EvaluatorError, "have 8 channels, the network tak"),
+    ('npz = "images.npz"', 'lmdb = "evaluate.py"', EvaluatorError, "evaluate.py: is no LMDB that can be read"),
+    ('npz = "images.npz"', 'folder = "."', EvaluatorError, "labels.txt: label file cannot be read"),
+    ("[search]", "[evaluator.transform]\ncrop = 6\n[search]", EvaluatorError, "are 6x6 after the transforms"),
+    ("[search]", "[evaluator.transform]\nmean = [1, 2, 3]\n[search]", EvaluatorError, "the mean has 3 channels"),
+    ("[search]", '[evaluator.transform]\nmean_file = "m.npy"\n[search]', EvaluatorError, "mean file cannot be read"),
+    ("[search]", "[evaluator.transform]\ncrop = 0\n[search]", StudyError, "'evaluator.transform.crop' must be a pos"),
+    ("[search]", "[evaluator.transfrom]\ncrop = 6\n[search]", StudyError, "unknown table 'transfrom'; did you mean"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "kind", "message"), MISTAKES, ids=[entry[1] or "none" for entry in MISTAKES])
+def test_mistakes(study, old, new, kind, message):
+    assert old in study.read_text()
+    study.write_text(study.read_text().replace(old, new))
+    with pytest.raises(kind) as caught:
+        evaluator_of(study)
+    assert message in str(caught.value)
+
+
+def test_labels_beyond_the_classes(study):
+    images = np.load(study.parent / "images.npz")["images"]
+    np.savez(study.parent / "images.npz", images=images, labels=np.full(50, 10))
+    with pytest.raises(EvaluatorError, match=r"labels must lie in 0..9, the classes of blob 'prob'. Got 10"):
+        evaluator_of(study)
+
+
+def test_a_damaged_database_and_a_missing_picture(tmp_path, folder):
+    path = write_lmdb(tmp_path / "db", encoded=False)
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"00000009", caffe_pb2.Datum(channels=3, height=20, width=24, data=b"abc").SerializeToString())
+    with pytest.raises(EvaluatorError, match="record '00000009' has 3 values"):
+        open_images(DataSettings("lmdb", path))
+    (folder / "a 1.png").unlink()
+    with pytest.raises(EvaluatorError, match="picture 'a 1.png'"):
+        open_images(DataSettings("folder", folder, labels=str(folder / "labels.txt")))
+    (folder / "labels.txt").write_text("a 0.png three\n")
+    with pytest.raises(EvaluatorError, match="line 1 must read 'picture label'"):
+        open_images(DataSettings("folder", folder, labels=str(folder / "labels.txt")))
+
+
+def test_real_networks_from_a_study_file_alone(tmp_path, shared):
+    """SqueezeNet over real pictures: 69 % of these 200, as Caffe's own 67 % of 1,000."""
+    folder = shared / "models/squeezenet-v1.0"
+    (tmp_path / "s.toml").write_text(
+        f'name = "s"\n[model]\nprototxt = "{folder}/deploy.prototxt"\nweights = "{folder}/weights.caffemodel"\n'
+        f'[evaluator]\nkind = "top1"\nbatch_size = 20\ndata = {{folder = "{shared}/data/imagenet200"}}\n'
+        "transform = {resize = [256, 256], crop = 227, mean = [104, 117, 123]}\n"
+    )
+    file = load_study_file(Path(tmp_path / "s.toml"))
+    evaluator = make_evaluator(file)
+    assert evaluator.eval_model(str(file.source.model), str(file.source.weights), 10) == pytest.approx(0.69, abs=0.01)

@@ -1,0 +1,135 @@
+"""Who is taken for dead: judged by the observer's clock alone."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from autonuq.storage import lease as lease_module
+from autonuq.storage.lease import LEASE, Heartbeat, Lease, Observer, Session
+
+AFAR = Lease("far:1", "s1", machine="another machine", pid=1, since="5", interval_s=5.0)
+
+
+def running(lease, number=0):
+    trial = create_trial(state=TrialState.RUNNING)
+    trial.number = number
+    trial.user_attrs = {} if lease is None else {LEASE: lease.as_attribute()}
+    trial.datetime_start = datetime.now()
+    return trial
+
+
+class Clock:
+    now = 1e9
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def observer(clock):
+    return Observer(clock)
+
+
+def numbers(trials):
+    return [trial.number for trial in trials]
+
+
+def test_silence_is_death(observer, clock):
+    assert not observer.dead([running(AFAR)])
+    clock.now += 24
+    assert not observer.dead([running(AFAR)])
+    clock.now += 2
+    assert numbers(observer.dead([running(AFAR)])) == [0]
+
+
+def test_a_beat_is_life(observer, clock):
+    for beat in range(20):
+        assert not observer.dead([running(replace(AFAR, beat=beat))])
+        clock.now += 24
+
+
+def test_a_worker_may_announce_longer_intervals(observer, clock):
+    slow = replace(AFAR, interval_s=60.0)
+    assert not observer.dead([running(slow)])
+    clock.now += 180
+    assert not observer.dead([running(slow)])
+    clock.now += 20
+    assert numbers(observer.dead([running(slow)])) == [0]
+
+
+def test_another_worker_starts_a_new_count(observer, clock):
+    assert not observer.dead([running(AFAR)])
+    clock.now += 24
+    assert not observer.dead([running(replace(AFAR, session="s2"))])
+    clock.now += 24
+    assert not observer.dead([running(replace(AFAR, session="s2"))])
+
+
+def test_a_trial_without_a_lease_has_the_same_time(observer, clock):
+    """One that was just claimed, one of an earlier version, one that somebody asked for by hand."""
+    assert not observer.dead([running(None)])
+    clock.now += 26
+    assert numbers(observer.dead([running(None)])) == [0]
+
+
+def test_clocks_are_not_compared(observer, clock):
+    """Start times of another host's clock, a century off, play no part."""
+    trial = running(AFAR)
+    trial.datetime_start = datetime(2126, 1, 1)
+    assert not observer.dead([trial])
+    trial.datetime_start = datetime(1926, 1, 1)
+    clock.now += 20
+    assert not observer.dead([trial])
+
+
+def test_on_one_machine_a_dead_process_is_seen_at_once(observer):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with Session() as own:
+        since = lease_module._started(process.pid)
+        lease = replace(own.lease, session="other", pid=process.pid, since=since)
+        assert not observer.dead([running(lease)])
+        assert observer.dead([running(replace(lease, since="1"))])  # its number was another process's before
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet collected by its parent
+        assert observer.dead([running(lease)])
+        process.wait()
+        assert observer.dead([running(lease)])
+        process.stdin.close()
+
+
+def test_sessions_of_one_process_are_told_apart(observer):
+    with Session() as first:
+        assert not observer.dead([running(first.lease)])
+        with Session() as second:
+            pass
+        assert observer.dead([running(second.lease)])
+        assert not observer.dead([running(first.lease)])
+    assert observer.dead([running(first.lease)])
+
+
+class Attributes(list):
+    """A trial that only remembers what is set."""
+
+    def set_user_attr(self, key, value):
+        self.append(value)
+
+
+def test_the_heartbeat_counts_up(monkeypatch):
+    monkeypatch.setattr(lease_module, "FIRST_INTERVAL_S", 0.02)
+    beats = Attributes()
+    with Heartbeat(beats, replace(AFAR, interval_s=0.02)):
+        while len(beats) < 3:
+            pass
+    count = len(beats)
+    assert [entry["beat"] for entry in beats] == list(range(1, count + 1))
+    assert {entry["session"] for entry in beats} == {"s1"}

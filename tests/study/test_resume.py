@@ -1,0 +1,286 @@
+"""A study survives being killed or interrupted at any moment, and refuses to go on with something else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autonuq.errors import EvaluatorError, StudyError
+from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.storage.lease import LEASE, Session
+from autonuq.study.run import load_study, run_study
+
+# Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
+SLOW = """
+import time
+from evaluate import Agreement
+
+class Slow(Agreement):
+    def eval_model(self, model_file, weights_file, batch_num):
+        with open("calls.log", "a") as log:
+            log.write(f"{model_file.rsplit('/', 1)[-1]}\\n")
+        time.sleep(0.15)
+        return super().eval_model(model_file, weights_file, batch_num)
+"""
+
+
+def cli(*arguments, cwd):
+    return [sys.executable, "-c", "from autonuq.cli import main; main()", *arguments]
+
+
+def start(study, command):
+    return subprocess.Popen(
+        cli(command, str(study), cwd=study.parent),
+        cwd=study.parent,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def slow_study(tiny_study):
+    (tiny_study.parent / "slow.py").write_text(SLOW)
+    tiny_study.write_text(
+        tiny_study.read_text().replace("evaluate.py:Agreement", "slow.py:Slow").replace("trials = 8", "trials = 12")
+    )
+    return tiny_study
+
+
+def calls(study):
+    log = study.parent / "calls.log"
+    return log.read_text().split() if log.exists() else []
+
+
+def storage_of(study):
+    return f"journal://{study.parent}/out/tiny/study.journal"
+
+
+def wait_for_calls(process, study, count):
+    deadline = time.monotonic() + 60
+    while len(calls(study)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3, 6],
+    ids=["baseline", "calibration", "first trial", "fourth trial"],
+)
+def test_kill_and_resume(slow_study, moment):
+    process = start(slow_study, "tune")
+    wait_for_calls(process, slow_study, moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = load_study("tiny", storage_of(slow_study)).record()
+    finished = {trial.number: trial for trial in before.trials if trial.state == "complete"}
+    assert len(finished) == max(0, moment - 3)
+
+    resumed = start(slow_study, "resume")
+    _, messages = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, messages
+    after = load_study("tiny", storage_of(slow_study)).record()
+    assert [trial.state for trial in after.trials if trial.state != "waiting"] == ["complete"] * 12
+    assert all(after.trials[number] == trial for number, trial in finished.items())
+    plans = {tuple(trial.points.items()) for trial in after.trials if trial.state == "complete"}
+    scored = calls(slow_study)
+    killed_twice = {1: "tiny.prototxt", 2: "modified_model.prototxt"}.get(moment, "model.prototxt")
+    expected = {"tiny.prototxt": 1, "modified_model.prototxt": 1, "model.prototxt": len(plans)}
+    expected[killed_twice] += 1  # the one that was killed in the middle, and nothing else
+    assert {name: scored.count(name) for name in expected} == expected
+
+
+def test_interrupt_writes_the_best_so_far(slow_study):
+    process = start(slow_study, "tune")
+    wait_for_calls(process, slow_study, 6)
+    process.send_signal(signal.SIGINT)
+    output, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "autonuq resume" in messages
+    assert (slow_study.parent / "out/tiny/tiny_deploy_model.prototxt").exists()
+    assert "ratio" in output
+    states = [trial.state for trial in load_study("tiny", storage_of(slow_study)).record().trials]
+    assert "running" not in states
+    assert "failed" not in states
+
+
+def test_killed_trial_directories_do_not_stay(slow_study):
+    process = start(slow_study, "tune")
+    wait_for_calls(process, slow_study, 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start(slow_study, "resume").communicate(timeout=120)
+    assert not list((slow_study.parent / "out/tiny").glob("trial*"))
+
+
+def test_resume_goes_on_to_the_total(task):
+    run_study(task, exists=False)
+    study = run_study(replace(task, n_trials=5), exists=True)
+    assert sum(trial.state == "complete" for trial in study.record().trials) == 5
+
+
+def test_same_seed_gives_the_same_trials(task):
+    first = run_study(replace(task, n_trials=14), exists=False).record()
+    again = replace(task, out=task.out / "again", storage=f"sqlite:///{task.out}/again.db", n_trials=14)
+    second = run_study(again, exists=False).record()
+    assert [trial.points for trial in first.trials] == [trial.points for trial in second.trials]
+
+
+def test_study_that_exists_is_not_started_again(task):
+    run_study(task, exists=False)
+    with pytest.raises(StudyError, match="exists already.*autonuq resume"):
+        run_study(task, exists=False)
+
+
+def test_study_that_does_not_exist_cannot_be_resumed(task):
+    run_study(task, exists=False)
+    with pytest.raises(StudyError, match="study 'other'.*it holds tiny.*autonuq tune"):
+        run_study(replace(task, name="other"), exists=True)
+
+
+def other_weights(task, folder):
+    path = task.source.weights
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the middle of fc
+    path.write_bytes(data)
+    return task
+
+
+def other_evaluator(task, folder):
+    source = folder / "evaluate.py"
+    source.write_text(source.read_text().replace("limit = 0.1", "limit = 0.2"))
+    return replace(task, evaluator=load_evaluator("evaluate.py:Agreement", folder, 8))
+
+
+def other_batches(task, folder):
+    return replace(task, evaluator=load_evaluator("evaluate.py:Agreement", folder, 4))
+
+
+def other_prototxt(task, folder):
+    task.source.model.write_text(task.source.model.read_text() + "\n# changed\n")
+    return task
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (other_weights, "weights"),
+        (other_prototxt, "prototxt"),
+        (other_evaluator, "evaluator"),
+        (other_batches, "evaluator"),
+        (lambda task, folder: replace(task, batch_num=2), "quantization"),
+        (lambda task, folder: replace(task, codec="fixed"), "codec"),
+    ],
+    ids=["weights", "prototxt", "evaluator", "batches", "config", "codec"],
+)
+def test_resume_refuses_what_differs(task, tiny, change, word):
+    run_study(task, exists=False)
+    with pytest.raises(StudyError, match=f"was started with another {word};"):
+        run_study(change(task, tiny), exists=True)
+
+
+def test_lost_points_are_built_again_only_as_they_were(task):
+    study = run_study(task, exists=False)
+    for path in (task.out / "calibration/points").iterdir():
+        path.unlink()
+    assert run_study(replace(task, n_trials=4), exists=True).record().layers == study.record().layers
+    for folder in ("points", "record.txt.moments"):
+        for path in (task.out / "calibration" / folder).iterdir():
+            path.unlink()
+    with pytest.raises(StudyError, match="were lost and cannot be built again"):
+        run_study(replace(task, n_trials=5), exists=True)
+
+
+class Broken:
+    """Fails on the plans whose number of calls is listed."""
+
+    evaluate_batch_num = 8
+
+    def __init__(self, inner, failures, how):
+        self.inner, self.failures, self.how, self.count = inner, failures, how, 0
+
+    def eval_model(self, model_file, weights_file, batch_num):
+        metric = self.inner.eval_model(model_file, weights_file, batch_num)
+        if Path(model_file).name != "model.prototxt":
+            return metric
+        self.count += 1
+        return self.how() if self.count in self.failures else metric
+
+    def is_satisfied(self, original_metric, new_metric):
+        return self.inner.is_satisfied(original_metric, new_metric)
+
+
+def raise_memory_error():
+    raise MemoryError("no more")
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda: float("nan"), "one finite number. Got nan"),
+        (lambda: "0.9", "Got '0.9' \\(str\\)"),
+        (lambda: None, "Got None"),
+        (lambda: (0.9, 0.8), "Got \\(0.9, 0.8\\)"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (raise_memory_error, "MemoryError: no more"),
+        (lambda: sys.exit(3), "SystemExit"),
+    ],
+    ids=["nan", "string", "none", "tuple", "exception", "memory", "exit"],
+)
+def test_a_failed_trial_has_its_reason_and_the_study_goes_on(task, how, reason):
+    import re
+
+    study = run_study(replace(task, evaluator=Broken(task.evaluator, {2}, how), n_trials=4), exists=False)
+    trials = study.record().trials
+    assert [trial.state for trial in trials[:4]] == ["complete", "failed", "complete", "complete"]
+    assert re.search(reason, trials[1].error)
+
+
+def test_three_failures_in_a_row_stop_the_study(task):
+    evaluator = Broken(task.evaluator, {2, 3, 4}, lambda: 1 / 0)
+    with pytest.raises(EvaluatorError, match="3 trials in a row failed.*ZeroDivisionError"):
+        run_study(replace(task, evaluator=evaluator, n_trials=8), exists=False)
+    states = [trial.state for trial in load_study("tiny", task.storage).record().trials]
+    assert states[:4] == ["complete", "failed", "failed", "failed"]
+    assert "running" not in states
+
+
+def test_baseline_that_fails_is_an_error_at_once(task):
+    class Hopeless(Broken):
+        def eval_model(self, model_file, weights_file, batch_num):
+            raise OSError("no data")
+
+    with pytest.raises(EvaluatorError, match="eval_model raised OSError: no data"):
+        run_study(replace(task, evaluator=Hopeless(task.evaluator, set(), None)), exists=False)
+
+
+def test_predicate_that_even_the_original_fails(task):
+    class Strict(Broken):
+        def is_satisfied(self, original_metric, new_metric):
+            return new_metric > original_metric
+
+    with pytest.raises(EvaluatorError, match="not even the original"):
+        run_study(replace(task, evaluator=Strict(task.evaluator, set(), None)), exists=False)
+
+
+def test_calibration_needs_the_configured_passes(task):
+    from autonuq.errors import QuantizationError
+
+    with pytest.raises(QuantizationError, match="layer 'conv'.*needs 9 forward passes"):
+        run_study(replace(task, batch_num=9), exists=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_orphans_of_another_process_are_queued_again(task):
+    study = run_study(task, exists=False).optuna
+    trial = study.ask()
+    with Session() as session:
+        trial.set_user_attr(LEASE, session.lease.as_attribute())
+    record = run_study(replace(task, n_trials=4), exists=True).record()
+    assert record.trials[trial.number].state == "complete"

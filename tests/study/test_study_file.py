@@ -1,0 +1,109 @@
+"""Study files: what is read, and what each mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+from autonuq.errors import StudyError
+from autonuq.study.study_file import load_study_file
+
+GOOD = """
+name = "lenet"
+[model]
+prototxt = "a.prototxt"
+weights = "sub/a.caffemodel"
+[evaluator]
+class = "evaluate.py:Top1"
+evaluate_batch_num = 20
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        path = tmp_path / "study.toml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_paths_are_relative_to_the_file(write, tmp_path):
+    file = load_study_file(write(GOOD))
+    assert file.source.model == tmp_path / "a.prototxt"
+    assert file.source.weights == tmp_path / "sub/a.caffemodel"
+    assert file.out == tmp_path / "out/lenet"
+    assert file.storage == f"journal://{tmp_path}/out/lenet/study.journal"
+    assert (file.batch_num, file.codec, file.trials, file.seed) == (1, "entropy", 40, 0)
+
+
+def test_storage_file_is_relative_to_the_study_file(write, tmp_path):
+    file = load_study_file(write(GOOD + '[search]\nstorage = "sqlite:///lenet.db"\n'))
+    assert file.storage == f"sqlite:///{tmp_path}/lenet.db"
+
+
+def test_overrides_are_relative_to_the_working_directory(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = load_study_file(write(GOOD), out=Path("elsewhere"), storage="journal://j.log")
+    assert file.out == tmp_path / "elsewhere"
+    assert file.storage == f"journal://{tmp_path}/j.log"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "[search]\ntrails = 3\n", "unknown key of \\[search\\] 'trails'; did you mean 'trials'"),
+        (GOOD + "[serach]\ntrials = 3\n", "unknown table 'serach'; did you mean 'search'"),
+        ("nmae = 'x'\n" + GOOD, "unknown key 'nmae'; did you mean 'name'"),
+        (GOOD + "[search]\ntrials = '3'\n", "'search.trials' must be a whole number. Got '3' instead"),
+        (GOOD + "[search]\ntrials = true\n", "'search.trials' must be a whole number"),
+        (GOOD + "[search]\ntrials = 0\n", "'search.trials' must be positive"),
+        (GOOD + "[search]\nsampler = 'tp'\n", "'search.sampler' must be one of"),
+        (GOOD + "[quantization]\ncodec = 'zip'\n", "'quantization.codec' must be one of"),
+        (GOOD + "[quantization]\ncfg = 'a.cfg'\nbatch_num = 2\n", "'quantization.batch_num' comes from the cfg file"),
+        (GOOD.replace("evaluate_batch_num = 20", ""), "'evaluator.evaluate_batch_num' is missing"),
+        (GOOD.replace('name = "lenet"', ""), "'name' is missing"),
+        ("name = ", "is no TOML"),
+    ],
+)
+def test_mistakes(write, text, message):
+    with pytest.raises(StudyError, match=message):
+        load_study_file(write(text))
+
+
+def test_levels_of_amct(write):
+    assert not load_study_file(write(GOOD)).amct_levels
+    assert load_study_file(write(GOOD + '[quantization]\nlevels = "amct"\n')).amct_levels
+    with pytest.raises(StudyError, match="'quantization.levels' must be one of any, amct"):
+        load_study_file(write(GOOD + '[quantization]\nlevels = "16"\n'))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(StudyError, match="study file cannot be read"):
+        load_study_file(tmp_path / "none.toml")
+
+
+def test_confirm_changes_what_it_names(write):
+    file = load_study_file(write(GOOD + "[confirm]\nevaluate_batch_num = 100\n"))
+    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("evaluate.py:Top1", 100)
+    assert file.evaluate_batch_num == 20
+
+
+def test_confirm_with_an_evaluator_of_its_own(write):
+    file = load_study_file(write(GOOD + '[confirm]\nclass = "other.py:Top5"\nevaluate_batch_num = 7\n'))
+    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("other.py:Top5", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[confirm]\nclass = "other.py:Top5"\n', "in \\[confirm\\].*evaluate_batch_num' is missing"),
+        ("[confirm]\nevaluate_batch_nmu = 7\n", "in \\[confirm\\].*did you mean 'evaluate_batch_num'"),
+        ("[cofirm]\nevaluate_batch_num = 7\n", "did you mean 'confirm'"),
+        ("[search]\nstop_gain = -1\n", "'search.stop_gain' must not be negative"),
+        ("[search]\nracing = 1\n", "'search.racing' must be true or false"),
+    ],
+)
+def test_mistakes_of_the_end_of_a_search(write, text, message):
+    with pytest.raises(StudyError, match=message):
+        load_study_file(write(GOOD + text))

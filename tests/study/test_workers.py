@@ -1,0 +1,261 @@
+"""Several workers on one study: local ones through joblib, and those that join from elsewhere."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import joblib
+import pytest
+
+from autonuq.errors import EvaluatorError, StudyError
+from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.graph.files import ModelPair
+from autonuq.study import workers
+from autonuq.study.artifacts import Artifacts
+from autonuq.study.run import Task, load_study, run_study
+from autonuq.study.workers import work
+
+CLI = [sys.executable, "-c", "from autonuq.cli import main; main()"]
+
+
+def start(study, *arguments):
+    command = [*CLI, arguments[0], str(study), *arguments[1:]]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=study.parent, text=True, start_new_session=True, **pipes)
+
+
+def scored(study):
+    """Return the log's (process, weights) of scored plans."""
+    lines = [line.split() for line in (study.parent / "calls.log").read_text().splitlines()]
+    return [(pid, weights) for pid, name, weights in lines if name == "model.prototxt"]
+
+
+def check_complete(study, url, total, *, stopped=0):
+    """Check that every trial is finished once and no plan was scored twice, and return the trials.
+
+    As many scorings as workers were stopped in the middle of one come on top.
+    """
+    trials = load_study("tiny", url).record().trials
+    assert [trial.number for trial in trials if trial.state == "complete"] == list(range(total))
+    assert all("satisfied" in trial.constraints for trial in load_study("tiny", url).optuna.get_trials()[:total])
+    counts = Counter(weights for _, weights in scored(study))
+    assert sum(counts.values()) - len(counts) <= stopped
+    return trials[:total]
+
+
+def task_of(study, **changes):
+    folder = study.parent
+    task = Task(
+        name="tiny",
+        source=ModelPair(folder / "tiny.prototxt", folder / "tiny.caffemodel"),
+        evaluator=load_evaluator("evaluate.py:Top1", folder, 8),
+        out=folder / "out/tiny",
+        storage=f"journal://{folder}/out/tiny/study.journal",
+        n_trials=14,
+    )
+    return replace(task, **changes)
+
+
+def test_jobs_run_in_processes_of_their_own(logging_study):
+    task, told = task_of(logging_study), []
+    study = run_study(task, exists=False, jobs=2, on_progress=told.append)
+    trials = check_complete(logging_study, task.storage, 14)
+    pids = {int(trial.worker.rpartition(":")[2]) for trial in trials}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    steps = [step for step in told if step.stage == "trial"]
+    assert [step.done for step in steps] == list(range(1, 15))
+    assert sorted(step.trial.number for step in steps) == list(range(14))
+    assert steps[-1].best.ratio == study.best.ratio
+
+
+def test_the_backend_of_a_parallel_config_is_used(logging_study):
+    task = task_of(logging_study)
+    with joblib.parallel_config(backend="threading"):
+        run_study(task, exists=False, jobs=2)
+    trials = check_complete(logging_study, task.storage, 14)
+    assert {int(trial.worker.rpartition(":")[2]) for trial in trials} == {os.getpid()}
+
+
+def test_a_failing_evaluator_stops_all_jobs(logging_study):
+    source = logging_study.parent / "evaluate.py"
+    source.write_text(
+        source.read_text().replace("time.sleep", '1 / (Path(model_file).name != "model.prototxt"); time.sleep')
+    )
+    with pytest.raises(EvaluatorError, match="3 trials in a row failed.*ZeroDivisionError"):
+        run_study(task_of(logging_study), exists=False, jobs=2)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def worker_processes(study):
+    return {int(pid) for pid, _ in scored(study)} if (study.parent / "calls.log").exists() else set()
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_replaced(logging_study, monkeypatch):
+    monkeypatch.setenv("PAUSE_S", "0.1")
+    process = start(logging_study, "tune", "--jobs", "2")
+    wait_until(lambda: len(worker_processes(logging_study)) == 2)
+    os.kill(worker_processes(logging_study).pop(), signal.SIGKILL)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["the group", "the parent alone"])
+def test_interrupt_with_jobs(logging_study, monkeypatch, to):
+    monkeypatch.setenv("PAUSE_S", "0.2")
+    process = start(logging_study, "tune", "--jobs", "2")
+    wait_until(lambda: (logging_study.parent / "calls.log").exists() and len(scored(logging_study)) >= 4)
+    if to == "the parent alone":
+        process.send_signal(signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    output, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "autonuq resume" in messages
+    assert "Traceback" not in messages
+    assert "ratio" in output
+    assert (logging_study.parent / "out/tiny/tiny_deploy_model.prototxt").exists()
+    assert not list((logging_study.parent / "out/tiny").glob("trial*"))
+    record = load_study("tiny", task_of(logging_study).storage).record()
+    assert not [trial for trial in record.trials if trial.state in ("running", "failed")]
+    assert start(logging_study, "resume").wait(timeout=120) == 0
+    check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
+
+
+@pytest.fixture
+def elsewhere(logging_study, tmp_path_factory):
+    """Make another machine's folder: the study file, the evaluator and its data, but no network."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name in ("study.toml", "evaluate.py", "images.npz"):
+        shutil.copy(logging_study.parent / name, folder)
+    return folder / "study.toml"
+
+
+def joined(logging_study, elsewhere, **changes):
+    here = task_of(logging_study)
+    return replace(task_of(elsewhere), storage=here.storage, artifacts=here.artifacts_location, **changes)
+
+
+@pytest.mark.parametrize("cfg", [False, True], ids=["default", "cfg"])
+def test_a_worker_elsewhere_needs_only_evaluator_and_data(logging_study, elsewhere, cfg):
+    here = task_of(logging_study, n_trials=4)
+    if cfg:
+        from autonuq.compress.quantize import default_config
+        from autonuq.graph.files import load_graph
+
+        config = default_config(load_graph(*vars(here.source).values()), batch_num=2, activation_offset=False)
+        here = replace(here, config=replace(config, layers=dict(list(config.layers.items())[-1:])))
+    study = run_study(here, exists=False)
+    study.optuna.set_user_attr("autonuq:target_trials", 9)
+    before = len(scored(logging_study))
+    work(joined(logging_study, elsewhere))
+    assert sum(trial.state == "complete" for trial in study.record().trials) == 9
+    assert len(scored(logging_study)) == before
+    assert scored(elsewhere)
+    assert not list((elsewhere.parent / "out/tiny").glob("trial*"))
+
+
+def test_the_command_work(logging_study, elsewhere):
+    here = task_of(logging_study, n_trials=4)
+    study = run_study(here, exists=False)
+    study.optuna.set_user_attr("autonuq:target_trials", 7)
+    options = ["--storage", here.storage, "--artifacts", here.artifacts_location]
+    process = start(elsewhere, "work", *options)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert "trial 7/7" in messages
+    assert sum(trial.state == "complete" for trial in study.record().trials) == 7
+
+
+def test_another_evaluator_is_refused(logging_study, elsewhere):
+    run_study(task_of(logging_study, n_trials=2), exists=False)
+    source = elsewhere.parent / "evaluate.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    with pytest.raises(StudyError, match="was started with another evaluator"):
+        work(joined(logging_study, elsewhere))
+
+
+def test_other_versions_are_refused_by_name(logging_study, elsewhere, monkeypatch):
+    run_study(task_of(logging_study, n_trials=2), exists=False)
+    monkeypatch.setattr(workers, "version", lambda name: "0.1" if name == "onnxruntime" else "1.0")
+    with pytest.raises(StudyError, match=r"onnxruntime \S+ \(here: 0.1\)"):
+        work(joined(logging_study, elsewhere))
+
+
+def test_artifacts_at_another_place_are_refused(logging_study, elsewhere, tmp_path):
+    run_study(task_of(logging_study, n_trials=2), exists=False)
+    with pytest.raises(StudyError, match="are not this study's; name its place with --artifacts"):
+        work(replace(joined(logging_study, elsewhere), artifacts=str(tmp_path / "empty")))
+
+
+def test_damaged_artifacts_are_refused_by_name(logging_study, elsewhere):
+    task = task_of(logging_study, n_trials=2)
+    study = run_study(task, exists=False).optuna
+    damaged = Path(task.artifacts_location) / hashlib.sha256(task.source.weights.read_bytes()).hexdigest()
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(StudyError, match="weights.caffemodel .* is damaged; remove it"):
+        Artifacts(task.artifacts_location).fetch(task_of(elsewhere), study)
+    damaged.unlink()
+    run_study(replace(task, n_trials=3), exists=True)
+    work(joined(logging_study, elsewhere))
+
+
+def test_artifacts_in_s3(logging_study, elsewhere, monkeypatch):
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        bucket = boto3.resource("s3").create_bucket(Bucket="bucket")
+        study = run_study(task_of(logging_study, n_trials=2, artifacts="s3://bucket/nets/tiny"), exists=False)
+        assert {item.key.rpartition("/")[0] for item in bucket.objects.all()} == {"nets/tiny"}
+        study.optuna.set_user_attr("autonuq:target_trials", 4)
+        work(replace(joined(logging_study, elsewhere), artifacts="s3://bucket/nets/tiny"))
+        assert sum(trial.state == "complete" for trial in study.record().trials) == 4
+        with pytest.raises(StudyError, match="artifacts at s3://none/x cannot be used"):
+            run_study(task_of(logging_study, n_trials=2, artifacts="s3://none/x"), exists=True)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_resumed_sampler_does_not_repeat_itself(logging_study, sampler):
+    """Optuna's start with the same random numbers again when a study goes on with the same seed."""
+    task = task_of(logging_study, sampler=sampler, n_trials=9)
+    run_study(task, exists=False)
+    study = run_study(replace(task, n_trials=12), exists=True)
+    parameters = [tuple(trial.params.values()) for trial in study.optuna.get_trials()]
+    assert len(set(parameters)) == len(parameters)
+
+
+def test_parallel_workers_of_a_random_sampler_differ(logging_study):
+    task = task_of(logging_study, sampler="random")
+    with joblib.parallel_config(backend="threading"):
+        study = run_study(task, exists=False, jobs=3)
+    parameters = [tuple(trial.params.values()) for trial in study.optuna.get_trials()]
+    assert len(set(parameters)) == len(parameters)
+
+
+def test_artifacts_key_of_a_study_file(logging_study):
+    from autonuq.study.study_file import load_study_file
+
+    folder = logging_study.parent
+    assert load_study_file(logging_study).artifacts == ""
+    logging_study.write_text(logging_study.read_text() + 'artifacts = "shared/net"\n')
+    assert load_study_file(logging_study).artifacts == str(folder / "shared/net")
+    assert load_study_file(logging_study, artifacts="s3://b/p").artifacts == "s3://b/p"
+    assert load_study_file(logging_study, artifacts="x").artifacts == str(Path("x").resolve())
