@@ -256,17 +256,17 @@ def write_factors(path, key, factors):
     if os.path.exists(path):
         with io.open(path, encoding="utf-8") as record:
             lines = record.read().splitlines()
-    new = ["    %s: %s" % factor for factor in factors]
-    places = [index for index, line in enumerate(lines) if line.strip() == "key: %s" % key]
+    new = [u"    %s: %s" % factor for factor in factors]
+    places = [index for index, line in enumerate(lines) if line.strip() == u"key: %s" % key]
     if places:
         begin = places[0] + 2  # behind the line 'value {'
-        length = [line.strip() for line in lines[begin:]].index("}")
-        names = tuple(name + ":" for name, _ in factors)
+        length = [line.strip() for line in lines[begin:]].index(u"}")
+        names = tuple(name + u":" for name, _ in factors)
         kept = [line for line in lines[begin : begin + length] if not line.strip().startswith(names)]
         lines[begin : begin + length] = new + kept
     else:
-        lines += ["record {", "  key: %s" % key, "  value {"] + new + ["  }", "}"]
+        lines += [u"record {", u"  key: %s" % key, u"  value {"] + new + [u"  }", u"}"]
     temporary = "%s.%d" % (path, os.getpid())
     with io.open(temporary, "w", encoding="utf-8") as record:
-        record.write("\n".join(lines) + "\n")
+        record.write(u"\n".join(lines) + u"\n")
     getattr(os, "replace", os.rename)(temporary, path)
