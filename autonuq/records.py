@@ -100,13 +100,8 @@ class TrialRecord:
         The margin that the curves and the trials before this one let expect.
     standard_error : float or None
         Of the metric, where the evaluator can tell.
-    part_margin : float or None
-        The margin on a part of the batches, where the trial was raced.
     margin_error : float or None
-        Of a trial that was stopped on a part: the standard deviation of `margin`, which is estimated then, as is
-        `metric`. Such a trial is never satisfied.
-    batches : int or None
-        How many batches were scored for it in all.
+        The standard deviation of `margin` where that is an estimate, as `metric` is then; None where it was measured.
     """
 
     number: int
@@ -124,21 +119,14 @@ class TrialRecord:
     worker: str = ""
     predicted: float | None = None
     standard_error: float | None = None
-    part_margin: float | None = None
     margin_error: float | None = None
-    batches: int | None = None
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether the trial was stopped on a part of the batches because its failure was clear."""
-        return self.margin_error is not None
 
     @property
     def summary(self) -> str:
         """What came of the trial, in one line."""
         if self.state != "complete":
             return self.error
-        estimated = ", estimated on a part of the batches" if self.is_partial else ""
+        estimated = ", estimated" if self.margin_error is not None else ""
         alone = ", verdict alone: is_satisfied shows no single edge" if abs(self.margin or 0.0) == 1.0 else ""
         return f"ratio {self.ratio:.2f}, metric {self.metric:g}{estimated}{alone}"
 
@@ -235,7 +223,7 @@ class StudyRecord:
         """The metric at which the constraint turns, out of the trial nearest to it; None if no margin tells.
 
         A margin is log(drop / allowed drop), so original + (metric - original) / exp(margin) is the limit. Margins of
-        -1, 0 and 1, which stand for the verdict alone, and clipped ones tell nothing.
+        -1, 0 and 1, which stand for the verdict alone, clipped and estimated ones tell nothing.
         """
         if self.original_metric is None:
             return None
@@ -244,7 +232,7 @@ class StudyRecord:
             for trial in self.trials
             if trial.metric is not None
             and trial.margin is not None
-            and not trial.is_partial
+            and trial.margin_error is None
             and trial.metric != self.original_metric
             and 0 < abs(trial.margin) < MARGIN_LIMIT
             and abs(trial.margin) != 1

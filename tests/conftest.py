@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,11 +121,17 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def run(tiny, monkeypatch, capsys):
+def run(tiny, run_in):
     """Run a command in the folder of `tiny`, in this process; return it as a finished process."""
+    return partial(run_in, tiny)
 
-    def call(*arguments):
-        monkeypatch.chdir(tiny)
+
+@pytest.fixture
+def run_in(monkeypatch, capsys):
+    """Run a command in a folder, in this process; return it as a finished process."""
+
+    def call(folder, *arguments):
+        monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["autonuq", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -277,7 +277,6 @@ def _task(file: StudyFile) -> Task:
         artifacts=file.artifacts,
         provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
         confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
-        racing=file.racing,
         stop_gain=file.stop_gain,
     )
 
@@ -366,10 +365,8 @@ def _status(record: StudyRecord) -> dict[str, Any]:
 
 
 def _when_there(record: StudyRecord) -> dict[str, Any]:
-    """Return the keys that only studies with a race, a confirmation or an early end have."""
-    partial = sum(trial.is_partial for trial in record.trials)
+    """Return the keys that only studies with a confirmation or an early end have."""
     found = {
-        "partial": partial,
         "stopped": record.stopped,
         "confirmation": None if record.confirmation is None else asdict(record.confirmation),
     }
@@ -381,9 +378,7 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
     failures = [trial for trial in record.trials if trial.state == "failed"]
-    partial = sum(trial.is_partial for trial in record.trials)
-    raced = f", {partial} stopped on a part" if partial else ""
-    feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied{raced}"
+    feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied"
     table.add_row("study", f"{record.name}, codec {record.codec}")
     counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
     table.add_row("trials", counts + left)

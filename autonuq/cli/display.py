@@ -174,6 +174,4 @@ def verdict(trial: TrialRecord) -> str:
     """Name what came of a trial."""
     if trial.state == "failed":
         return "failed"
-    if trial.is_partial:
-        return "stopped on a part"
     return "satisfied" if trial.satisfied else "not satisfied"

@@ -1,7 +1,7 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
 `inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights. `status --json` adds those in
-`_WHEN_THERE` for studies that raced trials, ended early, or confirmed their winner.
+`_WHEN_THERE` for studies that ended early or confirmed their winner.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ _ON_CHIP = {
 }
 _MAYBE = {"type": ["number", "null"]}
 _WHEN_THERE = {
-    "partial": _COUNT,
     "stopped": _TEXT,
     "confirmation": _object(
         {

@@ -106,8 +106,6 @@ def _verdict(record: StudyRecord) -> str:
     best = record.best
     count = {state: sum(trial.state == state for trial in record.trials) for state in ("complete", "failed", "running")}
     satisfied = sum(trial.state == "complete" and bool(trial.satisfied) for trial in record.trials)
-    partial = sum(trial.is_partial for trial in record.trials)
-    raced = f"{partial} stopped on a part of the batches" if partial else ""
     running = f"{count['running']} running"
     before = _metric(record.original_metric, record.original_standard_error)
     after = _metric(best.metric, best.standard_error) if best else ABSENT
@@ -126,7 +124,7 @@ def _verdict(record: StudyRecord) -> str:
         ("Metric", f"{before} → {after}", f"original → compressed; {limit}"),
         *_confirmation(record),
         ("Trials", f"{count['complete']} of {record.target_trials} done", record.stopped or running),
-        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", raced),
+        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", ""),
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
         ("Codec", record.codec, ""),
     ]

@@ -25,11 +25,10 @@ from autonuq.study.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, 
 from autonuq.study.task import OnProgress, Progress, Task
 
 
-def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> float:
-    """Return the original metric; it is scored once in a study's life."""
-    stored = study.user_attrs.get(ORIGINAL_METRIC)
-    if stored is not None:
-        return float(stored)
+def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> None:
+    """Score the original network, once in a study's life, and store its metric."""
+    if study.user_attrs.get(ORIGINAL_METRIC) is not None:
+        return
     on_progress(Progress("baseline", "scoring the original network", 0, 1))
     metric = score(task.evaluator, task.source)
     if not is_satisfied(task.evaluator, metric, metric):
@@ -39,7 +38,6 @@ def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> 
     study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
     study.set_user_attr(ORIGINAL_METRIC, metric)
     on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
-    return metric
 
 
 def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:

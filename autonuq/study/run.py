@@ -23,7 +23,6 @@ from autonuq.storage.open import default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.preparation import calibrate, prepare_points, score_original
-from autonuq.study.scoring import prepare_race
 from autonuq.study.stored import (
     CODEC,
     FINGERPRINT,
@@ -171,8 +170,7 @@ def run_study(
     study.set_user_attr(TARGET_TRIALS, task.n_trials)
     on_progress(Progress("study", "opened" if exists else "created", 1, 1))
     study.set_user_attr(STOPPED, "")
-    original_metric = score_original(task, study, on_progress)
-    prepare_race(task, study, original_metric, on_progress)
+    score_original(task, study, on_progress)
     model = calibrate(task, model, on_progress)
     points = prepare_points(task, study, model, fingerprint, on_progress)
     Artifacts(task.artifacts_location).publish(task, study, model)

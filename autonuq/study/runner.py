@@ -19,7 +19,7 @@ from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, Session
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
-from autonuq.study.scoring import Scorer
+from autonuq.study.scoring import score_plan
 from autonuq.study.stored import (
     FINISHED,
     ORIGIN,
@@ -56,14 +56,13 @@ class Runner:
         points: Mapping[str, OperatingPoints],
         on_progress: OnProgress,
     ) -> None:
-        self.task, self.study, self.on_progress = task, study, on_progress
+        self.task, self.study, self.model, self.points, self.on_progress = task, study, model, points, on_progress
         curves = {name: found.curve for name, found in points.items()}
         self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
-        original_metric = float(study.user_attrs[ORIGINAL_METRIC])
-        self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
+        self.original_metric = float(study.user_attrs[ORIGINAL_METRIC])
         self.session = Session()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
@@ -156,11 +155,12 @@ class Runner:
                     margin=known.margin,
                     margin_error=known.margin_error,
                     standard_error=known.standard_error,
-                    batches=0,
                     origin=f"copy of {known.number}",
                 )
             else:
-                record = self.scorer.score(record)
+                expected = self.predictor.predict(self.study, plan, trial.number)
+                record = replace(record, predicted=expected and expected[0])
+                record = score_plan(self.task, self.model, self.points, self.original_metric, record)
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -32,7 +32,6 @@ PROVENANCE = "autonuq:provenance"
 CODEC = "autonuq:codec"
 """Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
 CONFIRMATION = "autonuq:confirmation"
-RACE = "autonuq:race"
 STOPPED = "autonuq:stopped"
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
@@ -189,7 +188,14 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     is_running = trial.state == TrialState.RUNNING
     stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
     origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
-    return TrialRecord(**{**stored, "number": trial.number, "state": _STATES[trial.state], "origin": origin})
+    return TrialRecord(
+        **{**_trial_fields(stored), "number": trial.number, "state": _STATES[trial.state], "origin": origin}
+    )
+
+
+def _trial_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the fields that an earlier version stored and records have no more."""
+    return {key: value for key, value in stored.items() if key in TrialRecord.__dataclass_fields__}
 
 
 def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
@@ -216,7 +222,8 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
 def scored_record(trial: optuna.Trial) -> TrialRecord:
     """Read what a running trial's last worker stored before it could finish it."""
     stored = trial.user_attrs[TRIAL]
-    return TrialRecord(**{**stored, "number": trial.number, "state": "failed" if stored["error"] else "complete"})
+    state: Literal["failed", "complete"] = "failed" if stored["error"] else "complete"
+    return TrialRecord(**{**_trial_fields(stored), "number": trial.number, "state": state})
 
 
 def load_study(name: str, storage: str) -> Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,11 +69,12 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "storage": str,
         "seed": int,
         "artifacts": str,
-        "racing": bool,
         "stop_gain": _NUMBER,
     },
     "confirm": {},
 }
+_RETIRED: Mapping[tuple[str, str], tuple[type, str]] = {("search", "racing"): (bool, "because it did not pay")}
+"""Keys of earlier versions, their kinds, and why they are gone: a study that was made with one must go on."""
 _REQUIRED = (
     ("", "name"),
     ("model", "prototxt"),
@@ -121,7 +123,6 @@ class StudyFile:
     artifacts : str
         Folder or `s3://bucket/prefix`; empty for a folder in `out`.
     out : Path
-    racing : bool
     stop_gain : float
     timeout_s : float or None
         Of one evaluation.
@@ -146,7 +147,6 @@ class StudyFile:
     storage: str
     artifacts: str
     out: Path
-    racing: bool
     stop_gain: float
     timeout_s: float | None
     confirm: StudyFile | None = None
@@ -176,6 +176,7 @@ def load_study_file(
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
+    _drop_retired(tables, path)
     confirming = tables.pop("confirm", None)
     file = _study_file(tables, path, out, storage)
     file = replace(file, artifacts=_location(artifacts or "", Path.cwd()) or file.artifacts)
@@ -185,6 +186,14 @@ def load_study_file(
         return replace(file, confirm=_study_file(_with_confirming(tables, confirming), path, out, storage))
     except StudyError as error:
         raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
+
+
+def _drop_retired(tables: Mapping[str, Any], path: Path) -> None:
+    """Check the keys that were taken out, say that they are ignored, and remove them."""
+    for (table, key), (kind, why) in _RETIRED.items():
+        if isinstance(tables.get(table), dict) and key in tables[table]:
+            _check_kind((table, key), tables[table].pop(key), kind, path)
+            warnings.warn(f"'{_dotted(table, key)}' was taken out, {why}; it is ignored", stacklevel=3)
 
 
 def _with_confirming(tables: Mapping[str, Any], confirming: object) -> dict[str, Any]:
@@ -221,7 +230,6 @@ def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage
         storage=absolute_url(storage, Path.cwd()) if storage else file_url,
         artifacts=_location(values.get(("search", "artifacts"), ""), folder),
         out=target,
-        racing=values.get(("search", "racing"), False),
         stop_gain=float(values.get(("search", "stop_gain"), 0)),
         timeout_s=values.get(("evaluator", "timeout")),
     )
@@ -292,17 +300,20 @@ def _checked(tables: Mapping[str, Any], path: Path) -> dict[tuple[str, str], Any
     """Flatten the tables to (table, key) -> value after checking every name and kind."""
     values = dict(_flattened(tables, "", path))
     for (table, key), value in values.items():
-        wanted = _KEYS[table][key]
-        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            rule = " or ".join(_KIND_NAMES[kind] for kind in kinds if kind is not int or float not in kinds)
-            raise StudyError(f"'{_dotted(table, key)}' must be {rule}. Got {value!r} instead.", path=path)
+        _check_kind((table, key), value, _KEYS[table][key], path)
     for table, key in _REQUIRED:
         if (table, key) not in values:
             raise StudyError(f"'{_dotted(table, key)}' is missing", path=path)
     _check_values(values, path)
     _check_evaluator(values, path)
     return values
+
+
+def _check_kind(place: tuple[str, str], value: object, wanted: type | tuple[type, ...], path: Path) -> None:
+    kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        rule = " or ".join(_KIND_NAMES[kind] for kind in kinds if kind is not int or float not in kinds)
+        raise StudyError(f"'{_dotted(*place)}' must be {rule}. Got {value!r} instead.", path=path)
 
 
 def _flattened(tables: Mapping[str, Any], parent: str, path: Path) -> Iterator[tuple[tuple[str, str], Any]]:

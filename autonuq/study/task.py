@@ -56,9 +56,6 @@ class Task:
         What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
         Another evaluator, or one of other data, for the winner only.
-    racing : bool
-        Whether hopeless trials are stopped on a part of the batches, see `racing`. It pays where a sampler proposes
-        such trials, which "rate-distortion" hardly does.
     stop_gain : float
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
         this share, after ten trials at the earliest; 0 never.
@@ -81,7 +78,6 @@ class Task:
     artifacts: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
-    racing: bool = False
     stop_gain: float = 0.0
 
     @property
@@ -120,7 +116,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "racing", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
+    stage : {"baseline", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.

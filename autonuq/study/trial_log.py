@@ -20,7 +20,6 @@ def trial_line(record: TrialRecord, at: datetime) -> str:
         result = f"failed: {record.error}"
     else:
         verdict = "satisfied" if record.satisfied else "not satisfied"
-        part = " on a part" if record.is_partial else ""
-        result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {verdict}{part} bytes {record.size_bytes}"
+        result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {verdict} bytes {record.size_bytes}"
     when = at.isoformat(timespec="seconds").replace("+00:00", "Z")
     return f"{when} trial {record.number} {result} [{record.origin}; {record.duration_s:.3f} s; {record.worker}]"

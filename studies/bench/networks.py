@@ -5,7 +5,6 @@ The folder has `models/NAME/deploy.prototxt`, `models/NAME/weights.caffemodel` a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,10 +78,8 @@ class Top1(nuq.Evaluator):
             self.correct(model_file, weights_file, batch_num, self.calibration, np.zeros(len(self.calibration)))
             return 0.0
         self.batches_scored += batch_num
-        return 100 * sum(self.correct_of(model_file, weights_file, batch_num)) / (batch_num * BATCH)
-
-    def correct_of(self, model_file, weights_file, batch_num):
-        return self.correct(model_file, weights_file, batch_num, self.images, self.labels)
+        correct = self.correct(model_file, weights_file, batch_num, self.images, self.labels)
+        return 100 * sum(correct) / (batch_num * BATCH)
 
     def correct(self, model_file, weights_file, batch_num, images, labels):
         """Return the number of correct images of each batch."""
@@ -102,17 +99,3 @@ class Top1(nuq.Evaluator):
     def standard_error(self, metric):
         share = metric / 100
         return 100 * (share * (1 - share) / (self.evaluate_batch_num * BATCH)) ** 0.5
-
-
-class Remembering(Top1):
-    """Runs a network once and answers for any number of its batches from then on; it counts what was asked."""
-
-    def __init__(self, data: Data):
-        super().__init__(data)
-        self._known: dict[bytes, list[int]] = {}
-
-    def correct_of(self, model_file, weights_file, batch_num):
-        key = hashlib.sha256(Path(weights_file).read_bytes()).digest()
-        if key not in self._known:
-            self._known[key] = super().correct_of(model_file, weights_file, self.evaluate_batch_num)
-        return self._known[key][:batch_num]

@@ -1,7 +1,7 @@
 """What searches find on the five real networks, less than one point of top-1 lost, codec `entropy`.
 
     python studies/bench/real.py [--shared ../shared] [--networks lenet-fashion ...] [--searches rate-distortion ...]
-                                 [--trials 40] [--seed 0] [--halves] [--racing] [--seeded] [--keep FOLDER]
+                                 [--trials 40] [--seed 0] [--halves] [--seeded] [--keep FOLDER]
 
 `uniform` is the best single number of levels for all layers (exact k-means, as in `ratio.py`), found by bisection; the
 others are studies as `autonuq tune` runs them, on operating points that are built once a network. GP needs SciPy and
@@ -11,8 +11,7 @@ drops, of trials from the tenth on that lost at least a quarter of a point).
 
 With --halves the search sees one half of the test set, every second image, and the other half confirms: the points lost
 there in excess are what luck was worth. With --seeded, six uniform plans come first for the rate-distortion sampler,
-too. With --racing, every study is run twice, without and with it; networks are run once for both, batches are counted
-as they are asked for.
+too.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from networks import BATCH, NETWORKS, Data, Remembering, Top1
+from networks import BATCH, NETWORKS, Data, Top1
 from ratio import LEVELS, Bench, tightest, with_levels
 
 from autonuq.graph.files import ModelPair
@@ -59,23 +58,22 @@ def prediction_error(record: StudyRecord) -> float:
 
 
 def run_search(
-    name: str, search: str, evaluator: Top1, unseen: Data | None, folder: Path, options: argparse.Namespace, raced: bool
+    name: str, search: str, evaluator: Top1, unseen: Data | None, folder: Path, options: argparse.Namespace
 ) -> str:
     """Run one study and describe what it found."""
-    shared, label = options.shared, f"{search}-raced" if raced else search
+    shared = options.shared
     source = ModelPair(*(shared / "models" / name / file for file in ("deploy.prototxt", "weights.caffemodel")))
     task = Task(
         name=name,
         source=source,
         evaluator=evaluator,
-        out=folder / label,
-        storage=f"journal://{folder / label}.log",
+        out=folder / search,
+        storage=f"journal://{folder / search}.log",
         batch_num=min(10, len(evaluator.calibration) // BATCH),
         sampler=search,
         seed=options.seed,
         n_trials=1,
         confirm=Top1(unseen) if unseen is not None else None,
-        racing=raced,
         stop_gain=0.0,
     )
     if (folder / "calibration").is_dir():
@@ -91,7 +89,7 @@ def run_search(
     record = study.record()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f"{folder / label}.log", options.keep / f"{name}-{label}-{options.seed}.log")
+        shutil.copy(f"{folder / search}.log", options.keep / f"{name}-{search}-{options.seed}.log")
     best = record.best
     found = "nothing | -" if best is None else f"{best.ratio:.2f}x | {record.original_metric - best.metric:.2f}"
     confirmed = record.confirmation
@@ -130,7 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", action="store_true")
-    parser.add_argument("--racing", action="store_true")
     parser.add_argument("--seeded", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder for the studies' journals")
     options = parser.parse_args(arguments)
@@ -147,10 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 data, unseen = NETWORKS[name](options.shared / "data"), None
                 if options.halves:
                     data, unseen = halves(data)
-                evaluator = Remembering(data) if options.racing else Top1(data)
-                for raced in (False, True) if options.racing else (False,):
-                    row = run_search(name, search, evaluator, unseen, Path(folder), options, raced)
-                    print(f"| {name} | {search}{', raced' if raced else ''} | {row} |", flush=True)
+                row = run_search(name, search, Top1(data), unseen, Path(folder), options)
+                print(f"| {name} | {search} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def test_the_limit_is_where_the_margins_say_it_is():
         trial(1, 3.0, 0.88, False, margin=math.log(2)),
         trial(2, 9.0, 0.10, False, margin=7.0),
         trial(3, 9.0, 0.70, False, margin=1.0),
+        trial(4, 5.0, 0.86, False, margin=0.1, margin_error=0.2),
     )
     assert record.limit == pytest.approx(0.89)
     assert "limit 0.89" in texts_of(FIGURES["front"](record))

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 from autonuq.errors import StudyError
 from autonuq.search import Curve, RateDistortionSampler
 from autonuq.search.allocation import Relaxed, frontier, stack_layers
-from autonuq.search.rate_distortion import PLAN
+from autonuq.search.rate_distortion import MARGIN_ERROR, PLAN
 from autonuq.search.sampler import make_sampler
 from autonuq.search.sensitivity import Evidence, Model, Prior, fit
 
@@ -390,6 +390,21 @@ def test_foreign_trials_are_passed_over():
     assert len(set(plans_of_ours(mixed))) == 4
     gaps = [1 - study.sampler.remaining_gain(study) for study in (plain, mixed)]
     assert min(gaps) > 0
+
+
+def test_an_estimated_margin_tells_less_than_a_measured_one():
+    curves, predicted = build_curves(), {}
+    for error in (None, 0.1, 1.0):
+        study = start(curves)
+        trial, plan = proposed(study)
+        trial.set_constraint("satisfied", 1.5)
+        if error is not None:
+            trial.set_user_attr(MARGIN_ERROR, error)
+        study.tell(trial, 8.0)
+        predicted[error] = study.sampler.predict(study, dict(zip((c.layer for c in curves), plan, strict=True)))
+    margins, deviations = zip(*predicted.values(), strict=True)
+    assert margins[0] > margins[1] > margins[2]
+    assert deviations[0] < deviations[1] < deviations[2]
 
 
 def plans_of_ours(study):

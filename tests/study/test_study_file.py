@@ -94,6 +94,13 @@ def test_confirm_with_an_evaluator_of_its_own(write):
     assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("other.py:Top5", 7)
 
 
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_retired_key_is_ignored_with_one_warning(write, value):
+    with pytest.warns(UserWarning, match="^'search.racing' was taken out, because it did not pay; it is") as warned:
+        load_study_file(write(GOOD + f"[confirm]\nevaluate_batch_num = 9\n[search]\nracing = {value}\n"))
+    assert [Path(each.filename).name for each in warned] == [Path(__file__).name]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
