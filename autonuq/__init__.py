@@ -36,7 +36,7 @@ from autonuq.evaluate import Evaluator
 from autonuq.graph.hosted import register_layer
 from autonuq.report import write_report
 from autonuq.runtime.net import Net
-from autonuq.study import Study, load_study, resume, tune
+from autonuq.study import Study, load_study, resume, tune, tune_file
 
 __all__ = [
     "AutonuqError",
@@ -53,5 +53,6 @@ __all__ = [
     "register_layer",
     "resume",
     "tune",
+    "tune_file",
     "write_report",
 ]

@@ -7,7 +7,7 @@ import pytest
 
 import autonuq as nuq
 from autonuq.compress.outputs import unpack
-from autonuq.compress.packed import load_packed
+from autonuq.compress.packed_file import load_packed
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_caffemodel, load_graph
 

@@ -23,9 +23,9 @@ from autonuq.amct.rollback import (
 from autonuq.amct.static import load_configured, write_outputs
 from autonuq.atomic import replace_text
 from autonuq.compress.calibration import calibrated, layer_outputs, write_calibration_model
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.outputs import fake_quant_pair
-from autonuq.compress.quantize import QuantizedModel, quantize, restrict_levels
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import fake_quant_pair, write_fake_quant
+from autonuq.compress.quantized import QuantizedModel, quantize, restrict_levels
 from autonuq.errors import AutonuqError, EvaluatorError, QuantizationError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
@@ -236,7 +236,7 @@ class _Trials:
         self._user.calibrate(modified)
         model = restrict_levels(calibrated(uniform, record_file), record_file)
         pair = fake_quant_pair(str(folder / "probe"))
-        write_fake_quant(model, {}, {}, pair)
+        write_fake_quant(Candidate(model), pair)
         metric = self._user.evaluate(pair)
         trial = _Trial(quantized, model, metric, self._user.verdict(metric), record_file)
         self._kept = trial if trial.verdict[0] else self._kept

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
 from autonuq.amct.static import warn_of_gain
-from autonuq.compress.outputs import deploy_pair
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import Evaluator
-from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
+from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config
 from autonuq.storage.open import default_url
-from autonuq.study.run import Study, Task, export_trial, is_resumable, run_study
-from autonuq.study.stored import Best
+from autonuq.study.run import StudyRun
+from autonuq.study.stored import Study
+from autonuq.study.task import Task
 
 AutoNuqEvaluatorBase = Evaluator
 
@@ -86,24 +86,24 @@ def auto_nuq(
         amct_levels=amct_levels,
         n_trials=n_trials,
     )
-    study = _run(task)
-    best = study.best
-    if best is None:
+    run = StudyRun(task, ProgressLog(), graph=graph)
+    study = _run(run)
+    record = study.record()
+    winner = record.best
+    if winner is None:
         raise StudyError("no plan satisfied the evaluator, so nothing was written", study=task.name)
     Path(scale_offset_record_file).parent.mkdir(parents=True, exist_ok=True)
-    export_trial(task, study, prefix=save_dir, record_file=Path(scale_offset_record_file))
-    _say_winner(best, save_dir)
-    stored = load_caffemodel(deploy_pair(save_dir).weights)
-    chosen = Path(f"{save_dir}_nuq_layer_record.txt").read_text().split(";")
-    weights = {name: stored[name][0] for name in chosen if name}
-    warn_of_gain({name: blob.values.reshape(blob.shape) for name, blob in weights.items()})
+    run.export(study, prefix=save_dir, record_file=Path(scale_offset_record_file))
+    _say_winner(record, winner, save_dir)
+    candidate = run.candidate(study, winner.points)
+    warn_of_gain({name: candidate.codes(name) for name in candidate.nuq_layers})
 
 
-def _say_winner(best: Best, save_dir: str) -> None:
+def _say_winner(record: StudyRecord, winner: TrialRecord, save_dir: str) -> None:
     log = open_log()
-    for name, levels in best.levels.items():
+    for name, levels in record.layer_levels(winner).items():
         log.info("layer '%s': %d levels", name, levels)
-    log.info("trial %d wins: ratio %.2f, metric %g", best.trial, best.ratio, best.metric)
+    log.info("trial %d wins: ratio %.2f, metric %g", winner.number, winner.ratio, winner.metric)
     log.info("the quantized model is stored as %s_*", save_dir)
 
 
@@ -120,8 +120,8 @@ def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> Quant
     return replace(config, layers=layers)
 
 
-def _run(task: Task) -> Study:
-    if is_resumable(task):
-        return run_study(task, exists=True, on_progress=ProgressLog())
-    shutil.rmtree(task.out, ignore_errors=True)
-    return run_study(task, exists=False, on_progress=ProgressLog())
+def _run(run: StudyRun) -> Study:
+    if run.is_resumable():
+        return run.run(exists=True)
+    shutil.rmtree(run.task.out, ignore_errors=True)
+    return run.run(exists=False)

@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 
 from autonuq.amct.log import log_layers, open_log, warn_of
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.candidate import chosen_layers, write_fake_quant
+from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import judge_layer
-from autonuq.compress.outputs import deploy_pair, fake_quant_pair, write_deploy, write_nuq_layers, write_quant_info
-from autonuq.compress.quantize import QuantizedModel, quantize, recorded, restrict_levels
+from autonuq.compress.outputs import (
+    deploy_pair,
+    fake_quant_pair,
+    write_deploy,
+    write_fake_quant,
+    write_nuq_layers,
+    write_quant_info,
+)
+from autonuq.compress.quantized import QuantizedModel, quantize, recorded, restrict_levels
 from autonuq.evaluate.evaluator import check_evaluator, is_satisfied, run_calibration, score
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph as Network
@@ -233,18 +240,18 @@ def convert_model(
 def write_outputs(model: QuantizedModel, save_type: str, prefix: str) -> tuple[Path, ...]:
     """Write what `save_model` writes, of a calibrated model whose levels are chosen, and return the paths."""
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    deploy, fake_quant = deploy_pair(prefix), fake_quant_pair(prefix)
+    candidate, deploy, fake_quant = Candidate(model), deploy_pair(prefix), fake_quant_pair(prefix)
     written: list[Path] = []
     if save_type != "Fakequant":  # first, because an int32 overflow must leave nothing behind
-        write_deploy(model, {}, {}, deploy)
+        write_deploy(candidate, deploy)
         written += [deploy.model, deploy.weights]
     if save_type != "Deploy":
-        write_fake_quant(model, {}, {}, fake_quant)
+        write_fake_quant(candidate, fake_quant)
         written += [fake_quant.model, fake_quant.weights]
-    written += [write_quant_info(model, {}, {}, prefix), write_nuq_layers(model, {}, prefix)]
+    written += [write_quant_info(candidate, prefix), write_nuq_layers(candidate, prefix)]
     if any(factors.cluster for factors in model.factors.values()):
         written.append(write_record(f"{prefix}_cluster_record.txt", model.factors, clusters=True))
-    warn_of_gain({name: model.weights[name].codes for name in chosen_layers(model, {})})
+    warn_of_gain({name: candidate.codes(name) for name in candidate.nuq_layers})
     open_log().info("the quantized model is stored as %s_*", prefix)
     return tuple(written)
 

@@ -47,9 +47,9 @@ from autonuq.cli.console import (
     warn,
 )
 from autonuq.cli.display import Display, Standing, standing
-from autonuq.cli.starting import check, load_config, new
+from autonuq.cli.starting import check, new
 from autonuq.compress.chip import ChipView, view_on_chip
-from autonuq.compress.export import FORMATS, check_formats
+from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.compress.outputs import unpack as write_unpacked
 from autonuq.errors import AutonuqError, StudyError, suggest_name
 from autonuq.evaluate.evaluator import load_evaluator
@@ -60,10 +60,11 @@ from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.report.dashboard import LOOPBACK, open_dashboard
-from autonuq.study import Study, load_study
-from autonuq.study.run import WINNER_FORMATS, Task, export_trial, run_study
-from autonuq.study.study_file import StudyFile, load_study_file, make_evaluator
-from autonuq.study.workers import fetch_network
+from autonuq.study.locate import open_study
+from autonuq.study.run import WINNER_FORMATS, StudyRun
+from autonuq.study.stored import Study
+from autonuq.study.study_file import load_task
+from autonuq.study.task import Task
 from autonuq.study.workers import work as run_worker
 
 NOT_SATISFIED, INTERRUPTED, CANNOT_WRITE = 8, 130, 6
@@ -182,8 +183,8 @@ def tune(
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
-    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
-    _run(file, trials, timeout, jobs, exists=False)
+    task = _task(study, out, storage, artifacts, trials)
+    _run(task, timeout, jobs, exists=False)
 
 
 @app.command()
@@ -200,9 +201,9 @@ def resume(
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
-    load_study(file.name, file.storage)  # before folders are made for a study that is not there
-    _run(file, trials, timeout, jobs, exists=True)
+    task = _task(study, out, storage, artifacts, trials)
+    open_study(task.name, task.storage)  # before folders are made for a study that is not there
+    _run(task, timeout, jobs, exists=True)
 
 
 @app.command()
@@ -219,33 +220,39 @@ def work(
 
     Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
     """
-    file = load_study_file(study, out=out, storage=storage, artifacts=artifacts)
+    task = _task(study, out, storage, artifacts, None)
     try:
-        with Display(file.name, file.storage) as display:
-            file = fetch_network(file, on_progress=display.show, timeout=timeout)
-            run_worker(_task(replace(file, cfg=None, confirm=None)), on_progress=display.show, timeout=timeout)
+        with Display(task.name, task.storage) as display:
+            run_worker(task, on_progress=display.show, timeout=timeout)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _run(file: StudyFile, trials: int | None, timeout: float | None, jobs: int, *, exists: bool) -> None:
-    task = _task(file)
-    task = replace(task, n_trials=trials or task.n_trials)
+def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | None, trials: int | None) -> Task:
+    """Read a study file, and remember by what command that was."""
+    task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
+    command = {"command": shlex.join(["autonuq", *sys.argv[1:]])}
+    return replace(task, provenance={**command, **task.provenance})
+
+
+def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
     interrupted = False
-    try:
-        with Display(task.name, task.storage) as display:
-            study = run_study(task, exists=exists, on_progress=display.show, timeout=timeout, jobs=jobs)
-    except KeyboardInterrupt:
-        interrupted = True
+    with Display(task.name, task.storage) as display:
+        run = StudyRun(task, display.show)
+        try:
+            study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
         err.print("interrupted; go on with 'autonuq resume'")
         try:
-            study = load_study(task.name, task.storage)
+            study = open_study(task.name, task.storage)
         except StudyError as error:  # interrupted before there was one
             raise typer.Exit(INTERRUPTED) from error
     record = study.record()
     if record.best is not None:
-        written = export_trial(task, study, formats=WINNER_FORMATS)
+        written = run.export(study, formats=WINNER_FORMATS)
         report = task.out / "report.html"
         write_report(record, report)
         _print_result(record, record.best, [*written, report])
@@ -255,30 +262,6 @@ def _run(file: StudyFile, trials: int | None, timeout: float | None, jobs: int, 
         raise typer.Exit(INTERRUPTED)
     if record.best is None:
         raise typer.Exit(NOT_SATISFIED)
-
-
-def _task(file: StudyFile) -> Task:
-    """Turn a study file into a task: load its evaluator and its configuration."""
-    return Task(
-        name=file.name,
-        source=file.source,
-        evaluator=make_evaluator(file),
-        out=file.out,
-        storage=file.storage,
-        config=load_config(file),
-        batch_num=file.batch_num,
-        activation_offset=file.activation_offset,
-        amct_levels=file.amct_levels,
-        python_layers=file.python_layers,
-        codec=file.codec,
-        sampler=file.sampler,
-        seed=file.seed,
-        n_trials=file.trials,
-        artifacts=file.artifacts,
-        provenance={"command": shlex.join(["autonuq", *sys.argv[1:]]), "study file": file.path.read_text()},
-        confirm=make_evaluator(file.confirm) if file.confirm is not None else None,
-        stop_gain=file.stop_gain,
-    )
 
 
 def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
@@ -316,9 +299,9 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
         out.print(f"  {shown(path)}", soft_wrap=True)
 
 
-def _open(study: Path, storage: str | None, out: Path | None) -> tuple[StudyFile, Study]:
-    file = load_study_file(study, out=out, storage=storage)
-    return file, load_study(file.name, file.storage)
+def _open(study: Path, storage: str | None, out: Path | None) -> tuple[Task, Study]:
+    task = load_task(study, out=out, storage=storage)
+    return task, open_study(task.name, task.storage)
 
 
 @app.command()
@@ -494,7 +477,7 @@ def export(
         raise typer.BadParameter(str(error)) from error
     file, opened = _open(study, storage, folder)
     number = None if trial == "best" else int(trial)
-    for path in export_trial(_task(file), opened, number, formats=wanted, prefix=output):
+    for path in StudyRun(file).export(opened, number, formats=wanted, prefix=output):
         say(str(shown(path)))
 
 

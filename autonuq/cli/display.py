@@ -17,7 +17,8 @@ from rich.text import Text
 
 from autonuq.cli.console import duration, err
 from autonuq.records import StudyRecord, TrialRecord
-from autonuq.study import Study, load_study
+from autonuq.study.locate import open_study
+from autonuq.study.stored import Study
 from autonuq.study.task import Progress
 
 _STARTING = Progress("starting", "", 0, 1)
@@ -142,7 +143,7 @@ class Display:
             return
         try:
             if self._study is None:
-                self._study = load_study(self._name, self._storage)
+                self._study = open_study(self._name, self._storage)
             record = self._study.record()
         except Exception:  # whatever a storage may raise
             return

@@ -22,15 +22,10 @@ from autonuq.cli.console import (
     say,
     show_error,
     shown,
-    warn,
 )
 from autonuq.cli.skeleton import STUDY_NAME, write_skeleton
-from autonuq.graph.files import load_graph
-from autonuq.graph.passes import capabilities
-from autonuq.quant.config import QuantizationConfig
-from autonuq.settings.simplified import load_simplified
 from autonuq.study.rehearsal import Check, Estimate, Rehearsal
-from autonuq.study.study_file import StudyFile, load_study_file
+from autonuq.study.study_file import load_task
 
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -56,8 +51,8 @@ def check(
 
     Example: `autonuq check studies/fashion_lenet.toml`
     """
-    file = load_study_file(study, out=folder, storage=storage)
-    rehearsal = Rehearsal(file, load_config)
+    task = load_task(study, out=folder, storage=storage)
+    rehearsal = Rehearsal(task)
     checks = []
     with err.status("checking"):
         for one in rehearsal.run():
@@ -65,24 +60,13 @@ def check(
     errors = [one.error for one in checks if one.error is not None]
     estimate = None if errors else rehearsal.estimate()
     if as_json:
-        typer.echo(json.dumps(_document(file.name, checks, estimate)))
+        typer.echo(json.dumps(_document(task.name, checks, estimate)))
     else:
         _print_checks(checks, estimate)
     for error in errors:
         show_error(error, str(error))
     if errors:
         raise typer.Exit(errors[0].exit_code)
-
-
-def load_config(file: StudyFile) -> QuantizationConfig | None:
-    """Read a study file's simplified configuration, and say its warnings; None where it has none."""
-    if file.cfg is None:
-        return None
-    graph = load_graph(file.source.model, file.source.weights)
-    loaded = load_simplified(file.cfg, capabilities(graph), graph)
-    for warning in loaded.warnings:
-        warn(warning)
-    return loaded.config
 
 
 def _document(name: str, checks: list[Check], estimate: Estimate | None) -> dict[str, Any]:

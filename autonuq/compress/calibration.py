@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.compress.candidate import _planned_blobs, _write_runnable, weights_only_graph
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import write_runnable
+from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair
@@ -39,7 +40,7 @@ def write_calibration_model(
     request_moments(record_file, model.nuq_layers)
     config = model.config
     observed = insert_observers(
-        weights_only_graph(model, {}, {}),
+        Candidate(model).weights_only_graph(),
         {name: settings.activation for name, settings in config.layers.items()},
         batch_num=config.batch_num,
         with_offset=config.activation_offset,
@@ -49,7 +50,7 @@ def write_calibration_model(
     moments = {
         name: moments_file(record_file, name) for name in model.nuq_layers if is_observable(model.graph.by_name[name])
     }
-    _write_runnable(observed, pair, python_layers, moments)
+    write_runnable(observed, pair, python_layers, moments)
 
 
 def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
@@ -94,7 +95,7 @@ def layer_outputs(
     source = Layer(caffe_pb2.LayerParameter(name="input", type="Input", top=layer.bottoms))
     source.message.input_param.shape.add(dim=inputs.shape)
     single = Graph(name, (source, layer))
-    blobs = _planned_blobs(model, {}, {}, layer)
+    blobs = Candidate(model).blobs(layer)
     fake = insert_quantizers(single, {name: QuantizedBlobs(blobs, model.factors[name])})
     (bottom,), (top,) = layer.bottoms, layer.tops
     outputs = (Session(lower(graph, outputs=[top])).run({bottom: inputs})[top] for graph in (single, fake))

@@ -1,166 +1,106 @@
-"""One plan's network: its codes, its graphs, and the operating points that plans choose from."""
+"""One plan's network as one value: its codes, its blobs, its graphs. `outputs` and `formats` write it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.compress.quantize import QuantizedModel
-from autonuq.graph.files import ModelPair, write_model
+from autonuq.compress.quantized import QuantizedModel
+from autonuq.errors import QuantizationError
 from autonuq.graph.model import Graph, Layer
-from autonuq.graph.passes import (
-    QuantizedBlobs,
-    insert_quantizers,
-)
-from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
-from autonuq.quant.codebook import code_histogram
-from autonuq.quant.codecs import make_codec
-from autonuq.quant.config import AMCT_LEVELS
+from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
+from autonuq.graph.record import Factors
 from autonuq.quant.points import OperatingPoints
-from autonuq.quant.points import build_points as build_layer_points
-from autonuq.quant.uniform import dequantize
-from autonuq.records import LayerRecord, encode_levels
-from autonuq.runtime.moments import load_moments
+from autonuq.quant.uniform import UniformWeights, quantize_bias
 
 Plan = Mapping[str, int]
-"""Layer name -> index of a point on the layer's curve; layers that are missing stay uniform (point 0)."""
+"""Layer name -> index of a point on the layer's curve; layers that are missing keep the model's codes (point 0)."""
 
 
-def build_points(
-    model: QuantizedModel, codec: str, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
-) -> Iterator[tuple[str, OperatingPoints]]:
-    """Build the operating points of every layer with int8 weights, one layer after the other.
-
-    Parameters
-    ----------
-    record_file : Path
-        Beside it the calibration left the second moments of the layers' inputs; layers without do without.
-    on_layer : callable
-        Told each layer's name when its points are done.
-
-    Yields
-    ------
-    (name, OperatingPoints)
-        Layers without a codebook have one point.
-    """
-    searched = set(model.nuq_layers)
-    for name, uniform in model.weights.items():
-        yield (
-            name,
-            build_layer_points(
-                name,
-                model.graph.by_name[name].blobs[0],
-                uniform,
-                make_codec(codec, uniform.codes.shape),
-                moments=load_moments(record_file, name),
-                nuq=name in searched,
-                sizes=AMCT_LEVELS if model.config.amct_levels else None,
-            ),
-        )
-        on_layer(name)
-
-
-def layer_records(model: QuantizedModel, points: Mapping[str, OperatingPoints]) -> tuple[LayerRecord, ...]:
-    """Describe every layer with weights, for reports."""
-    searched = set(model.nuq_layers)
-    records = []
-    for capability in model.capabilities:
-        if not capability.weights:
-            continue
-        name, found = capability.name, points.get(capability.name)
-        if found is None:
-            reason = capability.reason or "is left out by the configuration"
-            size = 4 * capability.weights
-            records.append(
-                LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))
-            )
-            continue
-        curve = found.curve
-        treatment: Literal["nuq", "uniform"] = "nuq" if name in searched else "uniform"
-        reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
-        records.append(
-            LayerRecord(
-                name,
-                capability.type,
-                capability.weights,
-                treatment,
-                reason,
-                tuple(int(rate) for rate in curve.rates_bytes),
-                tuple(float(distortion) for distortion in curve.distortions),
-                (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
-                tuple(code_histogram(model.weights[name].codes).tolist()),
-                tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
-            )
-        )
-    return tuple(records)
-
-
-def planned_codes(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, name: str
-) -> NDArray[np.int8]:
-    """Return a layer's int8 codes under a plan."""
-    point = plan.get(name, 0)
-    return points[name].codes[point] if point else model.weights[name].codes
-
-
-def write_fake_quant(
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    plan: Plan,
-    pair: ModelPair,
-    *,
-    python_layers: bool = False,
-) -> None:
-    """Write the network with a plan's weights and fake-quantized inputs, as it is scored.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A quantized network under one plan.
 
     Parameters
     ----------
-    python_layers : bool
-        For a Caffe without AMCT's layers: they become `Python` layers, whose file is written beside the model.
+    model : QuantizedModel
+        Calibrated, unless only its weights are asked for.
+    points : mapping of str to OperatingPoints
+        What the plan chooses from.
+    plan : mapping of str to int
+        None of both: the model as it is, uniform or restricted to levels.
     """
-    _write_runnable(fake_quant_graph(model, points, plan), pair, python_layers)
+
+    model: QuantizedModel
+    points: Mapping[str, OperatingPoints] = field(default_factory=dict)
+    plan: Plan = field(default_factory=dict)
+
+    def with_plan(self, plan: Plan) -> Candidate:
+        """Return the same network under another plan."""
+        return replace(self, plan=plan)
+
+    @property
+    def nuq_layers(self) -> tuple[str, ...]:
+        """Layers that have a codebook, by the plan or from `restrict_levels`, in network order."""
+        return tuple(name for name in self.model.weights if self.plan.get(name, 0) or self.model.factors[name].cluster)
+
+    def codes(self, name: str) -> NDArray[np.int8]:
+        """Return a layer's int8 codes, in the shape of its weights."""
+        point = self.plan.get(name, 0)
+        return self.points[name].codes[point] if point else self.model.weights[name].codes
+
+    def levels(self, name: str) -> list[int]:
+        """Return the sorted int8 steps that a layer's codes use; O(weights)."""
+        return [int(level) for level in np.unique(self.codes(name))]
+
+    def weights(self, name: str) -> UniformWeights:
+        """Return a layer's codes with their scales."""
+        return replace(self.model.weights[name], codes=self.codes(name))
+
+    def blobs(self, layer: Layer) -> tuple[NDArray[Any], ...]:
+        """Return a layer's float32 blobs, its weights as the plan has them."""
+        if layer.name not in self.model.weights:
+            return layer.blobs
+        return (self.weights(layer.name).dequantize(), *layer.blobs[1:])
+
+    def weights_only_graph(self) -> Graph:
+        """Return the network with the plan's weights, its activations left float."""
+        graph = self.model.graph
+        return graph.with_layers(layer.with_(blobs=self.blobs(layer)) for layer in graph.layers)
+
+    def fake_quant_graph(self) -> Graph:
+        """Return the network with the plan's weights and fake-quantized inputs, as it is scored."""
+        graph = self.model.graph
+        return self._with_quantizers({name: self.blobs(graph.by_name[name]) for name in self.model.factors})
+
+    def deploy_graph(self) -> Graph:
+        """Return the network for ATC: int8 weights, int32 biases, packed dequantization parameters.
+
+        Raises
+        ------
+        QuantizationError
+            A bias does not fit int32.
+        """
+        return self._with_quantizers({name: self._device_blobs(name) for name in self.model.factors}, deploy=True)
+
+    def _with_quantizers(self, blobs: Mapping[str, tuple[NDArray[Any], ...]], *, deploy: bool = False) -> Graph:
+        quantized = {name: QuantizedBlobs(own, self.model.factors[name]) for name, own in blobs.items()}
+        return insert_quantizers(self.model.graph, quantized, deploy=deploy)
+
+    def _device_blobs(self, name: str) -> tuple[NDArray[Any], ...]:
+        """Return a layer's int8 codes and int32 biases; AVE Pooling has neither."""
+        if name not in self.model.weights:
+            return ()
+        biases = self.model.graph.by_name[name].blobs[1:]
+        return (self.codes(name), *(_device_bias(name, bias, self.model.factors[name]) for bias in biases))
 
 
-def _write_runnable(
-    graph: Graph, pair: ModelPair, python_layers: bool, moments: Mapping[str, Path] | None = None
-) -> None:
-    if python_layers:
-        write_layers_module(pair.model.parent)
-        graph = with_python_layers(graph, moments)
-    write_model(graph, pair.model, pair.weights)
-
-
-def weights_only_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
-    """Return the network with a plan's weights, its activations left float."""
-    return model.graph.with_layers(
-        layer.with_(blobs=_planned_blobs(model, points, plan, layer)) for layer in model.graph.layers
-    )
-
-
-def _planned_blobs(
-    model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan, layer: Layer
-) -> tuple[NDArray[Any], ...]:
-    """Return a layer's blobs, its weights as the plan has them in float32."""
-    uniform = model.weights.get(layer.name)
-    if uniform is None:
-        return layer.blobs
-    codes = planned_codes(model, points, plan, layer.name)
-    return (dequantize(codes, uniform.scale, uniform.channel_axis), *layer.blobs[1:])
-
-
-def fake_quant_graph(model: QuantizedModel, points: Mapping[str, OperatingPoints], plan: Plan) -> Graph:
-    """Return the network of `write_fake_quant`."""
-    quantized = {
-        name: QuantizedBlobs(_planned_blobs(model, points, plan, model.graph.by_name[name]), factors)
-        for name, factors in model.factors.items()
-    }
-    return insert_quantizers(model.graph, quantized)
-
-
-def chosen_layers(model: QuantizedModel, plan: Plan) -> tuple[str, ...]:
-    """Return the layers that have a codebook, by the plan or from `restrict_levels`, in network order."""
-    return tuple(name for name in model.weights if plan.get(name, 0) or model.factors[name].cluster)
+def _device_bias(name: str, bias: NDArray[np.float32], factors: Factors) -> NDArray[np.int32]:
+    try:
+        return quantize_bias(bias, float(factors.scale_d or 0), np.asarray(factors.scale_w, np.float32))
+    except QuantizationError as error:
+        raise QuantizationError(str(error), layer=name) from error

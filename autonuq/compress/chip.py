@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import (

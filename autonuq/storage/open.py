@@ -77,6 +77,10 @@ class Storage:
                     study=name,
                 ) from error
 
+    def names(self) -> list[str]:
+        """Return the names of all studies."""
+        return [study.study_name for study in self.backend.get_all_studies()]
+
     def load(self, name: str) -> optuna.Study:
         """Open an existing study.
 
@@ -89,7 +93,7 @@ class Storage:
             try:
                 return optuna.load_study(storage=self.backend, study_name=name, pruner=optuna.pruners.NopPruner())
             except KeyError as error:
-                names = [study.study_name for study in self.backend.get_all_studies()]
+                names = self.names()
                 there = f"it holds {', '.join(names)}" if names else "it is empty"
                 hint = f"not found in {self.url} ({there}); start it with 'autonuq tune'"
                 raise StudyError(hint, study=name) from error

@@ -21,12 +21,11 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from autonuq.atomic import replace_file
-from autonuq.compress.quantize import QuantizedModel
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.study.stored import load_long, store_long
-from autonuq.study.task import Task
+from autonuq.study.task import Task, file_digest
 
 ARTIFACTS = "autonuq:artifacts"
 """Attribute of a study: file name -> SHA-256."""
@@ -62,19 +61,31 @@ class Artifacts:
                 Path(location).mkdir(parents=True, exist_ok=True)
                 self._store = _Folder(location)
 
-    def publish(self, task: Task, study: optuna.Study, model: QuantizedModel) -> None:
-        """Store what a study's workers need, as far as it is not there yet, and tell the study."""
+    def publish(
+        self, task: Task, study: optuna.Study, config: QuantizationConfig, fingerprint: Mapping[str, str]
+    ) -> None:
+        """Store what a study's workers need, as far as it is not there yet, and tell the study.
+
+        Parameters
+        ----------
+        fingerprint : mapping of str to str
+            Of the study: it has the network's digests already.
+        """
         files = {_PROTOTXT: task.source.model, _WEIGHTS: task.source.weights}
         calibration = task.record_file.parent
         points = sorted(task.points_folder.iterdir())
         files |= {path.relative_to(calibration.parent).as_posix(): path for path in (task.record_file, *points)}
-        config = json.dumps(asdict(model.config)).encode()
-        digests = {name: _digest(path) for name, path in files.items()}
-        digests[_CONFIG] = hashlib.sha256(config).hexdigest()
+        document = json.dumps(asdict(config)).encode()
+        known = {
+            _PROTOTXT: fingerprint["prototxt"],
+            _WEIGHTS: fingerprint["weights"],
+            _CONFIG: hashlib.sha256(document).hexdigest(),
+        }
+        digests = {name: known.get(name) or file_digest(path) for name, path in files.items()} | known
         with self._mapped():
             for name, digest in digests.items():
                 if not self._holds(digest):
-                    with io.BytesIO(config) if name == _CONFIG else files[name].open("rb") as content:
+                    with io.BytesIO(document) if name == _CONFIG else files[name].open("rb") as content:
                         self._store.write(self._prefix + digest, content)
         if load_long(study.user_attrs, ARTIFACTS) != digests:
             store_long(study, ARTIFACTS, digests)
@@ -93,10 +104,10 @@ class Artifacts:
         # The index of the points comes last, as when they were built.
         for name in sorted(digests, key=lambda name: name.endswith("index.npz")):
             path = task.out / name
-            if not path.exists() or _digest(path) != digests[name]:
+            if not path.exists() or file_digest(path) != digests[name]:
                 self._download(name, digests[name], path)
         config = _config(json.loads((task.out / _CONFIG).read_text()))
-        return replace(task, source=ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS), config=config)
+        return replace(task, source=ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS), config=config, cfg=None)
 
     def _download(self, name: str, digest: str, path: Path) -> None:
         hashed = hashlib.sha256()
@@ -152,11 +163,6 @@ class _Folder(FileSystemArtifactStore):
                 pass  # another file system, or one without links
         replace_file(target, iter(lambda: content_body.read(_CHUNK_BYTES), b""))
         return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _config(document: Mapping[str, Any]) -> QuantizationConfig:

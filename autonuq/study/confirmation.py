@@ -7,31 +7,22 @@ networks only: the original once, and whichever trial is the best when a run end
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, is_satisfied, score, standard_error
-from autonuq.graph.files import ModelPair
-from autonuq.quant.points import OperatingPoints
-from autonuq.records import Confirmation, TrialRecord
+from autonuq.records import Confirmation
+from autonuq.study.scoring import score_candidate
 from autonuq.study.stored import CONFIRMATION, Study
 from autonuq.study.task import OnProgress, Progress, Task
 
 
-def confirm(
-    task: Task,
-    study: optuna.Study,
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    on_progress: OnProgress,
-) -> None:
+def confirm(task: Task, study: optuna.Study, candidate: Candidate, on_progress: OnProgress) -> None:
     """Score the best trial by the task's confirming evaluator and store the result, unless it is there already.
 
     A failure of that evaluator is stored and told, and tried again when the study is resumed; it loses no trial.
@@ -47,28 +38,19 @@ def confirm(
     on_progress(Progress("confirmation", f"scoring trial {best.number} and the original", 0, 1))
     found = Confirmation(f"{evaluator_name(task.confirm)}, {task.confirm.evaluate_batch_num} batches", best.number)
     try:
-        found = _scored(task, found, known.get("original_metric"), model, points, best)
+        found = _scored(task, found, known.get("original_metric"), candidate.with_plan(best.points))
     except AutonuqError as error:
         found = replace(found, error=str(error))
     study.set_user_attr(CONFIRMATION, {"evaluator": fingerprint, "found": asdict(found)})
     on_progress(Progress("confirmation", found.summary, 1, 1))
 
 
-def _scored(
-    task: Task,
-    found: Confirmation,
-    original: float | None,
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    best: TrialRecord,
-) -> Confirmation:
+def _scored(task: Task, found: Confirmation, original: float | None, winner: Candidate) -> Confirmation:
     evaluator = task.confirm
     if original is None:
         original = score(evaluator, task.source)
     with tempfile.TemporaryDirectory(dir=task.out) as folder:
-        pair = ModelPair(Path(folder) / "model.prototxt", Path(folder) / "weights.caffemodel")
-        write_fake_quant(model, points, best.points, pair, python_layers=task.python_layers)
-        metric = score(evaluator, pair)
+        metric = score_candidate(task, evaluator, winner, Path(folder))
     return replace(
         found,
         original_metric=original,

@@ -13,8 +13,8 @@ from importlib.metadata import version
 import optuna
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.candidate import build_points, layer_records
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.operating_points import build_network_points, describe_layers
+from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.graph.files import ModelPair
@@ -80,9 +80,9 @@ def prepare_points(
             on_progress(Progress("curves", name, len(done), len(model.weights)))
 
         give_back_memory()
-        built = build_points(model, task.codec, task.record_file, on_layer)
+        built = build_network_points(model, task.codec, task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
-    layers = layer_records(model, points)
+    layers = describe_layers(model, points)
     stored = stored_layers(study)
     if not stored:
         store_layers(study, layers)

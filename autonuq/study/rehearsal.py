@@ -13,15 +13,16 @@ from typing import Literal
 import optuna
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.candidate import build_points, write_fake_quant
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.operating_points import build_network_points
+from autonuq.compress.outputs import write_fake_quant
+from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
+from autonuq.evaluate.recipe import make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.quant.config import QuantizationConfig
 from autonuq.storage.open import open_storage, storage_file
 from autonuq.study.stored import FINISHED, check_fingerprint
-from autonuq.study.study_file import StudyFile, make_evaluator
 from autonuq.study.task import Task, fingerprint_of, quantized_model
 
 SECONDS_TO_TIME_IN = 3.0
@@ -94,13 +95,12 @@ class Rehearsal:
 
     Parameters
     ----------
-    file : StudyFile
-    load_config : callable
-        Reads the file's simplified configuration; None where it has none.
+    task : Task
+        Its evaluators are made by the steps that need them.
     """
 
-    def __init__(self, file: StudyFile, load_config: Callable[[StudyFile], QuantizationConfig | None]) -> None:
-        self._file, self._load_config = file, load_config
+    def __init__(self, task: Task) -> None:
+        self._task = task
         self._finished: int | None = None  # trials of a study that exists
         self._steps: tuple[tuple[str, tuple[str, ...], Callable[[], str]], ...] = (
             ("network", (), self._network),
@@ -110,7 +110,7 @@ class Rehearsal:
             ("calibration", ("quantization", "one batch"), self._calibration),
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
-            *((("confirmation", ("evaluator",), self._confirmation),) if file.confirm else ()),
+            *((("confirmation", ("evaluator",), self._confirmation),) if task.confirm is not None else ()),
             ("folder", (), self._folder),
             ("storage", ("folder",), self._storage),
             ("study", ("storage", "quantization", "evaluator"), self._study),
@@ -141,39 +141,28 @@ class Rehearsal:
             calibration_s=self._calibration_s * self._config.batch_num if new else 0.0,
             curves_s=self._curves_s if new else 0.0,
             trial_s=self._write_s + self._int8_timing.of(batches),
-            trials=max(0, self._file.trials - (self._finished or 0)),
+            trials=max(0, self._task.n_trials - (self._finished or 0)),
         )
 
     def _network(self) -> str:
-        graph = load_graph(self._file.source.model, self._file.source.weights)
-        inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in graph.inputs.items())
-        return f"{len(graph.layers)} layers; input {inputs}"
+        self._graph = load_graph(self._task.source.model, self._task.source.weights)
+        inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
+        return f"{len(self._graph.layers)} layers; input {inputs}"
 
     def _quantization(self) -> str:
-        self._task = Task(
-            name=self._file.name,
-            source=self._file.source,
-            evaluator=None,
-            out=self._file.out,
-            storage=self._file.storage,
-            config=self._load_config(self._file),
-            batch_num=self._file.batch_num,
-            activation_offset=self._file.activation_offset,
-            amct_levels=self._file.amct_levels,
-            codec=self._file.codec,
-        )
-        self._model = quantized_model(self._task)
+        self._model = quantized_model(self._task, self._graph)
         self._config = self._model.config
         searched = len(self._model.nuq_layers)
         return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._task.codec}"
 
     def _evaluator(self) -> str:
-        self._own = make_evaluator(self._file)
+        self._own = make_evaluator(self._task.evaluator, self._task.source.model)
+        self._task = replace(self._task, evaluator=self._own)
         check_evaluator(self._own)
         return f"{evaluator_name(self._own)}, {self._own.evaluate_batch_num} batches"
 
     def _one_batch(self) -> str:
-        pair = self._file.source
+        pair = self._task.source
         started = time.monotonic()
         metric = score(self._own, pair, 1)
         first_s = time.monotonic() - started
@@ -202,7 +191,7 @@ class Rehearsal:
         pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
         self._record = self._temporary / "record.txt"
         single = replace(self._model, config=replace(self._config, batch_num=1))
-        write_calibration_model(single, pair, self._record)
+        write_calibration_model(single, pair, self._record, python_layers=self._task.python_layers)
         run_calibration(self._own, pair, 1)
         self._model = calibrated(self._model, self._record)
         self._calibration_s = time.monotonic() - started
@@ -226,13 +215,13 @@ class Rehearsal:
         """Build a layer's operating points; return the seconds and how many there are."""
         single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
         started = time.monotonic()
-        points = dict(build_points(single, self._task.codec, self._record))[name]
+        points = dict(build_network_points(single, self._task.codec, self._record))[name]
         return time.monotonic() - started, len(points.curve.rates_bytes)
 
     def _int8_batch(self) -> str:
         pair = ModelPair(self._temporary / "int8.prototxt", self._temporary / "int8.caffemodel")
         started = time.monotonic()
-        write_fake_quant(self._model, {}, {}, pair)
+        write_fake_quant(Candidate(self._model), pair, python_layers=self._task.python_layers)
         written = time.monotonic()
         metric = score(self._own, pair, 1)
         self._write_s = written - started
@@ -241,29 +230,29 @@ class Rehearsal:
         return f"metric {metric:g} with all layers at int8: {verdict}"
 
     def _confirmation(self) -> str:
-        confirming = make_evaluator(self._file.confirm or self._file)
+        confirming = make_evaluator(self._task.confirm, self._task.source.model)
         check_evaluator(confirming)
-        metric = score(confirming, self._file.source, 1)
+        metric = score(confirming, self._task.source, 1)
         return f"{evaluator_name(confirming)}: metric {metric:g} of the original network"
 
     def _folder(self) -> str:
         """Write into the folder, or into the nearest one there is: it is made when the study starts."""
-        place = next(folder for folder in (self._file.out, *self._file.out.parents) if folder.exists())
+        place = next(folder for folder in (self._task.out, *self._task.out.parents) if folder.exists())
         try:
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             raise StudyError(
-                f"the output folder {self._file.out} cannot be written: {error.strerror}; choose another with --out",
-                study=self._file.name,
+                f"the output folder {self._task.out} cannot be written: {error.strerror}; choose another with --out",
+                study=self._task.name,
             ) from error
-        return str(self._file.out)
+        return str(self._task.out)
 
     def _storage(self) -> str:
         """Make a study of a name of its own and remove it again."""
-        url, file = self._file.storage, storage_file(self._file.storage)
+        url, file = self._task.storage, storage_file(self._task.storage)
         if file is not None and not file.exists():
-            if file.parent.exists() or file.parent == self._file.out:
+            if file.parent.exists() or file.parent == self._task.out:
                 return f"{url}, new"
             raise StudyError(f"storage {url} cannot be used: its folder is not there")
         storage = open_storage(url)
@@ -272,20 +261,19 @@ class Rehearsal:
         return url
 
     def _study(self) -> str:
-        self._task = replace(self._task, evaluator=self._own)
         if self._is_new():
-            return f"'{self._file.name}' is new, {self._file.trials} trials"
-        study = open_storage(self._file.storage).load(self._file.name)
+            return f"'{self._task.name}' is new, {self._task.n_trials} trials"
+        study = open_storage(self._task.storage).load(self._task.name)
         check_fingerprint(study, fingerprint_of(self._task, self._model))
         self._finished = len(study.get_trials(deepcopy=False, states=FINISHED))
-        return f"'{self._file.name}' has {self._finished} of {self._file.trials} trials; 'autonuq resume' goes on"
+        return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
 
     def _is_new(self) -> bool:
-        file = storage_file(self._file.storage)
+        file = storage_file(self._task.storage)
         if file is not None and not file.exists():
             return True
-        backend = open_storage(self._file.storage).backend
-        return self._file.name not in {study.study_name for study in backend.get_all_studies()}
+        backend = open_storage(self._task.storage).backend
+        return self._task.name not in {study.study_name for study in backend.get_all_studies()}
 
 
 def _taken(name: str, step: Callable[[], str]) -> Check:

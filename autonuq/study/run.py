@@ -9,19 +9,27 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from autonuq.compress.calibration import calibrated
-from autonuq.compress.export import export
+from autonuq.compress.candidate import Candidate, Plan
+from autonuq.compress.formats import export
+from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
 from autonuq.graph.files import ModelPair
-from autonuq.quant.codecs import CODEC_NAMES
-from autonuq.storage.open import default_url, open_storage
+from autonuq.graph.model import Graph
+from autonuq.quant.config import QuantizationConfig
+from autonuq.records import StudyRecord, TrialRecord
+from autonuq.storage.open import Storage, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
+from autonuq.study.locate import load_stored_task, load_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import (
     CODEC,
@@ -30,24 +38,15 @@ from autonuq.study.stored import (
     PROVENANCE,
     STOPPED,
     TARGET_TRIALS,
+    TASK,
     Study,
     check_fingerprint,
-    load_study,
 )
-from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.study.study_file import load_task
+from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model, tell_nobody
 from autonuq.study.workers import PACKAGES, make_runner, run_local
 
-__all__ = [
-    "WINNER_FORMATS",
-    "Study",
-    "Task",
-    "export_trial",
-    "is_resumable",
-    "load_study",
-    "resume",
-    "run_study",
-    "tune",
-]
+__all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
 
 WINNER_FORMATS = ("caffe", "packed")
 """What the best plan of a study is written as when the study ends."""
@@ -59,10 +58,24 @@ def tune(
     evaluator: Any,
     *,
     out: str | Path,
-    on_progress: OnProgress = lambda progress: None,
-    timeout: float | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    artifacts: str = "",
+    n_trials: int = 40,
+    codec: str = "entropy",
+    sampler: str = "rate-distortion",
+    seed: int = 0,
+    stop_gain: float = 0.0,
+    config: QuantizationConfig | None = None,
+    cfg: str | Path | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    amct_levels: bool = False,
+    python_layers: bool = False,
+    confirm: Any = None,
     jobs: int = 1,
-    **options: Any,
+    timeout: float | None = None,
+    on_progress: OnProgress = tell_nobody,
 ) -> Study:
     """Start a study, run it to its end, and export the best plan to `out`.
 
@@ -74,17 +87,41 @@ def tune(
         With `eval_model`, `is_satisfied` and `evaluate_batch_num`; see `Evaluator`.
     out : str or Path
         Folder for results and for what a resumed run needs.
-    on_progress : callable
-        Told of every step (`Progress`).
-    timeout : float, optional
-        Seconds after which no further trial is started.
+    name : str, optional
+        The folder's name by default.
+    storage : str, optional
+        URL; `study.journal` in the folder by default.
+    artifacts : str
+        Folder or `s3://bucket/prefix` where workers on other machines find the network; a folder in `out` by default.
+    n_trials : int
+        Total of the study, resumed runs included.
+    codec : {"entropy", "fixed", "ascend"}
+        What bytes are counted with.
+    sampler : {"rate-distortion", "tpe", "gp", "random"}
+    seed : int
+    stop_gain : float
+        End when, with 90 % probability, no plan is better than the best by more than this share; 0 never.
+    config : QuantizationConfig, optional
+        What is quantized and how; by default what `cfg` says.
+    cfg : str or Path, optional
+        AMCT's simplified configuration; by default every layer that can be is quantized, with the next two.
+    batch_num : int
+        Forward passes of the calibration.
+    activation_offset : bool
+        Asymmetric activations.
+    amct_levels : bool
+        A layer keeps 32 or 16 levels or stays uniform; otherwise any number is tried.
+    python_layers : bool
+        The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place.
+    confirm : object, optional
+        Another evaluator, or one of other data, for the winner only.
     jobs : int
         Workers that run at the same time, through joblib: processes of this machine, or what its `parallel_config`
         says. `on_progress` is then called from a thread.
-    **options
-        Further fields of `Task`: `name` (default: the folder's name), `storage` (default: `study.journal` in the
-        folder), `artifacts`, `n_trials`, `codec`, `sampler`, `seed`, `config`, `batch_num`, `activation_offset`,
-        `amct_levels`, `python_layers`.
+    timeout : float, optional
+        Seconds after which no further trial is started.
+    on_progress : callable
+        Told of every step (`Progress`).
 
     Returns
     -------
@@ -98,158 +135,244 @@ def tune(
     ModelError, QuantizationError, RuntimeFailure, EvaluatorError
         See `errors`; EvaluatorError after three failed trials in a row, too.
     """
-    task = _task(model_file, weights_file, evaluator, out, options)
+    folder = Path(out).resolve()
+    task = Task(
+        name=name or folder.name,
+        source=ModelPair(Path(model_file), Path(weights_file)),
+        evaluator=evaluator,
+        out=Path(out),
+        storage=storage or default_url(folder),
+        config=config,
+        cfg=None if cfg is None else Path(cfg),
+        batch_num=batch_num,
+        activation_offset=activation_offset,
+        amct_levels=amct_levels,
+        python_layers=python_layers,
+        codec=codec,
+        sampler=sampler,
+        seed=seed,
+        n_trials=n_trials,
+        artifacts=artifacts,
+        confirm=confirm,
+        stop_gain=stop_gain,
+    )
+    return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
+
+
+def tune_file(
+    study_file: str | Path,
+    *,
+    trials: int | None = None,
+    storage: str | None = None,
+    out: str | Path | None = None,
+    artifacts: str | None = None,
+    jobs: int = 1,
+    timeout: float | None = None,
+    on_progress: OnProgress = tell_nobody,
+) -> Study:
+    """Start the study of a study file, run it to its end, and export the best plan; see `tune`.
+
+    Parameters
+    ----------
+    study_file : str or Path
+    trials, storage, out, artifacts : optional
+        Override the file's.
+    """
+    task = load_task(study_file, out=out, storage=storage, artifacts=artifacts, trials=trials)
     return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
 
 def resume(
-    model_file: str | Path,
-    weights_file: str | Path,
-    evaluator: Any,
+    study: str | Path,
+    storage: str | None = None,
     *,
-    out: str | Path,
-    on_progress: OnProgress = lambda progress: None,
-    timeout: float | None = None,
+    evaluator: Any = None,
+    trials: int | None = None,
+    out: str | Path | None = None,
+    artifacts: str | None = None,
     jobs: int = 1,
-    **options: Any,
+    timeout: float | None = None,
+    on_progress: OnProgress = tell_nobody,
 ) -> Study:
-    """Go on with a study up to `n_trials` in all; see `tune`.
+    """Go on with a study where its storage stands, up to its total of trials; see `tune`.
+
+    Parameters
+    ----------
+    study : str or Path
+        A study file, the folder that a study left, or a study's name; the latter with its storage.
+    storage : str, optional
+        URL.
+    evaluator : object, optional
+        Needed where the study was not started from a study file: evaluators are not stored.
+    trials : int, optional
+        The new total.
+    out, artifacts : optional
+        Override what the study was started with.
 
     Raises
     ------
     StudyError
         The study does not exist, or model, configuration or evaluator are not those it was started with.
     """
-    task = _task(model_file, weights_file, evaluator, out, options)
+    task = load_stored_task(study, storage, evaluator=evaluator, out=out, artifacts=artifacts, trials=trials)
     return _run_and_export(task, exists=True, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
 
-def _task(
-    model_file: str | Path, weights_file: str | Path, evaluator: Any, out: str | Path, options: dict[str, Any]
-) -> Task:
-    folder = Path(out)
-    defaults = {"name": folder.resolve().name, "storage": default_url(folder.resolve())}
-    source = ModelPair(Path(model_file), Path(weights_file))
-    return Task(source=source, evaluator=evaluator, out=folder, **{**defaults, **options})
-
-
 def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int) -> Study:
-    study = run_study(task, exists=exists, on_progress=on_progress, timeout=timeout, jobs=jobs)
+    run = StudyRun(task, on_progress)
+    study = run.run(exists=exists, timeout=timeout, jobs=jobs)
     if study.best is not None:
-        export_trial(task, study, formats=WINNER_FORMATS)
+        run.export(study, formats=WINNER_FORMATS)
     return study
 
 
-def run_study(
-    task: Task,
-    *,
-    exists: bool,
-    on_progress: OnProgress = lambda progress: None,
-    timeout: float | None = None,
-    jobs: int = 1,
-) -> Study:
-    """Start (or, if it exists, go on with) a study and run it to its end; see `tune` and `resume`."""
-    for evaluator in (task.evaluator, task.confirm):
-        if evaluator is not None:
-            check_evaluator(evaluator)
-    if task.codec not in CODEC_NAMES:
-        raise StudyError(f"codec must be one of {', '.join(CODEC_NAMES)}. Got '{task.codec}' instead.", study=task.name)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    model = quantized_model(task)
-    check_folder(task)
-    storage = open_storage(task.storage)
-    fingerprint = fingerprint_of(task, model)
-    if exists:
-        study = storage.load(task.name)
-        check_fingerprint(study, fingerprint)
-    else:
-        study = storage.create(task.name)
-        study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
-        study.set_user_attr(CODEC, task.codec)
-        study.set_user_attr(FINGERPRINT, fingerprint)
-    study.set_user_attr(TARGET_TRIALS, task.n_trials)
-    on_progress(Progress("study", "opened" if exists else "created", 1, 1))
-    study.set_user_attr(STOPPED, "")
-    score_original(task, study, on_progress)
-    model = calibrate(task, model, on_progress)
-    points = prepare_points(task, study, model, fingerprint, on_progress)
-    Artifacts(task.artifacts_location).publish(task, study, model)
-    runner = make_runner(task, storage, study, model, points, on_progress, is_first=True)
-    runner.enqueue_seeds()
-    if jobs == 1:
-        runner.run(deadline)
-    else:
-        run_local(runner, jobs, deadline)
-    confirm(task, study, model, points, on_progress)
-    return Study(study)
-
-
-def is_resumable(task: Task) -> bool:
-    """Say whether the task's study exists, is of the same model, configuration and evaluator, and is unfinished."""
-    try:
-        study = load_study(task.name, task.storage).optuna
-        check_fingerprint(study, fingerprint_of(task, quantized_model(task)))
-    except StudyError:
-        return False
-    return len(study.get_trials(deepcopy=False, states=FINISHED)) < task.n_trials
-
-
-def export_trial(
-    task: Task,
-    study: Study,
-    number: int | None = None,
-    *,
-    formats: Iterable[str] = ("caffe",),
-    prefix: str | None = None,
-    record_file: Path | None = None,
-) -> tuple[Path, ...]:
-    """Write the files of a trial's plan and return their paths.
+class StudyRun:
+    """A study in this process; what was read, hashed and built for it serves until its files are written.
 
     Parameters
     ----------
-    number : int, optional
-        The best satisfied trial by default.
-    formats : iterable of str
-        Out of `export.FORMATS`.
-    prefix : str, optional
-        Folder and beginning of the file names; `<out>/<name>` by default.
-    record_file : Path, optional
-        Where the record goes; `<prefix>_record.txt` by default.
-
-    Raises
-    ------
-    StudyError
-        There is no such finished trial, or the study is another model's.
+    task : Task
+    on_progress : callable
+    graph : Graph, optional
+        The float network, where it has been read already.
     """
-    record = study.record()
+
+    def __init__(self, task: Task, on_progress: OnProgress = tell_nobody, *, graph: Graph | None = None) -> None:
+        self.task, self._on_progress, self._graph = task.made(), on_progress, graph
+        self._candidate: Candidate | None = None
+
+    @cached_property
+    def model(self) -> QuantizedModel:
+        """The network with uniform int8 weights, before the calibration."""
+        return quantized_model(self.task, self._graph)
+
+    @cached_property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digests of everything that changes a measurement."""
+        return fingerprint_of(self.task, self.model)
+
+    def is_resumable(self) -> bool:
+        """Say whether the study exists, is of the same model, configuration and evaluator, and is unfinished."""
+        try:
+            study = load_study(self.task.name, self.task.storage).optuna
+            check_fingerprint(study, self.fingerprint)
+        except StudyError:
+            return False
+        return len(study.get_trials(deepcopy=False, states=FINISHED)) < self.task.n_trials
+
+    def run(self, *, exists: bool, timeout: float | None = None, jobs: int = 1) -> Study:
+        """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
+        task, on_progress = self.task, self._on_progress
+        for evaluator in (task.evaluator, task.confirm):
+            if evaluator is not None:
+                check_evaluator(evaluator)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        storage, study = self._opened(exists)
+        score_original(task, study, on_progress)
+        model = calibrate(task, self.model, on_progress)
+        candidate = self._candidate = self._prepared(study, model)
+        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
+        runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
+        runner.enqueue_seeds()
+        if jobs == 1:
+            runner.run(deadline)
+        else:
+            run_local(runner, jobs, deadline)
+        confirm(task, study, candidate, on_progress)
+        return Study(study)
+
+    def _opened(self, exists: bool) -> tuple[Storage, optuna.Study]:
+        """Open the study, or make it, and tell it what it is to be."""
+        task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
+        check_folder(task)
+        storage = open_storage(task.storage)
+        if exists:
+            study = storage.load(task.name)
+            check_fingerprint(study, fingerprint)
+        else:
+            study = storage.create(task.name)
+            study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
+            study.set_user_attr(CODEC, task.codec)
+            study.set_user_attr(FINGERPRINT, fingerprint)
+        study.set_user_attr(TASK, task.as_attribute())
+        study.set_user_attr(TARGET_TRIALS, task.n_trials)
+        self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
+        study.set_user_attr(STOPPED, "")
+        return storage, study
+
+    def _prepared(self, study: optuna.Study, model: QuantizedModel) -> Candidate:
+        return Candidate(model, prepare_points(self.task, study, model, self.fingerprint, self._on_progress))
+
+    def candidate(self, study: Study, plan: Plan) -> Candidate:
+        """Return the network of a plan: what the run made, or what a finished one left in the folder.
+
+        Raises
+        ------
+        StudyError
+            The study is another model's, or its operating points are lost.
+        QuantizationError
+            The calibration's record is not complete.
+        """
+        if self._candidate is None:
+            check_fingerprint(study.optuna, self.fingerprint)
+            self._candidate = self._prepared(study.optuna, calibrated(self.model, self.task.record_file))
+        return self._candidate.with_plan(plan)
+
+    def export(
+        self,
+        study: Study,
+        number: int | None = None,
+        *,
+        formats: Iterable[str] = ("caffe",),
+        prefix: str | None = None,
+        record_file: Path | None = None,
+    ) -> tuple[Path, ...]:
+        """Write the files of a trial's plan and return their paths.
+
+        Parameters
+        ----------
+        study : Study
+        number : int, optional
+            The best satisfied trial by default.
+        formats : iterable of str
+            Out of `formats.FORMATS`.
+        prefix : str, optional
+            Folder and beginning of the file names; `<out>/<name>` by default.
+        record_file : Path, optional
+            Where the record goes; `<prefix>_record.txt` by default.
+
+        Raises
+        ------
+        StudyError
+            There is no such finished trial, or the study is another model's.
+        """
+        record = study.record()
+        found = _finished_trial(record, number)
+        provenance = {
+            "study": study.name,
+            "trial": str(found.number),
+            "ratio": f"{found.ratio}",
+            "codec": self.task.codec,
+            "metric": f"{found.metric}",
+            "original metric": f"{record.original_metric}",
+            **_hashes(self.fingerprint),
+        }
+        return export(
+            self.candidate(study, found.points),
+            prefix or self.task.prefix,
+            self.task.codec,
+            formats,
+            record_file=record_file,
+            provenance=provenance,
+        )
+
+
+def _finished_trial(record: StudyRecord, number: int | None) -> TrialRecord:
     found = record.best if number is None else next((t for t in record.trials if t.number == number), None)
     if found is None or found.state != "complete":
         what = "no trial satisfied the constraint" if number is None else f"trial {number} is not a finished trial"
-        raise StudyError(f"{what}, so there is nothing to export", study=study.name)
-    model = quantized_model(task)
-    fingerprint = fingerprint_of(task, model)
-    check_fingerprint(study.optuna, fingerprint)
-    model = calibrated(model, task.record_file)
-    points = prepare_points(task, study.optuna, model, fingerprint, lambda progress: None)
-    provenance = {
-        "study": study.name,
-        "trial": str(found.number),
-        "ratio": f"{found.ratio}",
-        "codec": task.codec,
-        "metric": f"{found.metric}",
-        "original metric": f"{record.original_metric}",
-        **_hashes(fingerprint),
-    }
-    return export(
-        model,
-        points,
-        found.points,
-        prefix or task.prefix,
-        task.codec,
-        formats,
-        record_file=record_file,
-        provenance=provenance,
-    )
+        raise StudyError(f"{what}, so there is nothing to export", study=record.name)
+    return found
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:

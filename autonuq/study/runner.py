@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
@@ -52,13 +51,12 @@ class Runner:
         task: Task,
         storage: Storage,
         study: optuna.Study,
-        model: QuantizedModel,
-        points: Mapping[str, OperatingPoints],
+        candidate: Candidate,
         on_progress: OnProgress,
     ) -> None:
-        self.task, self.study, self.model, self.points, self.on_progress = task, study, model, points, on_progress
-        curves = {name: found.curve for name, found in points.items()}
-        self.space = Space(curves, {name: uniform.codes.size for name, uniform in model.weights.items()})
+        self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
+        curves = {name: found.curve for name, found in candidate.points.items()}
+        self.space = Space(curves, {name: uniform.codes.size for name, uniform in candidate.model.weights.items()})
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
@@ -160,7 +158,7 @@ class Runner:
             else:
                 expected = self.predictor.predict(self.study, plan, trial.number)
                 record = replace(record, predicted=expected and expected[0])
-                record = score_plan(self.task, self.model, self.points, self.original_metric, record)
+                record = score_plan(self.task, self.candidate.with_plan(plan), self.original_metric, record)
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import write_fake_quant
 from autonuq.evaluate.evaluator import is_satisfied, score, standard_error
 from autonuq.evaluate.verdict import margin, verdict_alone
 from autonuq.graph.files import ModelPair
-from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
 from autonuq.study.task import Task
 
 
-def score_plan(
-    task: Task,
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    original_metric: float,
-    record: TrialRecord,
-) -> TrialRecord:
+def score_plan(task: Task, candidate: Candidate, original_metric: float, record: TrialRecord) -> TrialRecord:
     """Return a trial's record with what its plan scored.
 
     Parameters
     ----------
     task : Task
-    model : QuantizedModel
-        Calibrated.
-    points : mapping of str to OperatingPoints
+    candidate : Candidate
+        Of the trial's plan.
     original_metric : float
     record : TrialRecord
-        With the trial's number and plan.
+        With the trial's number.
 
     Raises
     ------
@@ -44,9 +36,7 @@ def score_plan(
     folder = task.trial_folder(record.number)
     folder.mkdir(exist_ok=True)
     try:
-        pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
-        write_fake_quant(model, points, record.points, pair, python_layers=task.python_layers)
-        metric = score(task.evaluator, pair)
+        metric = score_candidate(task, task.evaluator, candidate, folder)
     finally:
         shutil.rmtree(folder)
     satisfied = is_satisfied(task.evaluator, original_metric, metric)
@@ -57,6 +47,19 @@ def score_plan(
         margin=_margin(task.evaluator, original_metric, metric, satisfied),
         standard_error=standard_error(task.evaluator, metric),
     )
+
+
+def score_candidate(task: Task, evaluator: Any, candidate: Candidate, folder: Path) -> float:
+    """Return the metric of a candidate's network, which is written to a folder.
+
+    Raises
+    ------
+    EvaluatorError
+        See `evaluator`.
+    """
+    pair = ModelPair(folder / "model.prototxt", folder / "weights.caffemodel")
+    write_fake_quant(candidate, pair, python_layers=task.python_layers)
+    return score(evaluator, pair)
 
 
 def _margin(evaluator: Any, original: float, metric: float, satisfied: bool) -> float:

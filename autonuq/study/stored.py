@@ -20,7 +20,6 @@ from autonuq.notebook import html_table
 from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
 from autonuq.search.rate_distortion import MARGIN_ERROR
 from autonuq.storage.lease import LEASE
-from autonuq.storage.open import open_storage, storage_file
 
 # Attributes of a study.
 FINGERPRINT = "autonuq:fingerprint"
@@ -29,6 +28,7 @@ ORIGINAL_ERROR = "autonuq:original_standard_error"
 LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
+TASK = "autonuq:task"
 CODEC = "autonuq:codec"
 """Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
 CONFIRMATION = "autonuq:confirmation"
@@ -224,20 +224,6 @@ def scored_record(trial: optuna.Trial) -> TrialRecord:
     stored = trial.user_attrs[TRIAL]
     state: Literal["failed", "complete"] = "failed" if stored["error"] else "complete"
     return TrialRecord(**{**_trial_fields(stored), "number": trial.number, "state": state})
-
-
-def load_study(name: str, storage: str) -> Study:
-    """Open a stored study to look at it.
-
-    Raises
-    ------
-    StudyError
-        It does not exist, or the storage cannot be read.
-    """
-    file = storage_file(storage)
-    if file is not None and not file.exists():
-        raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
-    return Study(open_storage(storage).load(name))
 
 
 def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:

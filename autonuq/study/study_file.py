@@ -5,8 +5,6 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,14 @@ from autonuq.evaluate.builtin import (
     DataSettings,
     Drop,
     TransformSettings,
-    make_accuracy,
     parse_drop,
 )
-from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.evaluate.isolation import IsolatedEvaluator
+from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph.files import ModelPair
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
+from autonuq.study.task import Task
 
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
@@ -75,6 +72,18 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
 }
 _RETIRED: Mapping[tuple[str, str], tuple[type, str]] = {("search", "racing"): (bool, "because it did not pay")}
 """Keys of earlier versions, their kinds, and why they are gone: a study that was made with one must go on."""
+_FIELDS = {
+    ("", "name"): "name",
+    ("quantization", "batch_num"): "batch_num",
+    ("quantization", "activation_offset"): "activation_offset",
+    ("quantization", "python_layers"): "python_layers",
+    ("quantization", "codec"): "codec",
+    ("search", "trials"): "n_trials",
+    ("search", "sampler"): "sampler",
+    ("search", "seed"): "seed",
+    ("search", "stop_gain"): "stop_gain",
+}
+"""Keys that are fields of `Task` as they stand, where defaults are."""
 _REQUIRED = (
     ("", "name"),
     ("model", "prototxt"),
@@ -97,70 +106,20 @@ _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class StudyFile:
-    """A checked study file.
-
-    Attributes
-    ----------
-    path : Path
-    name : str
-    source : ModelPair
-    evaluator : str or AccuracySettings
-        `file.py:Class` or `package.module:Class`, or a built-in one.
-    evaluate_batch_num : int or None
-        None where a built-in evaluator scores all images.
-    cfg : Path or None
-        AMCT's simplified configuration; then `batch_num` and `activation_offset` come from there.
-    batch_num : int
-    activation_offset, python_layers : bool
-    amct_levels : bool
-        `levels = "amct"`: 32 or 16 levels or uniform steps; otherwise any number.
-    codec, sampler : str
-    trials, seed : int
-    storage : str
-        URL with absolute paths.
-    artifacts : str
-        Folder or `s3://bucket/prefix`; empty for a folder in `out`.
-    out : Path
-    stop_gain : float
-    timeout_s : float or None
-        Of one evaluation.
-    confirm : StudyFile or None
-        The same with what [confirm] says in place of [evaluator].
-    """
-
-    path: Path
-    name: str
-    source: ModelPair
-    evaluator: str | AccuracySettings
-    evaluate_batch_num: int | None
-    cfg: Path | None
-    batch_num: int
-    activation_offset: bool
-    amct_levels: bool
-    python_layers: bool
-    codec: str
-    sampler: str
-    trials: int
-    seed: int
-    storage: str
-    artifacts: str
-    out: Path
-    stop_gain: float
-    timeout_s: float | None
-    confirm: StudyFile | None = None
-
-
-def load_study_file(
-    path: Path, *, out: Path | None = None, storage: str | None = None, artifacts: str | None = None
-) -> StudyFile:
-    """Read and check a study file.
+def load_task(
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    artifacts: str | None = None,
+    trials: int | None = None,
+) -> Task:
+    """Read and check a study file; its evaluators are recipes, made when they are needed (`Task.made`).
 
     Parameters
     ----------
-    path : Path
-    out, storage, artifacts : optional
+    path : str or Path
+    out, storage, artifacts, trials : optional
         Override the file's; relative ones are relative to the working directory. The default folder is
         `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
         version started the study there).
@@ -170,22 +129,34 @@ def load_study_file(
     StudyError
         The file cannot be read, is no TOML, or a key is unknown, missing, or of the wrong kind.
     """
+    path = Path(path)
     try:
-        tables = tomllib.loads(path.read_text())
+        text = path.read_text()
+        tables = tomllib.loads(text)
     except OSError as error:
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"study file is no TOML: {error}", path=path) from error
     _drop_retired(tables, path)
     confirming = tables.pop("confirm", None)
-    file = _study_file(tables, path, out, storage)
-    file = replace(file, artifacts=_location(artifacts or "", Path.cwd()) or file.artifacts)
-    if confirming is None:
-        return file
-    try:
-        return replace(file, confirm=_study_file(_with_confirming(tables, confirming), path, out, storage))
-    except StudyError as error:
-        raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
+    values = _checked(tables, path)
+    if trials is not None:
+        values["search", "trials"] = trials
+    folder = path.resolve().parent
+    target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
+    return Task(
+        source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
+        evaluator=_recipe(values, folder),
+        confirm=None if confirming is None else _confirming(tables, confirming, path),
+        out=target,
+        storage=_storage_url(values, folder, target, storage),
+        artifacts=_location(artifacts, Path.cwd()) or _location(values.get(("search", "artifacts")), folder),
+        cfg=folder / values["quantization", "cfg"] if ("quantization", "cfg") in values else None,
+        amct_levels=values.get(("quantization", "levels")) == "amct",
+        provenance={"study file": text},
+        study_file=path.resolve(),
+        **{field: values[place] for place, field in _FIELDS.items() if place in values},
+    )
 
 
 def _drop_retired(tables: Mapping[str, Any], path: Path) -> None:
@@ -196,68 +167,38 @@ def _drop_retired(tables: Mapping[str, Any], path: Path) -> None:
             warnings.warn(f"'{_dotted(table, key)}' was taken out, {why}; it is ignored", stacklevel=3)
 
 
-def _with_confirming(tables: Mapping[str, Any], confirming: object) -> dict[str, Any]:
-    """Put [confirm] in the place of [evaluator]; where it names no evaluator of its own, it changes that one's keys."""
+def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> EvaluatorRecipe:
+    """Read [confirm] like [evaluator]; where it names no evaluator of its own, it changes that one's keys."""
     if not isinstance(confirming, dict):
-        raise StudyError(f"'confirm' must be a table. Got {confirming!r} instead.")
+        raise StudyError(f"'confirm' must be a table. Got {confirming!r} instead.", path=path)
     own = "class" in confirming or "kind" in confirming
-    return {**tables, "evaluator": confirming if own else {**tables["evaluator"], **confirming}}
+    evaluator = confirming if own else {**tables["evaluator"], **confirming}
+    try:
+        return _recipe(_checked({**tables, "evaluator": evaluator}, path), path.resolve().parent)
+    except StudyError as error:
+        raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
 
 
-def _study_file(tables: Mapping[str, Any], path: Path, out: Path | None, storage: str | None) -> StudyFile:
-    values = _checked(tables, path)
-    folder = path.resolve().parent
-    name = values["", "name"]
-    target = (out or folder / values.get(("", "out"), f"out/{name}")).resolve()
+def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Path, storage: str | None) -> str:
+    """Return the URL with absolute paths: the given one's from here, the file's from its folder, or the default."""
+    if storage:
+        return absolute_url(storage, Path.cwd())
     url = values.get(("search", "storage"))
-    file_url = absolute_url(url, folder) if url else default_url(target)
-    cfg = values.get(("quantization", "cfg"))
-    return StudyFile(
-        path=path,
-        name=name,
-        source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
-        evaluator=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
-        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num")),
-        cfg=folder / cfg if cfg else None,
-        batch_num=values.get(("quantization", "batch_num"), 1),
-        activation_offset=values.get(("quantization", "activation_offset"), True),
-        amct_levels=values.get(("quantization", "levels")) == "amct",
-        python_layers=values.get(("quantization", "python_layers"), False),
-        codec=values.get(("quantization", "codec"), "entropy"),
-        sampler=values.get(("search", "sampler"), "rate-distortion"),
-        trials=values.get(("search", "trials"), 40),
-        seed=values.get(("search", "seed"), 0),
-        storage=absolute_url(storage, Path.cwd()) if storage else file_url,
-        artifacts=_location(values.get(("search", "artifacts"), ""), folder),
-        out=target,
-        stop_gain=float(values.get(("search", "stop_gain"), 0)),
+    return absolute_url(url, folder) if url else default_url(target)
+
+
+def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRecipe:
+    return EvaluatorRecipe(
+        what=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
+        folder=folder,
+        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), 1),
         timeout_s=values.get(("evaluator", "timeout")),
     )
 
 
-def _location(artifacts: str, folder: Path) -> str:
+def _location(artifacts: str | None, folder: Path) -> str:
     is_absolute = not artifacts or "://" in artifacts
-    return artifacts if is_absolute else str((folder / artifacts).resolve())
-
-
-def make_evaluator(file: StudyFile) -> Any:
-    """Make the evaluator that a study file names.
-
-    Raises
-    ------
-    EvaluatorError
-        It cannot be loaded, or its data do not fit the network.
-    ModelError
-        A built-in evaluator cannot read the prototxt.
-    """
-    make = partial(_evaluator_here, file)
-    return make() if file.timeout_s is None else IsolatedEvaluator(make, file.timeout_s)
-
-
-def _evaluator_here(file: StudyFile) -> Any:
-    if isinstance(file.evaluator, AccuracySettings):
-        return make_accuracy(file.evaluator, file.source.model)
-    return load_evaluator(file.evaluator, file.path.resolve().parent, file.evaluate_batch_num or 1)
+    return artifacts or "" if is_absolute else str((folder / str(artifacts)).resolve())
 
 
 def _accuracy_settings(values: Mapping[tuple[str, str], Any], folder: Path) -> AccuracySettings:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress.quantize import QuantizedModel, default_config, quantize
+from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import evaluator_fingerprint
+from autonuq.evaluate.recipe import make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.model import Graph
+from autonuq.graph.passes import capabilities
+from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import TrialRecord
+from autonuq.settings.simplified import load_simplified
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,19 @@ class Task:
     source : ModelPair
         The float network.
     evaluator : object
-        See `evaluate.evaluator.Evaluator`.
+        See `evaluate.evaluator.Evaluator`; or an `EvaluatorRecipe` until `made`.
     out : Path
         Folder of results and of what later runs need.
     storage : str
         URL of the storage.
     config : QuantizationConfig or None
-        None quantizes every layer that can be, with `batch_num` and `activation_offset`.
+        None: what `cfg` says.
+    cfg : Path or None
+        AMCT's simplified configuration. None quantizes every layer that can be, with the next two.
     batch_num : int
         Forward passes of the calibration.
     activation_offset : bool
+        Asymmetric activations.
     amct_levels : bool
         A layer keeps 32 or 16 levels or stays uniform, as AMCT has it; otherwise any number is tried.
     python_layers : bool
@@ -55,10 +64,12 @@ class Task:
     provenance : mapping of str to str
         What the study's provenance shall hold beside what the task itself knows, such as the command.
     confirm : object or None
-        Another evaluator, or one of other data, for the winner only.
+        Another evaluator, or one of other data, for the winner only; or a recipe, as for `evaluator`.
     stop_gain : float
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
         this share, after ten trials at the earliest; 0 never.
+    study_file : Path or None
+        Absolute, where the task comes from one.
     """
 
     name: str
@@ -67,6 +78,7 @@ class Task:
     out: Path
     storage: str
     config: QuantizationConfig | None = None
+    cfg: Path | None = None
     batch_num: int = 1
     activation_offset: bool = True
     amct_levels: bool = False
@@ -79,6 +91,40 @@ class Task:
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     stop_gain: float = 0.0
+    study_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODEC_NAMES:
+            rule = f"codec must be one of {', '.join(CODEC_NAMES)}"
+            raise StudyError(f"{rule}. Got '{self.codec}' instead.", study=self.name)
+        if self.n_trials < 1:
+            raise StudyError(f"the number of trials must be positive. Got {self.n_trials} instead.", study=self.name)
+
+    def made(self) -> Task:
+        """Return the task with its evaluators made from their recipes.
+
+        Raises
+        ------
+        EvaluatorError, ModelError
+            See `EvaluatorRecipe.make`.
+        """
+        model_file = self.source.model
+        return replace(
+            self,
+            evaluator=make_evaluator(self.evaluator, model_file),
+            confirm=make_evaluator(self.confirm, model_file),
+        )
+
+    def as_attribute(self) -> dict[str, Any]:
+        """Return what `locate.stored_task` makes the task from again, in JSON; evaluators are not data."""
+        paths = {"out": self.out, "prototxt": self.source.model, "weights": self.source.weights}
+        optional = {"cfg": self.cfg, "study_file": self.study_file}
+        return {
+            **{key: str(path.resolve()) for key, path in paths.items()},
+            **{key: path and str(path.resolve()) for key, path in optional.items()},
+            **{key: getattr(self, key) for key in PLAIN_FIELDS},
+            "has_config": self.config is not None,
+        }
 
     @property
     def artifacts_location(self) -> str:
@@ -110,6 +156,20 @@ class Task:
         return self.out / "calibration" / "points"
 
 
+PLAIN_FIELDS = (
+    "artifacts",
+    "batch_num",
+    "activation_offset",
+    "amct_levels",
+    "python_layers",
+    "codec",
+    "sampler",
+    "seed",
+    "stop_gain",
+)
+"""Fields of `Task` that are JSON as they stand."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What just happened, for whoever shows it.
@@ -134,11 +194,25 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def quantized_model(task: Task) -> QuantizedModel:
-    """Load the network and quantize its weights as the task says."""
-    graph = load_graph(task.source.model, task.source.weights)
-    config = task.config or default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    return quantize(graph, replace(config, amct_levels=task.amct_levels))
+def tell_nobody(progress: Progress) -> None:
+    """Take no notice of a step."""
+
+
+def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
+    """Quantize the weights of the task's network as the task says; the network is read unless it is given."""
+    graph = graph or load_graph(task.source.model, task.source.weights)
+    return quantize(graph, replace(_configuration(task, graph), amct_levels=task.amct_levels))
+
+
+def _configuration(task: Task, graph: Graph) -> QuantizationConfig:
+    if task.config is not None:
+        return task.config
+    if task.cfg is None:
+        return default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
+    loaded = load_simplified(task.cfg, capabilities(graph), graph)
+    for warning in loaded.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return loaded.config
 
 
 def check_folder(task: Task) -> None:
@@ -154,19 +228,20 @@ def check_folder(task: Task) -> None:
         ) from error
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
     """Digest everything that changes a measurement, under the words that a user knows."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
         {name: asdict(settings) for name, settings in model.config.layers.items()}
     )
     return {
-        "prototxt": digest(task.source.model),
-        "weights": digest(task.source.weights),
+        "prototxt": file_digest(task.source.model),
+        "weights": file_digest(task.source.weights),
         "quantization": hashlib.sha256(config.encode()).hexdigest(),
         "codec": task.codec,
         "evaluator": evaluator_fingerprint(task.evaluator),

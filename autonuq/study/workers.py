@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,10 +22,9 @@ import optuna
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from autonuq.compress.calibration import calibrated
-from autonuq.compress.quantize import QuantizedModel
+from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
-from autonuq.quant.points import OperatingPoints
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage, open_storage
@@ -34,8 +33,15 @@ from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
 from autonuq.study.stored import FINGERPRINT, FINISHED, PROVENANCE, Study, check_fingerprint
-from autonuq.study.study_file import StudyFile
-from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model
+from autonuq.study.task import (
+    OnProgress,
+    Progress,
+    Task,
+    check_folder,
+    fingerprint_of,
+    quantized_model,
+    tell_nobody,
+)
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
 """What can change a proposal or a measurement: all workers of a study have the same versions of these."""
@@ -44,14 +50,14 @@ MOST_CRASHES = 3
 """How often local workers are replaced without a trial having finished."""
 
 
-def work(task: Task, *, on_progress: OnProgress = lambda progress: None, timeout: float | None = None) -> Study:
+def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None) -> Study:
     """Run trials of a study that another process has started, until none is left.
 
     Parameters
     ----------
     task : Task
         Its network, configuration and number of trials are the study's, not its own; `evaluator`, `storage`,
-        `artifacts` and `out`, a folder of this machine, count.
+        `artifacts`, `python_layers` and `out`, a folder of this machine, count. The network may be missing here.
     timeout : float, optional
         Seconds after which no trial is started.
 
@@ -61,30 +67,19 @@ def work(task: Task, *, on_progress: OnProgress = lambda progress: None, timeout
         There is no such study, or this machine has another evaluator or other versions than the first.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    check_evaluator(task.evaluator)
+    task = replace(task, confirm=None)  # the first worker's business
     check_folder(task)
     storage = open_storage(task.storage)
     study = storage.load(task.name)
     check_versions(study)
+    if task.source.model.exists():  # before the wait: what is wrong here shows at once
+        task = task.made()
+        check_evaluator(task.evaluator)
     _wait_for_preparation(study, on_progress, deadline)
     with FileLock(task.out / ".fetch"):
-        model, points = _materials(task, study)
-    make_runner(task, storage, study, model, points, on_progress, is_first=False).run(deadline)
+        task, candidate = _materials(task, study)
+    make_runner(task, storage, study, candidate, on_progress, is_first=False).run(deadline)
     return Study(study)
-
-
-def fetch_network(
-    file: StudyFile, *, on_progress: OnProgress = lambda progress: None, timeout: float | None = None
-) -> StudyFile:
-    """Return the study file with the network of the study's artifacts, where its own is not on this machine."""
-    if file.source.model.exists():
-        return file
-    task = Task(file.name, file.source, None, file.out, file.storage, artifacts=file.artifacts)
-    check_folder(task)
-    study = open_storage(task.storage).load(task.name)
-    _wait_for_preparation(study, on_progress, None if timeout is None else time.monotonic() + timeout)
-    with FileLock(task.out / ".fetch"):
-        return replace(file, source=Artifacts(task.artifacts_location).fetch(task, study).source)
 
 
 def check_versions(study: optuna.Study) -> None:
@@ -116,40 +111,40 @@ def _wait_for_preparation(study: optuna.Study, on_progress: OnProgress, deadline
         time.sleep(POLL_S)
 
 
-def _materials(task: Task, study: optuna.Study) -> tuple[QuantizedModel, Mapping[str, OperatingPoints]]:
-    """Return the calibrated model and the operating points: those of the output folder, or the artifacts'."""
+def _materials(task: Task, study: optuna.Study) -> tuple[Task, Candidate]:
+    """Return the task and its network with what can become of it: the output folder's, or the artifacts'."""
     fingerprint = study.user_attrs[FINGERPRINT]
     try:
         model = quantized_model(task)
         if fingerprint_of(task, model) == fingerprint:
             points = load_points(task.points_folder, points_key(fingerprint))
             if points is not None:
-                return calibrated(model, task.record_file), points
+                return task, Candidate(calibrated(model, task.record_file), points)
     except (AutonuqError, OSError):
         pass  # not the machine where the study was started
-    task = Artifacts(task.artifacts_location).fetch(task, study)
+    task = Artifacts(task.artifacts_location).fetch(task, study).made()
+    check_evaluator(task.evaluator)
     model = quantized_model(task)
     check_fingerprint(study, fingerprint_of(task, model))
     points = load_points(task.points_folder, points_key(fingerprint))
     if points is None:
         raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
-    return calibrated(model, task.record_file), points
+    return task, Candidate(calibrated(model, task.record_file), points)
 
 
 def make_runner(
     task: Task,
     storage: Storage,
     study: optuna.Study,
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
+    candidate: Candidate,
     on_progress: OnProgress,
     *,
     is_first: bool,
 ) -> Runner:
     """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
-    runner = Runner(task, storage, study, model, points, on_progress)
-    curves = {name: found.curve for name, found in points.items()}
-    weights = {name: uniform.codes.size for name, uniform in model.weights.items()}
+    runner = Runner(task, storage, study, candidate, on_progress)
+    curves = {name: found.curve for name, found in candidate.points.items()}
+    weights = {name: uniform.codes.size for name, uniform in candidate.model.weights.items()}
     trials = len(study.get_trials(deepcopy=False))
     apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())
     study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials + apart)

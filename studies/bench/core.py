@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import write_fake_quant
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.quant.codebook import build_codebook, build_codebooks, code_histogram
@@ -141,8 +142,8 @@ def bench_trial(graph, folder):
         curve = Curve(name, np.array([2, 1]), np.array([0.0, 1.0]))
         points[name] = OperatingPoints(curve, np.load(path, mmap_mode="r"))
     pair = ModelPair(folder / "t.prototxt", folder / "t.caffemodel")
-    plan = dict.fromkeys(points, 1)
-    seconds, _ = timed(lambda: write_fake_quant(model, points, plan, pair), 5)
+    candidate = Candidate(model, points, dict.fromkeys(points, 1))
+    seconds, _ = timed(lambda: write_fake_quant(candidate, pair), 5)
 
     def copy():
         with (folder / "t.caffemodel").open("rb") as source, (folder / "copy").open("wb") as target:

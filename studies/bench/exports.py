@@ -18,10 +18,12 @@ import onnxruntime
 from networks import BATCH, NETWORKS, Top1
 
 import autonuq as nuq
-from autonuq.compress.export import FORMATS, onnx_file, pycaffe_pair, weights_only_pair
+from autonuq.compress.formats import FORMATS, onnx_file, pycaffe_pair, weights_only_pair
 from autonuq.compress.outputs import fake_quant_pair
 from autonuq.graph.files import ModelPair
-from autonuq.study.run import Task, export_trial
+from autonuq.storage.open import default_url
+from autonuq.study.run import StudyRun
+from autonuq.study.task import Task
 
 TRIALS = 4
 SEARCHED = 1000  # images that the study looks at; the table is of all
@@ -78,13 +80,21 @@ def row(name, shared, folder):
     images, labels = images[:whole], labels[:whole]
     source = [shared / "models" / name / file for file in ("deploy.prototxt", "weights.caffemodel")]
     evaluator = Top1((images[:SEARCHED], labels[:SEARCHED], calibration))
-    options = {"batch_num": min(2, len(calibration) // BATCH)}
-    study = nuq.tune(*source, evaluator, out=folder, n_trials=TRIALS, **options)
-    task = Task(study.name, ModelPair(*source), evaluator, folder, "", **options)
+    task = Task(
+        name=name,
+        source=ModelPair(*source),
+        evaluator=evaluator,
+        out=folder,
+        storage=default_url(folder),
+        n_trials=TRIALS,
+        batch_num=min(2, len(calibration) // BATCH),
+    )
+    run = StudyRun(task)
+    study = run.run(exists=False)
     prefix = str(folder / "net")
     trials = [trial for trial in study.record().trials if trial.state == "complete"]
     chosen = study.record().best or max(trials, key=lambda trial: trial.metric)
-    export_trial(task, study, chosen.number, formats=FORMATS, prefix=prefix)
+    run.export(study, chosen.number, formats=FORMATS, prefix=prefix)
     fake, python = fake_quant_pair(prefix), pycaffe_pair(prefix)
     plain, hosted = scores(nuq.Net(*source), images), scores(nuq.Net(python.model, python.weights), images)
     quantized = scores(nuq.Net(fake.model, fake.weights), images)

@@ -21,8 +21,9 @@ import numpy as np
 from networks import BATCH, NETWORKS, Top1
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import write_fake_quant
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.quant.codebook import build_codebook, code_histogram
 from autonuq.quant.codec import CODECS
@@ -59,7 +60,7 @@ class Bench:
         """Score a network of these codes."""
         pair = ModelPair(self.folder / "t.prototxt", self.folder / "t.caffemodel")
         weights = {name: replace(self.model.weights[name], codes=values) for name, values in codes.items()}
-        write_fake_quant(replace(self.model, weights=weights), {}, {}, pair)
+        write_fake_quant(Candidate(replace(self.model, weights=weights)), pair)
         metric = self.evaluator.eval_model(pair.model, pair.weights, self.evaluator.evaluate_batch_num)
         return self.original - metric
 

@@ -34,7 +34,9 @@ from ratio import LEVELS, Bench, tightest, with_levels
 from autonuq.graph.files import ModelPair
 from autonuq.records import StudyRecord
 from autonuq.search.space import SEED_LEVELS
-from autonuq.study.run import Study, Task, run_study
+from autonuq.study.run import StudyRun
+from autonuq.study.stored import Study
+from autonuq.study.task import Task
 
 SEARCHES = ("uniform", "rate-distortion", "tpe", "gp", "random")
 BURN_IN = 10
@@ -78,13 +80,13 @@ def run_search(
     )
     if (folder / "calibration").is_dir():
         shutil.copytree(folder / "calibration", task.out / "calibration")
-    study = run_study(task, exists=False)
+    study = StudyRun(task).run(exists=False)
     if options.seeded and search == "rate-distortion":
         enqueue_seeds(study)
     if not (folder / "calibration").is_dir():
         shutil.copytree(task.out / "calibration", folder / "calibration")
     began = time.perf_counter()
-    study = run_study(replace(task, n_trials=options.trials), exists=True)
+    study = StudyRun(replace(task, n_trials=options.trials)).run(exists=True)
     minutes = (time.perf_counter() - began) / 60
     record = study.record()
     if options.keep:

@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 
 import autonuq as nuq
-from autonuq.compress.candidate import build_points, planned_codes, weights_only_graph
-from autonuq.compress.export import FORMATS, export, onnx_file, weights_only_pair
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.formats import FORMATS, export, onnx_file, weights_only_pair
+from autonuq.compress.operating_points import build_network_points
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import ModelError
 from autonuq.graph.files import load_graph
 from autonuq.graph.onnx_model import build_onnx, pack_indices
@@ -23,7 +24,7 @@ IMAGES = np.random.default_rng(7).standard_normal((4, 2, 8, 8)).astype(np.float3
 
 @pytest.fixture
 def exported(tiny):
-    """Export a plan of a calibrated network in all formats; return (model, points, plan, prefix)."""
+    """Export a plan of a calibrated network in all formats; return (candidate, prefix)."""
     graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
     model = quantize(graph, default_config(graph))
     scales = {"conv": (0.03, 3), "pool": (0.05, -128), "fc": (0.04, -128)}
@@ -32,12 +33,13 @@ def exported(tiny):
         for name, (scale, offset) in scales.items()
     }
     model = replace(model, factors=factors)
-    points = dict(build_points(model, "fixed", tiny / "none.txt"))
+    points = dict(build_network_points(model, "fixed", tiny / "none.txt"))
     plan = {name: len(found.curve.codebooks) // 2 for name, found in points.items()}
-    written = export(model, points, plan, str(tiny / "out/net"), "fixed", FORMATS, provenance={"study": "tiny"})
+    candidate = Candidate(model, points, plan)
+    written = export(candidate, str(tiny / "out/net"), "fixed", FORMATS, provenance={"study": "tiny"})
     assert all(path.exists() for path in written)
     assert len(written) == len(set(written)) == 15
-    return model, points, plan, str(tiny / "out/net")
+    return candidate, str(tiny / "out/net")
 
 
 def session(model):
@@ -46,20 +48,21 @@ def session(model):
 
 def test_weights_only_is_the_plan_in_opencv(exported):
     cv2 = pytest.importorskip("cv2")
-    model, points, plan, prefix = exported
+    candidate, prefix = exported
+    model = candidate.model
     pair = weights_only_pair(prefix)
     net = cv2.dnn.readNetFromCaffe(str(pair.model), str(pair.weights))
     net.setInput(IMAGES)
     ours = nuq.Net(pair.model, pair.weights).forward(data=IMAGES)["prob"]
     np.testing.assert_allclose(net.forward(), ours, atol=1e-5)
     written = load_graph(pair.model, pair.weights).by_name["fc"].blobs[0]
-    uniform, codes = model.weights["fc"], planned_codes(model, points, plan, "fc")
+    uniform, codes = model.weights["fc"], candidate.codes("fc")
     np.testing.assert_array_equal(written, dequantize(codes, uniform.scale, uniform.channel_axis))
 
 
 @pytest.mark.parametrize("codebooks", [False, True], ids=["int8", "codebook"])
 def test_onnx_holds_the_very_weights_and_the_plan(exported, codebooks):
-    model, points, plan, prefix = exported
+    candidate, prefix = exported
     path = onnx_file(prefix, codebooks=codebooks)
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded, full_check=True)
@@ -71,16 +74,16 @@ def test_onnx_holds_the_very_weights_and_the_plan(exported, codebooks):
     loaded.graph.output.extend(onnx.helper.make_empty_tensor_value_info(names[1]) for names in inputs.values())
     wanted = {"Conv": "conv", "Gemm": "fc"}
     found = session(loaded.SerializeToString()).run([names[1] for names in inputs.values()], {"data": IMAGES})
-    graph = weights_only_graph(model, points, plan)
+    graph = candidate.weights_only_graph()
     for operator, weights in zip(inputs, found, strict=True):
         name = wanted[operator]
         np.testing.assert_array_equal(weights, graph.by_name[name].blobs[0])
-        assert levels[name] == np.unique(planned_codes(model, points, plan, name)).tolist()
+        assert levels[name] == candidate.levels(name)
 
 
 @pytest.mark.parametrize("codebooks", [False, True], ids=["int8", "codebook"])
 def test_onnx_says_what_the_fake_quant_model_says(exported, codebooks):
-    prefix = exported[3]
+    prefix = exported[1]
     ours = nuq.Net(f"{prefix}_fake_quant_model.prototxt", f"{prefix}_fake_quant_weights.caffemodel")
     (found,) = session(str(onnx_file(prefix, codebooks=codebooks))).run(["prob"], {"data": IMAGES})
     expected = ours.forward(data=IMAGES)["prob"]

@@ -8,9 +8,10 @@ import pytest
 
 from autonuq import Net
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.export import export, onnx_file, pycaffe_pair, weights_only_pair
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.formats import export, onnx_file, pycaffe_pair, weights_only_pair
 from autonuq.compress.outputs import fake_quant_pair
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import ModelPair, load_graph
 
 BATCH = 50
@@ -85,7 +86,7 @@ def test_top1_is_the_same_everywhere(shared, tmp_path, name):
     scores(pair, images[-BATCH:])
     model = calibrated(model, tmp_path / "record.txt")
     prefix = str(tmp_path / "net")
-    export(model, {}, {}, prefix, "fixed", ("caffe", "pycaffe", "weights", "onnx", "onnx-codebook"))
+    export(Candidate(model), prefix, "fixed", ("caffe", "pycaffe", "weights", "onnx", "onnx-codebook"))
 
     def top1(found):
         return 100 * np.mean(found.argmax(1) == labels)

@@ -9,10 +9,11 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from autonuq.compress.candidate import build_points, planned_codes, write_fake_quant
-from autonuq.compress.outputs import fake_quant_pair, unpack, write_packed
-from autonuq.compress.packed import MAGIC, VERSION, load_packed
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.operating_points import build_network_points
+from autonuq.compress.outputs import fake_quant_pair, pack, unpack, write_fake_quant
+from autonuq.compress.packed_file import MAGIC, VERSION, load_packed
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import QuantizationError
 from autonuq.graph.files import expected_blobs, load_graph
 from autonuq.quant.codecs import CODEC_NAMES, make_codec
@@ -86,17 +87,18 @@ def model(request, tiny):
 
 @pytest.fixture
 def packed(model, codec, tiny):
-    """Write fake-quant pair and packed file of the smallest plan; return (points, plan, pair, packed file)."""
-    points = dict(build_points(model, codec, tiny / "no_record.txt"))
+    """Write fake-quant pair and packed file of the smallest plan; return (candidate, pair, packed file)."""
+    points = dict(build_network_points(model, codec, tiny / "no_record.txt"))
     plan = {name: len(points[name].codes) - 1 for name in model.nuq_layers}
     pair, path = fake_quant_pair(f"{tiny}/written"), tiny / "written.nuq"
-    write_fake_quant(model, points, plan, pair)
-    write_packed(model, points, plan, codec, path)
-    return points, plan, pair, path
+    candidate = Candidate(model, points, plan)
+    write_fake_quant(candidate, pair)
+    pack(candidate, codec, path)
+    return candidate, pair, path
 
 
 def test_unpacked_pair_is_the_written_one_byte_for_byte(packed, tiny):
-    _, _, pair, path = packed
+    _, pair, path = packed
     unpacked = unpack(path, f"{tiny}/new/folder/unpacked")
     assert unpacked == fake_quant_pair(f"{tiny}/new/folder/unpacked")
     assert unpacked.model.read_bytes() == pair.model.read_bytes()
@@ -107,7 +109,7 @@ def test_unpacked_pair_is_the_written_one_byte_for_byte(packed, tiny):
 
 
 def test_streams_are_what_was_counted(packed, model, codec):
-    points, plan, _, path = packed
+    candidate, _, path = packed
     layers = load_packed(path).layers
     assert list(layers) == list(model.factors)
     for name, layer in layers.items():
@@ -115,9 +117,9 @@ def test_streams_are_what_was_counted(packed, model, codec):
         assert layer.factors.offset_d == model.factors[name].offset_d
         assert layer.factors.shift_bit == model.factors[name].shift_bit
         if name in model.weights:
-            codes = planned_codes(model, points, plan, name)
+            codes = candidate.codes(name)
             assert layer.stream == make_codec(codec, codes.shape).encode(codes)
-            assert len(layer.stream) == points[name].curve.rates_bytes[plan.get(name, 0)]
+            assert len(layer.stream) == candidate.points[name].curve.rates_bytes[candidate.plan.get(name, 0)]
             assert (layer.codec, layer.channel_axis) == (codec, model.weights[name].channel_axis)
         else:
             assert (layer.codec, layer.stream) == ("", b"")
@@ -125,7 +127,7 @@ def test_streams_are_what_was_counted(packed, model, codec):
 
 def test_size_is_what_was_counted_and_little_else(packed, model):
     """Besides the streams: prototxt, scales, float blobs, and at most 60 bytes a layer."""
-    _, _, pair, path = packed
+    _, pair, path = packed
     layers = load_packed(path).layers
     floats = sum(
         4 * sum(blob.size for blob in layer.blobs[layer.name in model.weights :]) for layer in model.graph.layers

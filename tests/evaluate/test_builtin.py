@@ -3,7 +3,6 @@
 import io
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import lmdb
@@ -18,7 +17,7 @@ from autonuq.evaluate.builtin.accuracy import count_correct
 from autonuq.evaluate.builtin.sources import open_images
 from autonuq.evaluate.builtin.transform import Transform
 from autonuq.graph import caffe_pb2
-from autonuq.study.study_file import load_study_file, make_evaluator
+from autonuq.study.study_file import load_task
 
 RNG = np.random.default_rng(11)
 PICTURES = [RNG.integers(0, 256, (20, 24, 3), np.uint8) for _ in range(5)]  # RGB
@@ -155,7 +154,7 @@ def study(tiny):
 
 
 def evaluator_of(path):
-    return make_evaluator(load_study_file(path))
+    return load_task(path).made().evaluator
 
 
 def test_accuracy_counts_a_last_batch_that_is_not_full(study):
@@ -253,6 +252,6 @@ def test_real_networks_from_a_study_file_alone(tmp_path, shared):
         f'[evaluator]\nkind = "top1"\nbatch_size = 20\ndata = {{folder = "{shared}/data/imagenet200"}}\n'
         "transform = {resize = [256, 256], crop = 227, mean = [104, 117, 123]}\n"
     )
-    file = load_study_file(Path(tmp_path / "s.toml"))
-    evaluator = make_evaluator(file)
-    assert evaluator.eval_model(str(file.source.model), str(file.source.weights), 10) == pytest.approx(0.69, abs=0.01)
+    task = load_task(tmp_path / "s.toml").made()
+    model, weights = map(str, (task.source.model, task.source.weights))
+    assert task.evaluator.eval_model(model, weights, 10) == pytest.approx(0.69, abs=0.01)

@@ -12,8 +12,8 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, load_evaluator, score
 from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.graph.files import ModelPair
-from autonuq.study.run import run_study
-from autonuq.study.study_file import load_study_file, make_evaluator
+from autonuq.study.run import StudyRun
+from autonuq.study.study_file import load_task
 
 PAIR = ModelPair(Path("model"), Path("weights"))
 
@@ -71,7 +71,7 @@ def test_a_time_limit_does_not_make_another_evaluator(isolated, tmp_path):
 def test_a_study_file_asks_for_it(tiny_study):
     text = tiny_study.read_text().replace("evaluate_batch_num = 8", "evaluate_batch_num = 8\ntimeout = 60")
     tiny_study.write_text(text)
-    evaluator = make_evaluator(load_study_file(tiny_study))
+    evaluator = load_task(tiny_study).made().evaluator
     assert isinstance(evaluator, IsolatedEvaluator)
     pair = ModelPair(tiny_study.parent / "tiny.prototxt", tiny_study.parent / "tiny.caffemodel")
     assert score(evaluator, pair) == 1.0
@@ -112,7 +112,7 @@ def test_a_predicate_without_an_edge_leaves_the_verdict_and_says_so(task):
     messages = []
     evaluator = Wrapped(task.evaluator, without_edge)
     wanted = replace(task, evaluator=evaluator, n_trials=8)
-    study = run_study(wanted, exists=False, on_progress=lambda step: messages.append(step.message))
+    study = StudyRun(wanted, lambda step: messages.append(step.message)).run(exists=False)
     trials = [trial for trial in study.record().trials if trial.metric != 1.0]
     assert trials
     assert all(trial.margin == (-1.0 if trial.satisfied else 1.0) for trial in trials)
@@ -121,9 +121,9 @@ def test_a_predicate_without_an_edge_leaves_the_verdict_and_says_so(task):
 
 def test_a_predicate_that_changes_its_mind(task):
     answers = iter([True, *[index % 2 == 0 for index in range(100_000)]])
-    study = run_study(
-        replace(task, evaluator=Wrapped(task.evaluator, lambda original, new: next(answers)), n_trials=6), exists=False
-    )
+    study = StudyRun(
+        replace(task, evaluator=Wrapped(task.evaluator, lambda original, new: next(answers)), n_trials=6)
+    ).run(exists=False)
     for trial in study.record().trials:
         assert (trial.margin <= 0) == trial.satisfied
     assert study.best is None or study.record().best.satisfied
@@ -139,7 +139,7 @@ def test_a_predicate_that_raises_for_some_metrics_fails_those_trials_only(task):
 
     evaluator = Wrapped(task.evaluator, picky)
     evaluator.eval_model = lambda *arguments: scored.append(task.evaluator.eval_model(*arguments)) or scored[-1]
-    study = run_study(replace(task, evaluator=evaluator, n_trials=4), exists=False)
+    study = StudyRun(replace(task, evaluator=evaluator, n_trials=4)).run(exists=False)
     failed = [trial for trial in study.record().trials if trial.state == "failed"]
     assert [trial.number for trial in failed] == [1]
     assert "is_satisfied raised LookupError: no table for" in failed[0].error
@@ -154,7 +154,7 @@ class Falling(Wrapped):
 
 
 def test_metrics_that_should_fall_give_the_same_study(task):
-    rising = run_study(replace(task, n_trials=8), exists=False).record()
+    rising = StudyRun(replace(task, n_trials=8)).run(exists=False).record()
     other = replace(task, evaluator=Falling(task.evaluator), out=task.out / "f", storage=f"sqlite:///{task.out}/f.db")
-    falling = run_study(replace(other, n_trials=8), exists=False).record()
+    falling = StudyRun(replace(other, n_trials=8)).run(exists=False).record()
     assert [trial.points for trial in falling.trials] == [trial.points for trial in rising.trials]

@@ -14,8 +14,9 @@ import pytest
 
 import autonuq as nuq
 from autonuq.compress.calibration import calibrated, write_calibration_model
-from autonuq.compress.candidate import write_fake_quant
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.outputs import write_fake_quant
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph import stock_caffe
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.record import load_record
@@ -112,8 +113,8 @@ def quantized(tiny, *, shift=()):
 def test_every_blob_is_the_engines(tiny, layers, shift):
     model = quantized(tiny, shift=shift)
     amct, python = (ModelPair(tiny / f"{name}.prototxt", tiny / f"{name}.caffemodel") for name in ("amct", "python"))
-    write_fake_quant(model, {}, {}, amct)
-    write_fake_quant(model, {}, {}, python, python_layers=True)
+    write_fake_quant(Candidate(model), amct)
+    write_fake_quant(Candidate(model), python, python_layers=True)
     assert (tiny / "autonuq_layers.py").read_text() == SOURCE.read_text()
     theirs, ours = nuq.Net(amct.model, amct.weights), nuq.Net(python.model, python.weights)
     for net in (theirs, ours):
@@ -237,7 +238,7 @@ def test_real_pycaffe_gives_our_numbers(tiny, monkeypatch):
     caffe = pytest.importorskip("caffe")
     model = quantized(tiny)
     pair = ModelPair(tiny / "p.prototxt", tiny / "p.caffemodel")
-    write_fake_quant(model, {}, {}, pair, python_layers=True)
+    write_fake_quant(Candidate(model), pair, python_layers=True)
     monkeypatch.syspath_prepend(str(tiny))
     net = caffe.Net(str(pair.model), str(pair.weights), caffe.TEST)
     net.blobs["data"].data[...] = IMAGES[0]

@@ -5,7 +5,7 @@ import pytest
 
 from autonuq import Net
 from autonuq.compress.calibration import write_calibration_model
-from autonuq.compress.quantize import default_config, quantize
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.runtime.moments import load_moments
 

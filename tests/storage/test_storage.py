@@ -15,7 +15,8 @@ from autonuq.storage import retries
 from autonuq.storage.journal_file import FileLock, JournalFile
 from autonuq.storage.open import default_url, open_storage
 from autonuq.storage.retries import patient
-from autonuq.study.stored import load_long, load_study, store_long
+from autonuq.study.locate import load_study
+from autonuq.study.stored import load_long, store_long
 
 
 def test_default_is_a_journal(tmp_path):

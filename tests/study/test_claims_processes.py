@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from autonuq.storage.open import open_storage
-from autonuq.study.stored import TARGET_TRIALS, load_study
+from autonuq.study.locate import load_study
+from autonuq.study.stored import TARGET_TRIALS
 
 TRIALS = 40
 WORKERS = 4

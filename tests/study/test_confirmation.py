@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from autonuq.study.run import load_study, run_study
+from autonuq.study.locate import load_study
+from autonuq.study.run import StudyRun
 
 
 class Confirming:
@@ -34,32 +35,32 @@ def confirmed(task):
 
 
 def test_original_and_winner_once(confirmed):
-    study = run_study(confirmed, exists=False)
+    study = StudyRun(confirmed).run(exists=False)
     found = study.record().confirmation
     assert found.trial == study.best.trial
     assert (found.original_metric, found.metric, found.satisfied) == (0.9, 0.7, False)
     assert (found.original_standard_error, found.standard_error) == pytest.approx((0.09, 0.07))
     assert "0.9 ± 0.09 -> 0.7 ± 0.07, not satisfied" in found.summary
     assert len(confirmed.confirm.asked) == 2
-    run_study(confirmed, exists=True)
+    StudyRun(confirmed).run(exists=True)
     assert len(confirmed.confirm.asked) == 2
 
 
 def test_another_winner_is_scored_and_the_original_is_not(confirmed):
-    first = run_study(confirmed, exists=False).record().confirmation
-    study = run_study(replace(confirmed, n_trials=16), exists=True)
+    first = StudyRun(confirmed).run(exists=False).record().confirmation
+    study = StudyRun(replace(confirmed, n_trials=16)).run(exists=True)
     assert study.best.trial != first.trial
     assert study.record().confirmation.trial == study.best.trial
     assert len(confirmed.confirm.asked) == 3
 
 
 def test_a_failure_is_told_and_tried_again(confirmed):
-    study = run_study(replace(confirmed, confirm=Confirming(fails=True)), exists=False)
+    study = StudyRun(replace(confirmed, confirm=Confirming(fails=True))).run(exists=False)
     assert study.best is not None
     assert "could not be confirmed: eval_model raised OSError: no such data" in study.record().confirmation.summary
-    run_study(confirmed, exists=True)
+    StudyRun(confirmed).run(exists=True)
     assert load_study(confirmed.name, confirmed.storage).record().confirmation.metric == 0.7
 
 
 def test_none_without_a_confirming_evaluator(task):
-    assert run_study(replace(task, n_trials=3), exists=False).record().confirmation is None
+    assert StudyRun(replace(task, n_trials=3)).run(exists=False).record().confirmation is None

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from autonuq.study.stored import load_study
+from autonuq.study.locate import load_study
 
 pytestmark = pytest.mark.postgres
 

@@ -13,7 +13,8 @@ import pytest
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.storage.lease import LEASE, Session
-from autonuq.study.run import load_study, run_study
+from autonuq.study.locate import load_study
+from autonuq.study.run import StudyRun
 
 # Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
 SLOW = """
@@ -120,28 +121,28 @@ def test_killed_trial_directories_do_not_stay(slow_study):
 
 
 def test_resume_goes_on_to_the_total(task):
-    run_study(task, exists=False)
-    study = run_study(replace(task, n_trials=5), exists=True)
+    StudyRun(task).run(exists=False)
+    study = StudyRun(replace(task, n_trials=5)).run(exists=True)
     assert sum(trial.state == "complete" for trial in study.record().trials) == 5
 
 
 def test_same_seed_gives_the_same_trials(task):
-    first = run_study(replace(task, n_trials=14), exists=False).record()
+    first = StudyRun(replace(task, n_trials=14)).run(exists=False).record()
     again = replace(task, out=task.out / "again", storage=f"sqlite:///{task.out}/again.db", n_trials=14)
-    second = run_study(again, exists=False).record()
+    second = StudyRun(again).run(exists=False).record()
     assert [trial.points for trial in first.trials] == [trial.points for trial in second.trials]
 
 
 def test_study_that_exists_is_not_started_again(task):
-    run_study(task, exists=False)
+    StudyRun(task).run(exists=False)
     with pytest.raises(StudyError, match="exists already.*autonuq resume"):
-        run_study(task, exists=False)
+        StudyRun(task).run(exists=False)
 
 
 def test_study_that_does_not_exist_cannot_be_resumed(task):
-    run_study(task, exists=False)
+    StudyRun(task).run(exists=False)
     with pytest.raises(StudyError, match="study 'other'.*it holds tiny.*autonuq tune"):
-        run_study(replace(task, name="other"), exists=True)
+        StudyRun(replace(task, name="other")).run(exists=True)
 
 
 def other_weights(task, folder):
@@ -180,21 +181,21 @@ def other_prototxt(task, folder):
     ids=["weights", "prototxt", "evaluator", "batches", "config", "codec"],
 )
 def test_resume_refuses_what_differs(task, tiny, change, word):
-    run_study(task, exists=False)
+    StudyRun(task).run(exists=False)
     with pytest.raises(StudyError, match=f"was started with another {word};"):
-        run_study(change(task, tiny), exists=True)
+        StudyRun(change(task, tiny)).run(exists=True)
 
 
 def test_lost_points_are_built_again_only_as_they_were(task):
-    study = run_study(task, exists=False)
+    study = StudyRun(task).run(exists=False)
     for path in (task.out / "calibration/points").iterdir():
         path.unlink()
-    assert run_study(replace(task, n_trials=4), exists=True).record().layers == study.record().layers
+    assert StudyRun(replace(task, n_trials=4)).run(exists=True).record().layers == study.record().layers
     for folder in ("points", "record.txt.moments"):
         for path in (task.out / "calibration" / folder).iterdir():
             path.unlink()
     with pytest.raises(StudyError, match="were lost and cannot be built again"):
-        run_study(replace(task, n_trials=5), exists=True)
+        StudyRun(replace(task, n_trials=5)).run(exists=True)
 
 
 class Broken:
@@ -236,7 +237,7 @@ def raise_memory_error():
 def test_a_failed_trial_has_its_reason_and_the_study_goes_on(task, how, reason):
     import re
 
-    study = run_study(replace(task, evaluator=Broken(task.evaluator, {2}, how), n_trials=4), exists=False)
+    study = StudyRun(replace(task, evaluator=Broken(task.evaluator, {2}, how), n_trials=4)).run(exists=False)
     trials = study.record().trials
     assert [trial.state for trial in trials[:4]] == ["complete", "failed", "complete", "complete"]
     assert re.search(reason, trials[1].error)
@@ -245,7 +246,7 @@ def test_a_failed_trial_has_its_reason_and_the_study_goes_on(task, how, reason):
 def test_three_failures_in_a_row_stop_the_study(task):
     evaluator = Broken(task.evaluator, {2, 3, 4}, lambda: 1 / 0)
     with pytest.raises(EvaluatorError, match="3 trials in a row failed.*ZeroDivisionError"):
-        run_study(replace(task, evaluator=evaluator, n_trials=8), exists=False)
+        StudyRun(replace(task, evaluator=evaluator, n_trials=8)).run(exists=False)
     states = [trial.state for trial in load_study("tiny", task.storage).record().trials]
     assert states[:4] == ["complete", "failed", "failed", "failed"]
     assert "running" not in states
@@ -257,7 +258,7 @@ def test_baseline_that_fails_is_an_error_at_once(task):
             raise OSError("no data")
 
     with pytest.raises(EvaluatorError, match="eval_model raised OSError: no data"):
-        run_study(replace(task, evaluator=Hopeless(task.evaluator, set(), None)), exists=False)
+        StudyRun(replace(task, evaluator=Hopeless(task.evaluator, set(), None))).run(exists=False)
 
 
 def test_predicate_that_even_the_original_fails(task):
@@ -266,21 +267,21 @@ def test_predicate_that_even_the_original_fails(task):
             return new_metric > original_metric
 
     with pytest.raises(EvaluatorError, match="not even the original"):
-        run_study(replace(task, evaluator=Strict(task.evaluator, set(), None)), exists=False)
+        StudyRun(replace(task, evaluator=Strict(task.evaluator, set(), None))).run(exists=False)
 
 
 def test_calibration_needs_the_configured_passes(task):
     from autonuq.errors import QuantizationError
 
     with pytest.raises(QuantizationError, match="layer 'conv'.*needs 9 forward passes"):
-        run_study(replace(task, batch_num=9), exists=False)
+        StudyRun(replace(task, batch_num=9)).run(exists=False)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_orphans_of_another_process_are_queued_again(task):
-    study = run_study(task, exists=False).optuna
+    study = StudyRun(task).run(exists=False).optuna
     trial = study.ask()
     with Session() as session:
         trial.set_user_attr(LEASE, session.lease.as_attribute())
-    record = run_study(replace(task, n_trials=4), exists=True).record()
+    record = StudyRun(replace(task, n_trials=4)).run(exists=True).record()
     assert record.trials[trial.number].state == "complete"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autonuq.errors import StudyError
-from autonuq.study.study_file import load_study_file
+from autonuq.study.study_file import load_task
 
 GOOD = """
 name = "lenet"
@@ -29,24 +29,24 @@ def write(tmp_path):
 
 
 def test_paths_are_relative_to_the_file(write, tmp_path):
-    file = load_study_file(write(GOOD))
-    assert file.source.model == tmp_path / "a.prototxt"
-    assert file.source.weights == tmp_path / "sub/a.caffemodel"
-    assert file.out == tmp_path / "out/lenet"
-    assert file.storage == f"journal://{tmp_path}/out/lenet/study.journal"
-    assert (file.batch_num, file.codec, file.trials, file.seed) == (1, "entropy", 40, 0)
+    task = load_task(write(GOOD))
+    assert task.source.model == tmp_path / "a.prototxt"
+    assert task.source.weights == tmp_path / "sub/a.caffemodel"
+    assert task.out == tmp_path / "out/lenet"
+    assert task.storage == f"journal://{tmp_path}/out/lenet/study.journal"
+    assert (task.batch_num, task.codec, task.n_trials, task.seed) == (1, "entropy", 40, 0)
 
 
 def test_storage_file_is_relative_to_the_study_file(write, tmp_path):
-    file = load_study_file(write(GOOD + '[search]\nstorage = "sqlite:///lenet.db"\n'))
-    assert file.storage == f"sqlite:///{tmp_path}/lenet.db"
+    task = load_task(write(GOOD + '[search]\nstorage = "sqlite:///lenet.db"\n'))
+    assert task.storage == f"sqlite:///{tmp_path}/lenet.db"
 
 
 def test_overrides_are_relative_to_the_working_directory(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    file = load_study_file(write(GOOD), out=Path("elsewhere"), storage="journal://j.log")
-    assert file.out == tmp_path / "elsewhere"
-    assert file.storage == f"journal://{tmp_path}/j.log"
+    task = load_task(write(GOOD), out=Path("elsewhere"), storage="journal://j.log")
+    assert task.out == tmp_path / "elsewhere"
+    assert task.storage == f"journal://{tmp_path}/j.log"
 
 
 @pytest.mark.parametrize(
@@ -68,36 +68,36 @@ def test_overrides_are_relative_to_the_working_directory(write, tmp_path, monkey
 )
 def test_mistakes(write, text, message):
     with pytest.raises(StudyError, match=message):
-        load_study_file(write(text))
+        load_task(write(text))
 
 
 def test_levels_of_amct(write):
-    assert not load_study_file(write(GOOD)).amct_levels
-    assert load_study_file(write(GOOD + '[quantization]\nlevels = "amct"\n')).amct_levels
+    assert not load_task(write(GOOD)).amct_levels
+    assert load_task(write(GOOD + '[quantization]\nlevels = "amct"\n')).amct_levels
     with pytest.raises(StudyError, match="'quantization.levels' must be one of any, amct"):
-        load_study_file(write(GOOD + '[quantization]\nlevels = "16"\n'))
+        load_task(write(GOOD + '[quantization]\nlevels = "16"\n'))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(StudyError, match="study file cannot be read"):
-        load_study_file(tmp_path / "none.toml")
+        load_task(tmp_path / "none.toml")
 
 
 def test_confirm_changes_what_it_names(write):
-    file = load_study_file(write(GOOD + "[confirm]\nevaluate_batch_num = 100\n"))
-    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("evaluate.py:Top1", 100)
-    assert file.evaluate_batch_num == 20
+    task = load_task(write(GOOD + "[confirm]\nevaluate_batch_num = 100\n"))
+    assert (task.confirm.what, task.confirm.evaluate_batch_num) == ("evaluate.py:Top1", 100)
+    assert task.evaluator.evaluate_batch_num == 20
 
 
 def test_confirm_with_an_evaluator_of_its_own(write):
-    file = load_study_file(write(GOOD + '[confirm]\nclass = "other.py:Top5"\nevaluate_batch_num = 7\n'))
-    assert (file.confirm.evaluator, file.confirm.evaluate_batch_num) == ("other.py:Top5", 7)
+    task = load_task(write(GOOD + '[confirm]\nclass = "other.py:Top5"\nevaluate_batch_num = 7\n'))
+    assert (task.confirm.what, task.confirm.evaluate_batch_num) == ("other.py:Top5", 7)
 
 
 @pytest.mark.parametrize("value", ["true", "false"])
 def test_a_retired_key_is_ignored_with_one_warning(write, value):
     with pytest.warns(UserWarning, match="^'search.racing' was taken out, because it did not pay; it is") as warned:
-        load_study_file(write(GOOD + f"[confirm]\nevaluate_batch_num = 9\n[search]\nracing = {value}\n"))
+        load_task(write(GOOD + f"[confirm]\nevaluate_batch_num = 9\n[search]\nracing = {value}\n"))
     assert [Path(each.filename).name for each in warned] == [Path(__file__).name]
 
 
@@ -113,4 +113,4 @@ def test_a_retired_key_is_ignored_with_one_warning(write, value):
 )
 def test_mistakes_of_the_end_of_a_search(write, text, message):
     with pytest.raises(StudyError, match=message):
-        load_study_file(write(GOOD + text))
+        load_task(write(GOOD + text))

@@ -19,7 +19,9 @@ from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import ModelPair
 from autonuq.study import workers
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.run import Task, load_study, run_study
+from autonuq.study.locate import load_study
+from autonuq.study.run import StudyRun
+from autonuq.study.task import Task
 from autonuq.study.workers import work
 
 CLI = [sys.executable, "-c", "from autonuq.cli import main; main()"]
@@ -65,7 +67,7 @@ def task_of(study, **changes):
 
 def test_jobs_run_in_processes_of_their_own(logging_study):
     task, told = task_of(logging_study), []
-    study = run_study(task, exists=False, jobs=2, on_progress=told.append)
+    study = StudyRun(task, told.append).run(exists=False, jobs=2)
     trials = check_complete(logging_study, task.storage, 14)
     pids = {int(trial.worker.rpartition(":")[2]) for trial in trials}
     assert len(pids) == 2
@@ -79,7 +81,7 @@ def test_jobs_run_in_processes_of_their_own(logging_study):
 def test_the_backend_of_a_parallel_config_is_used(logging_study):
     task = task_of(logging_study)
     with joblib.parallel_config(backend="threading"):
-        run_study(task, exists=False, jobs=2)
+        StudyRun(task).run(exists=False, jobs=2)
     trials = check_complete(logging_study, task.storage, 14)
     assert {int(trial.worker.rpartition(":")[2]) for trial in trials} == {os.getpid()}
 
@@ -90,7 +92,7 @@ def test_a_failing_evaluator_stops_all_jobs(logging_study):
         source.read_text().replace("time.sleep", '1 / (Path(model_file).name != "model.prototxt"); time.sleep')
     )
     with pytest.raises(EvaluatorError, match="3 trials in a row failed.*ZeroDivisionError"):
-        run_study(task_of(logging_study), exists=False, jobs=2)
+        StudyRun(task_of(logging_study)).run(exists=False, jobs=2)
 
 
 def wait_until(condition):
@@ -156,12 +158,12 @@ def joined(logging_study, elsewhere, **changes):
 def test_a_worker_elsewhere_needs_only_evaluator_and_data(logging_study, elsewhere, cfg):
     here = task_of(logging_study, n_trials=4)
     if cfg:
-        from autonuq.compress.quantize import default_config
+        from autonuq.compress.quantized import default_config
         from autonuq.graph.files import load_graph
 
         config = default_config(load_graph(*vars(here.source).values()), batch_num=2, activation_offset=False)
         here = replace(here, config=replace(config, layers=dict(list(config.layers.items())[-1:])))
-    study = run_study(here, exists=False)
+    study = StudyRun(here).run(exists=False)
     study.optuna.set_user_attr("autonuq:target_trials", 9)
     before = len(scored(logging_study))
     work(joined(logging_study, elsewhere))
@@ -173,7 +175,7 @@ def test_a_worker_elsewhere_needs_only_evaluator_and_data(logging_study, elsewhe
 
 def test_the_command_work(logging_study, elsewhere):
     here = task_of(logging_study, n_trials=4)
-    study = run_study(here, exists=False)
+    study = StudyRun(here).run(exists=False)
     study.optuna.set_user_attr("autonuq:target_trials", 7)
     options = ["--storage", here.storage, "--artifacts", here.artifacts_location]
     process = start(elsewhere, "work", *options)
@@ -184,7 +186,7 @@ def test_the_command_work(logging_study, elsewhere):
 
 
 def test_another_evaluator_is_refused(logging_study, elsewhere):
-    run_study(task_of(logging_study, n_trials=2), exists=False)
+    StudyRun(task_of(logging_study, n_trials=2)).run(exists=False)
     source = elsewhere.parent / "evaluate.py"
     source.write_text(source.read_text() + "\n# changed\n")
     with pytest.raises(StudyError, match="was started with another evaluator"):
@@ -192,27 +194,27 @@ def test_another_evaluator_is_refused(logging_study, elsewhere):
 
 
 def test_other_versions_are_refused_by_name(logging_study, elsewhere, monkeypatch):
-    run_study(task_of(logging_study, n_trials=2), exists=False)
+    StudyRun(task_of(logging_study, n_trials=2)).run(exists=False)
     monkeypatch.setattr(workers, "version", lambda name: "0.1" if name == "onnxruntime" else "1.0")
     with pytest.raises(StudyError, match=r"onnxruntime \S+ \(here: 0.1\)"):
         work(joined(logging_study, elsewhere))
 
 
 def test_artifacts_at_another_place_are_refused(logging_study, elsewhere, tmp_path):
-    run_study(task_of(logging_study, n_trials=2), exists=False)
+    StudyRun(task_of(logging_study, n_trials=2)).run(exists=False)
     with pytest.raises(StudyError, match="are not this study's; name its place with --artifacts"):
         work(replace(joined(logging_study, elsewhere), artifacts=str(tmp_path / "empty")))
 
 
 def test_damaged_artifacts_are_refused_by_name(logging_study, elsewhere):
     task = task_of(logging_study, n_trials=2)
-    study = run_study(task, exists=False).optuna
+    study = StudyRun(task).run(exists=False).optuna
     damaged = Path(task.artifacts_location) / hashlib.sha256(task.source.weights.read_bytes()).hexdigest()
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(StudyError, match="weights.caffemodel .* is damaged; remove it"):
         Artifacts(task.artifacts_location).fetch(task_of(elsewhere), study)
     damaged.unlink()
-    run_study(replace(task, n_trials=3), exists=True)
+    StudyRun(replace(task, n_trials=3)).run(exists=True)
     work(joined(logging_study, elsewhere))
 
 
@@ -223,21 +225,21 @@ def test_artifacts_in_s3(logging_study, elsewhere, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     with moto.mock_aws():
         bucket = boto3.resource("s3").create_bucket(Bucket="bucket")
-        study = run_study(task_of(logging_study, n_trials=2, artifacts="s3://bucket/nets/tiny"), exists=False)
+        study = StudyRun(task_of(logging_study, n_trials=2, artifacts="s3://bucket/nets/tiny")).run(exists=False)
         assert {item.key.rpartition("/")[0] for item in bucket.objects.all()} == {"nets/tiny"}
         study.optuna.set_user_attr("autonuq:target_trials", 4)
         work(replace(joined(logging_study, elsewhere), artifacts="s3://bucket/nets/tiny"))
         assert sum(trial.state == "complete" for trial in study.record().trials) == 4
         with pytest.raises(StudyError, match="artifacts at s3://none/x cannot be used"):
-            run_study(task_of(logging_study, n_trials=2, artifacts="s3://none/x"), exists=True)
+            StudyRun(task_of(logging_study, n_trials=2, artifacts="s3://none/x")).run(exists=True)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_resumed_sampler_does_not_repeat_itself(logging_study, sampler):
     """Optuna's start with the same random numbers again when a study goes on with the same seed."""
     task = task_of(logging_study, sampler=sampler, n_trials=9)
-    run_study(task, exists=False)
-    study = run_study(replace(task, n_trials=12), exists=True)
+    StudyRun(task).run(exists=False)
+    study = StudyRun(replace(task, n_trials=12)).run(exists=True)
     parameters = [tuple(trial.params.values()) for trial in study.optuna.get_trials()]
     assert len(set(parameters)) == len(parameters)
 
@@ -245,17 +247,17 @@ def test_a_resumed_sampler_does_not_repeat_itself(logging_study, sampler):
 def test_parallel_workers_of_a_random_sampler_differ(logging_study):
     task = task_of(logging_study, sampler="random")
     with joblib.parallel_config(backend="threading"):
-        study = run_study(task, exists=False, jobs=3)
+        study = StudyRun(task).run(exists=False, jobs=3)
     parameters = [tuple(trial.params.values()) for trial in study.optuna.get_trials()]
     assert len(set(parameters)) == len(parameters)
 
 
 def test_artifacts_key_of_a_study_file(logging_study):
-    from autonuq.study.study_file import load_study_file
+    from autonuq.study.study_file import load_task
 
     folder = logging_study.parent
-    assert load_study_file(logging_study).artifacts == ""
+    assert load_task(logging_study).artifacts == ""
     logging_study.write_text(logging_study.read_text() + 'artifacts = "shared/net"\n')
-    assert load_study_file(logging_study).artifacts == str(folder / "shared/net")
-    assert load_study_file(logging_study, artifacts="s3://b/p").artifacts == "s3://b/p"
-    assert load_study_file(logging_study, artifacts="x").artifacts == str(Path("x").resolve())
+    assert load_task(logging_study).artifacts == str(folder / "shared/net")
+    assert load_task(logging_study, artifacts="s3://b/p").artifacts == "s3://b/p"
+    assert load_task(logging_study, artifacts="x").artifacts == str(Path("x").resolve())

@@ -1,4 +1,4 @@
-"""Write a plan's network in the formats in which people run it.
+"""Write a candidate in the formats in which people run it.
 
 ==============  =====================================================================================================
 caffe           what AMCT's auto_nuq writes: fake-quant pair with AMCT's layer types (our runtime, a patched Caffe),
@@ -6,7 +6,7 @@ caffe           what AMCT's auto_nuq writes: fake-quant pair with AMCT's layer t
 deploy          of these the part that ATC needs: deploy pair, record, list of NUQ layers
 pycaffe         fake-quant pair with `Python` layers, and their file: for a Caffe that nobody patched
 weights         pair with the plan's weights and float activations: for whatever reads caffemodels, OpenCV for one
-packed          one file with the bytes that the ratio counts (`packed`)
+packed          one file with the bytes that the ratio counts (`packed_file`)
 onnx            QuantizeLinear and DequantizeLinear, int8 weights
 onnx-codebook   the same, but weights as indices of ceil(log2 levels) bits into their levels
 ==============  =====================================================================================================
@@ -16,37 +16,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from autonuq.atomic import replace_file
-from autonuq.compress.candidate import (
-    Plan,
-    chosen_layers,
-    fake_quant_graph,
-    planned_codes,
-    weights_only_graph,
-    write_fake_quant,
-)
+from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import (
     deploy_pair,
     fake_quant_pair,
-    packed_file,
+    pack,
+    packed_path,
     write_deploy,
+    write_fake_quant,
     write_nuq_layers,
-    write_packed,
     write_quant_info,
 )
-from autonuq.compress.quantize import QuantizedModel
 from autonuq.errors import suggest_name
 from autonuq.graph.files import ModelPair, write_model
 from autonuq.graph.onnx_model import build_onnx
 from autonuq.graph.record import write_record
 from autonuq.graph.stock_caffe import MODULE
-from autonuq.quant.points import OperatingPoints
 
 
 def pycaffe_pair(prefix: str) -> ModelPair:
@@ -65,9 +55,7 @@ def onnx_file(prefix: str, *, codebooks: bool = False) -> Path:
 
 
 def export(
-    model: QuantizedModel,
-    points: Mapping[str, OperatingPoints],
-    plan: Plan,
+    candidate: Candidate,
     prefix: str,
     codec: str,
     formats: Iterable[str] = ("caffe",),
@@ -75,7 +63,7 @@ def export(
     record_file: Path | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> tuple[Path, ...]:
-    """Write one plan's files and return their paths.
+    """Write a candidate's files and return their paths.
 
     Parameters
     ----------
@@ -104,7 +92,7 @@ def export(
     wanted = check_formats(formats)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     record = record_file or Path(f"{prefix}_record.txt")
-    job = _Job(model, points, plan, prefix, codec, record, provenance or {})
+    job = _Job(candidate, prefix, codec, record, provenance or {})
     return tuple(dict.fromkeys(path for name in wanted for path in _WRITERS[name](job)))
 
 
@@ -127,59 +115,49 @@ def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
 class _Job:
     """What is to be written: the arguments of `export`."""
 
-    model: QuantizedModel
-    points: Mapping[str, OperatingPoints]
-    plan: Plan
+    candidate: Candidate
     prefix: str
     codec: str
     record_file: Path
     provenance: Mapping[str, str]
 
-    @property
-    def planned(self) -> tuple[QuantizedModel, Mapping[str, OperatingPoints], Plan]:
-        """What the functions of `compress` take first."""
-        return self.model, self.points, self.plan
-
 
 def _write_caffe(job: _Job) -> Iterator[Path]:
     pair = fake_quant_pair(job.prefix)
-    write_fake_quant(*job.planned, pair)
+    write_fake_quant(job.candidate, pair)
     yield from (pair.model, pair.weights)
     yield from _write_deploy(job)
-    yield write_quant_info(*job.planned, job.prefix)
+    yield write_quant_info(job.candidate, job.prefix)
 
 
 def _write_deploy(job: _Job) -> Iterator[Path]:
     pair = deploy_pair(job.prefix)
-    write_deploy(*job.planned, pair)
-    yield from (pair.model, pair.weights, write_record(job.record_file, job.model.factors))
-    yield write_nuq_layers(job.model, job.plan, job.prefix)
+    write_deploy(job.candidate, pair)
+    yield from (pair.model, pair.weights, write_record(job.record_file, job.candidate.model.factors))
+    yield write_nuq_layers(job.candidate, job.prefix)
 
 
 def _write_pycaffe(job: _Job) -> Iterator[Path]:
     pair = pycaffe_pair(job.prefix)
-    write_fake_quant(*job.planned, pair, python_layers=True)
+    write_fake_quant(job.candidate, pair, python_layers=True)
     yield from (pair.model, pair.weights, pair.model.with_name(f"{MODULE}.py"))
 
 
 def _write_weights_only(job: _Job) -> Iterator[Path]:
     pair = weights_only_pair(job.prefix)
-    write_model(weights_only_graph(*job.planned), pair.model, pair.weights)
+    write_model(job.candidate.weights_only_graph(), pair.model, pair.weights)
     yield from (pair.model, pair.weights)
 
 
 def _write_packed(job: _Job) -> Iterator[Path]:
-    path = packed_file(job.prefix)
-    write_packed(*job.planned, job.codec, path)
+    path = packed_path(job.prefix)
+    pack(job.candidate, job.codec, path)
     yield path
 
 
 def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
-    model = job.model
-    weights = {
-        name: replace(uniform, codes=planned_codes(*job.planned, name)) for name, uniform in model.weights.items()
-    }
-    levels = {name: np.unique(weights[name].codes).tolist() for name in chosen_layers(model, job.plan)}
+    candidate, model = job.candidate, job.candidate.model
+    levels = {name: candidate.levels(name) for name in candidate.nuq_layers}
     metadata = {
         "scales": "weights: ARQ; activations: the ranges of the calibration, by "
         + " and ".join(sorted({settings.activation.algorithm.upper() for settings in model.config.layers.values()})),
@@ -187,8 +165,8 @@ def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
         **job.provenance,
     }
     content = build_onnx(
-        fake_quant_graph(*job.planned),
-        weights,
+        candidate.fake_quant_graph(),
+        {name: candidate.weights(name) for name in model.weights},
         model.factors,
         codebooks=codebooks,
         metadata={f"autonuq:{key}": value for key, value in metadata.items()},

@@ -1,0 +1,84 @@
+"""What the layers of a network can become: their operating points, and their description for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from autonuq.compress.quantized import QuantizedModel
+from autonuq.quant.codebook import code_histogram
+from autonuq.quant.codecs import make_codec
+from autonuq.quant.config import AMCT_LEVELS
+from autonuq.quant.points import OperatingPoints, build_points
+from autonuq.records import LayerRecord, encode_levels
+from autonuq.runtime.moments import load_moments
+
+
+def build_network_points(
+    model: QuantizedModel, codec: str, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
+) -> Iterator[tuple[str, OperatingPoints]]:
+    """Build the operating points of every layer with int8 weights, one layer after the other.
+
+    Parameters
+    ----------
+    record_file : Path
+        Beside it the calibration left the second moments of the layers' inputs; layers without do without.
+    on_layer : callable
+        Told each layer's name when its points are done.
+
+    Yields
+    ------
+    (name, OperatingPoints)
+        Layers without a codebook have one point.
+    """
+    searched = set(model.nuq_layers)
+    for name, uniform in model.weights.items():
+        yield (
+            name,
+            build_points(
+                name,
+                model.graph.by_name[name].blobs[0],
+                uniform,
+                make_codec(codec, uniform.codes.shape),
+                moments=load_moments(record_file, name),
+                nuq=name in searched,
+                sizes=AMCT_LEVELS if model.config.amct_levels else None,
+            ),
+        )
+        on_layer(name)
+
+
+def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]) -> tuple[LayerRecord, ...]:
+    """Describe every layer with weights, for reports."""
+    searched = set(model.nuq_layers)
+    records = []
+    for capability in model.capabilities:
+        if not capability.weights:
+            continue
+        name, found = capability.name, points.get(capability.name)
+        if found is None:
+            reason = capability.reason or "is left out by the configuration"
+            size = 4 * capability.weights
+            records.append(
+                LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))
+            )
+            continue
+        curve = found.curve
+        treatment: Literal["nuq", "uniform"] = "nuq" if name in searched else "uniform"
+        reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
+        records.append(
+            LayerRecord(
+                name,
+                capability.type,
+                capability.weights,
+                treatment,
+                reason,
+                tuple(int(rate) for rate in curve.rates_bytes),
+                tuple(float(distortion) for distortion in curve.distortions),
+                (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+                tuple(code_histogram(model.weights[name].codes).tolist()),
+                tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
+            )
+        )
+    return tuple(records)

@@ -1,0 +1,61 @@
+"""How an evaluator is made, kept until one is needed: many commands look at a study and score nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autonuq.evaluate.builtin import AccuracySettings, make_accuracy
+from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.evaluate.isolation import IsolatedEvaluator
+
+
+def make_evaluator(evaluator: Any, model_file: Path) -> Any:
+    """Return an evaluator made from its recipe for a network; one that is there already stays.
+
+    Raises
+    ------
+    EvaluatorError, ModelError
+        See `EvaluatorRecipe.make`.
+    """
+    return evaluator.make(model_file) if isinstance(evaluator, EvaluatorRecipe) else evaluator
+
+
+@dataclass(frozen=True)
+class EvaluatorRecipe:
+    """What a study file says of an evaluator.
+
+    Attributes
+    ----------
+    what : str or AccuracySettings
+        `file.py:Class` or `package.module:Class`, or a built-in one.
+    folder : Path
+        What a relative file is relative to.
+    evaluate_batch_num : int
+        Of a class; a built-in one has its own.
+    timeout_s : float or None
+        Of one evaluation, which then runs in a process of its own.
+    """
+
+    what: str | AccuracySettings
+    folder: Path
+    evaluate_batch_num: int = 1
+    timeout_s: float | None = None
+
+    def make(self, model_file: Path) -> Any:
+        """Make the evaluator for a network.
+
+        Raises
+        ------
+        EvaluatorError
+            It cannot be loaded, or its data do not fit the network.
+        ModelError
+            A built-in evaluator cannot read the prototxt.
+        """
+        if self.timeout_s is not None:
+            return IsolatedEvaluator(partial(replace(self, timeout_s=None).make, model_file), self.timeout_s)
+        if isinstance(self.what, AccuracySettings):
+            return make_accuracy(self.what, model_file)
+        return load_evaluator(self.what, self.folder, self.evaluate_batch_num)

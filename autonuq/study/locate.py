@@ -1,0 +1,134 @@
+"""Finding a study again: by its study file, by the folder that it left, or by its name and storage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autonuq.errors import StudyError
+from autonuq.graph.files import ModelPair
+from autonuq.storage.open import default_url, open_storage, storage_file
+from autonuq.study.artifacts import Artifacts
+from autonuq.study.stored import TARGET_TRIALS, TASK, Study
+from autonuq.study.study_file import load_task
+from autonuq.study.task import PLAIN_FIELDS, Task
+
+
+def load_study(study: str | Path, storage: str | None = None, *, out: str | Path | None = None) -> Study:
+    """Open a stored study to look at it.
+
+    Parameters
+    ----------
+    study : str or Path
+        A study file, the folder that a study left, or a study's name; the latter with its storage.
+    storage : str, optional
+        URL; overrides the study file's.
+    out : str or Path, optional
+        The study's folder, if it is not the study file's.
+
+    Raises
+    ------
+    StudyError
+        It does not exist, or the storage cannot be read.
+    """
+    if _is_study_file(study):
+        task = load_task(study, out=out, storage=storage)
+        return open_study(task.name, task.storage)
+    if storage is not None:
+        return open_study(str(study), storage)
+    return _left_in(Path(study))
+
+
+def open_study(name: str, storage: str) -> Study:
+    """Open a study by its name; see `load_study`."""
+    file = storage_file(storage)
+    if file is not None and not file.exists():
+        raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
+    return Study(open_storage(storage).load(name))
+
+
+def _is_study_file(study: str | Path) -> bool:
+    return Path(study).suffix == ".toml" or Path(study).is_file()
+
+
+def _left_in(folder: Path) -> Study:
+    """Open the one study in the storage of a folder."""
+    if not folder.is_dir():
+        raise StudyError(
+            f"'{folder}' is neither a study file nor the folder that a study left; a study's name needs its storage"
+        )
+    url = default_url(folder.resolve())
+    file = storage_file(url)
+    if file is not None and not file.exists():
+        raise StudyError(f"there is no {file}; where the storage is elsewhere, give the study's name and storage")
+    names = open_storage(url).names()
+    if len(names) != 1:
+        raise StudyError(f"{url} holds {len(names)} studies ({', '.join(names)}); give a name, and this storage")
+    return open_study(names[0], url)
+
+
+def load_stored_task(
+    study: str | Path,
+    storage: str | None = None,
+    *,
+    evaluator: Any = None,
+    out: str | Path | None = None,
+    artifacts: str | None = None,
+    trials: int | None = None,
+) -> Task:
+    """Return the task of a study that exists; for `study` and `storage` see `load_study`.
+
+    Parameters
+    ----------
+    evaluator : object, optional
+        In place of the one that the study file names.
+    out, artifacts, trials : optional
+        Override what the study was started with.
+
+    Raises
+    ------
+    StudyError
+        It does not exist, or needs an evaluator.
+    """
+    if _is_study_file(study):
+        task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
+        open_study(task.name, task.storage)  # before folders are made for a study that is not there
+        return task if evaluator is None else replace(task, evaluator=evaluator)
+    found = load_study(study, storage)
+    stored = found.optuna.user_attrs.get(TASK)
+    if stored is None:
+        raise StudyError("was started by a version that did not store its task; give its study file", study=found.name)
+    url = storage or default_url(Path(study).resolve())
+    folder = Path(out) if out is not None else Path(stored["out"]) if storage else Path(study)
+    if stored["study_file"] and evaluator is None:
+        if not Path(stored["study_file"]).exists():
+            raise StudyError(
+                f"its study file {stored['study_file']} is gone; give it, or an evaluator", study=found.name
+            )
+        return load_task(stored["study_file"], out=folder, storage=url, artifacts=artifacts, trials=trials)
+    if evaluator is None:
+        raise StudyError("was not started from a study file, so its evaluator must be given", study=found.name)
+    return _stored_task(found, stored, evaluator, folder, url, artifacts, trials)
+
+
+def _stored_task(
+    study: Study, stored: dict[str, Any], evaluator: Any, out: Path, url: str, artifacts: str | None, trials: int | None
+) -> Task:
+    """Put a task together from what the study stores; what is not on this machine any more comes from the artifacts."""
+    task = Task(
+        name=study.name,
+        source=ModelPair(Path(stored["prototxt"]), Path(stored["weights"])),
+        evaluator=evaluator,
+        out=out,
+        storage=url,
+        cfg=stored["cfg"] and Path(stored["cfg"]),
+        n_trials=trials or study.optuna.user_attrs[TARGET_TRIALS],
+        **{key: stored[key] for key in PLAIN_FIELDS},
+    )
+    if artifacts is not None:
+        task = replace(task, artifacts=artifacts)
+    gone = [path for path in (task.source.model, task.source.weights, task.cfg) if path and not path.exists()]
+    if stored["has_config"] or gone:
+        return Artifacts(task.artifacts_location).fetch(task, study.optuna)
+    return task
