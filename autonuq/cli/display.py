@@ -17,7 +17,7 @@ from rich.text import Text
 
 from autonuq.cli.console import duration, err
 from autonuq.records import StudyRecord, TrialRecord
-from autonuq.study import Study, load_study
+from autonuq.study.stored import Study, load_study
 from autonuq.study.task import Progress
 
 _STARTING = Progress("starting", "", 0, 1)

@@ -50,13 +50,13 @@ def new(
 
 
 def check(
-    study: StudyArgument, storage: StorageOption = None, folder: OutOption = None, as_json: JsonOption = False
+    study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
 ) -> None:
     """Take every step of a study on one batch, and say how long the study will take; nothing stays behind.
 
     Example: `autonuq check studies/fashion_lenet.toml`
     """
-    file = load_study_file(study, out=folder, storage=storage)
+    file = load_study_file(study, out=out, storage=storage)
     rehearsal = Rehearsal(file, load_config)
     checks = []
     with err.status("checking"):
