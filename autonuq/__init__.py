@@ -6,6 +6,7 @@ The rooms, from the bottom up::
     records    what studies leave behind, as plain data, and every persisted word
     atomic     files that are written whole or not at all
     notebook   HTML for notebooks
+    lazy       packages that load what they offer when it is first used, as this one does
     quant      numbers: uniform int8 weights, activation ranges, codebooks, codecs, curves; quant.atc: ATC's compressor
     graph      Caffe: files, layers, passes, lowering to ONNX
     runtime    execution: an onnxruntime session, a drop-in caffe.Net
@@ -23,36 +24,46 @@ The rooms, from the bottom up::
 Read `compress` first, then `study.run`.
 """
 
-from autonuq import pycaffe
-from autonuq.errors import (
-    AutonuqError,
-    EvaluatorError,
-    ModelError,
-    QuantizationError,
-    RuntimeFailure,
-    StudyError,
-)
-from autonuq.evaluate import Evaluator
-from autonuq.graph.hosted import register_layer
-from autonuq.report import write_report
-from autonuq.runtime.net import Net
-from autonuq.study import Study, load_study, resume, tune, tune_file
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AutonuqError",
-    "Evaluator",
-    "EvaluatorError",
-    "ModelError",
-    "Net",
-    "QuantizationError",
-    "RuntimeFailure",
-    "Study",
-    "StudyError",
-    "load_study",
-    "pycaffe",
-    "register_layer",
-    "resume",
-    "tune",
-    "tune_file",
-    "write_report",
-]
+from autonuq.lazy import lazy_names
+
+_OWNERS = {
+    "AutonuqError": "autonuq.errors",
+    "Evaluator": "autonuq.evaluate.evaluator",
+    "EvaluatorError": "autonuq.errors",
+    "ModelError": "autonuq.errors",
+    "Net": "autonuq.runtime.net",
+    "QuantizationError": "autonuq.errors",
+    "RuntimeFailure": "autonuq.errors",
+    "Study": "autonuq.study.stored",
+    "StudyError": "autonuq.errors",
+    "load_study": "autonuq.study.locate",
+    "pycaffe": "autonuq.pycaffe",
+    "register_layer": "autonuq.graph.hosted",
+    "resume": "autonuq.study.run",
+    "tune": "autonuq.study.run",
+    "tune_file": "autonuq.study.run",
+    "write_report": "autonuq.report.page",
+}
+__all__ = sorted(_OWNERS)
+
+if TYPE_CHECKING:  # for type checkers and editors
+    from autonuq import pycaffe as pycaffe
+    from autonuq.errors import AutonuqError as AutonuqError
+    from autonuq.errors import EvaluatorError as EvaluatorError
+    from autonuq.errors import ModelError as ModelError
+    from autonuq.errors import QuantizationError as QuantizationError
+    from autonuq.errors import RuntimeFailure as RuntimeFailure
+    from autonuq.errors import StudyError as StudyError
+    from autonuq.evaluate.evaluator import Evaluator as Evaluator
+    from autonuq.graph.hosted import register_layer as register_layer
+    from autonuq.report.page import write_report as write_report
+    from autonuq.runtime.net import Net as Net
+    from autonuq.study.locate import load_study as load_study
+    from autonuq.study.run import resume as resume
+    from autonuq.study.run import tune as tune
+    from autonuq.study.run import tune_file as tune_file
+    from autonuq.study.stored import Study as Study
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _OWNERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from rich.traceback import Traceback
-from typer.core import TyperGroup
+
+from autonuq.errors import suggest_name
 
 out = Console(highlight=False)
 """Results."""
@@ -20,13 +21,17 @@ err = Console(stderr=True, highlight=False)
 alarms = Console(stderr=True, highlight=False)
 """Errors and warnings; never silent."""
 
+NOT_SATISFIED, INTERRUPTED = 8, 130
+_PREFIX = "PREFIX: folder and beginning of the names."
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
 WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
 TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
 StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder of results; overrides the file's.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")]
+PrefixOption = Annotated[str | None, typer.Option("--output", "-o", help=_PREFIX)]
+OutputOption = Annotated[str, typer.Option("--output", "-o", "--out", help=_PREFIX)]
 ArtifactsOption = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; overrides the file's.")]
 JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Workers of this machine.")]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
@@ -43,6 +48,12 @@ class Verbosity:
         """Go back to the normal measure."""
         cls.is_verbose = err.quiet = False
 
+    @classmethod
+    def apply(cls) -> None:
+        """Let Optuna say more under --verbose; it is told to be quiet when it is loaded."""
+        if cls.is_verbose:
+            logging.getLogger("optuna").setLevel(logging.INFO)
+
 
 def _set_quiet(value: bool) -> None:
     err.quiet = err.quiet or value
@@ -51,7 +62,7 @@ def _set_quiet(value: bool) -> None:
 def _set_verbose(value: bool) -> None:
     if value:
         Verbosity.is_verbose = True
-        logging.getLogger("optuna").setLevel(logging.INFO)
+        Verbosity.apply()
 
 
 def _options(
@@ -69,16 +80,11 @@ def _options(
     """Carry the options that every command takes."""
 
 
-class CommandGroup(TyperGroup):
-    """A group whose commands all take --quiet and --verbose, as the group itself does."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        carrier = typer.Typer(add_completion=False)
-        carrier.command()(_options)
-        for command in (self, *self.commands.values()):
-            options = [option for option in typer.main.get_command(carrier).params if option.name != "help"]
-            command.params += options
+def common_options() -> list[Any]:
+    """Make the options that every command takes, and `autonuq` itself."""
+    carrier = typer.Typer(add_completion=False)
+    carrier.command()(_options)
+    return [option for option in typer.main.get_command(carrier).params if option.name != "help"]
 
 
 def warn(message: str) -> None:
@@ -89,6 +95,8 @@ def warn(message: str) -> None:
 def show_error(error: BaseException, message: str) -> None:
     """Print an error as one line; under --verbose also where it came from."""
     if Verbosity.is_verbose:
+        from rich.traceback import Traceback
+
         alarms.print(Traceback.from_exception(type(error), error, error.__traceback__))
     alarms.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
@@ -115,3 +123,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:
+    """Make the error for a name that there is not; it names the nearest."""
+    names = list(known)
+    return typer.BadParameter(f"{what} must be one of {', '.join(names)}, got '{name}'.{suggest_name(name, names)}")

@@ -45,13 +45,13 @@ def new(
 
 
 def check(
-    study: StudyArgument, storage: StorageOption = None, folder: OutOption = None, as_json: JsonOption = False
+    study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
 ) -> None:
     """Take every step of a study on one batch, and say how long the study will take; nothing stays behind.
 
     Example: `autonuq check studies/fashion_lenet.toml`
     """
-    task = load_task(study, out=folder, storage=storage)
+    task = load_task(study, out=out, storage=storage)
     rehearsal = Rehearsal(task)
     checks = []
     with err.status("checking"):

@@ -10,8 +10,20 @@ no arithmetic on weights.
 - `write_report` writes the whole study as one HTML page that opens without a network.
 """
 
-from autonuq.report.files import write_figure
-from autonuq.report.kinds import FIGURES
-from autonuq.report.page import write_report
+from typing import TYPE_CHECKING
 
-__all__ = ["FIGURES", "write_figure", "write_report"]
+from autonuq.lazy import lazy_names
+
+_OWNERS = {
+    "FIGURES": "autonuq.report.kinds",
+    "write_figure": "autonuq.report.files",
+    "write_report": "autonuq.report.page",
+}
+__all__ = sorted(_OWNERS)
+
+if TYPE_CHECKING:  # for type checkers and editors
+    from autonuq.report.files import write_figure as write_figure
+    from autonuq.report.kinds import FIGURES as FIGURES
+    from autonuq.report.page import write_report as write_report
+else:
+    __getattr__, __dir__ = lazy_names(__name__, _OWNERS)

@@ -7,10 +7,12 @@ device only, so the process stays with the first accelerator that it ran on.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from autonuq.errors import RuntimeFailure
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 PACKAGES = {"CUDAExecutionProvider": "onnxruntime-gpu", "CANNExecutionProvider": "onnxruntime-cann"}
 _CPU_PROVIDER = "CPUExecutionProvider"
@@ -101,6 +103,8 @@ def find_accelerator() -> str:
     RuntimeFailure
         The installed onnxruntime has none.
     """
+    import onnxruntime
+
     available = onnxruntime.get_available_providers()
     for provider in PACKAGES:
         if provider in available:

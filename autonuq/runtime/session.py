@@ -25,15 +25,18 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.detached import Weights, split_weights
 from autonuq.graph.lowering import Lowered
 from autonuq.graph.model import Array, Shape
 from autonuq.runtime.device import Device, check_session, selected_device
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
 # constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
@@ -70,7 +73,7 @@ class Session:
         self.outputs = dict(lowered.outputs)
         device = selected_device()
         prepared = _prepared(lowered) if device.is_cpu else None  # the layout of weights is this processor's
-        options = _options(threads)
+        options = _options(threads, optimize=prepared is None)
         if prepared is None:
             # Views into a file may be unaligned; the engine must not be given such memory.
             self._weights = {
@@ -79,7 +82,6 @@ class Session:
             }
             self._session = _load(lowered.model, self._weights, options, device)
             return
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         memory = prepared.take_memory()
         self._weights = prepared.moved(lowered.initializers, memory)
         self._session = _load(prepared.model, self._weights, options, device)
@@ -295,6 +297,8 @@ def _share_arena() -> None:
 
     It grows by what is asked for and holds as much as the largest net needed.
     """
+    import onnxruntime
+
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -302,8 +306,12 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(place, grow_as_requested)
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     _share_arena()
@@ -321,6 +329,8 @@ def _load(
     **settings: Sequence[str],
 ) -> onnxruntime.InferenceSession:
     """Load a network; the engine uses the arrays' memory, which the caller keeps alive."""
+    import onnxruntime
+
     try:
         if weights:
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

@@ -7,32 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
-from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
-from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from autonuq.errors import StudyError
-from autonuq.storage.exclusion import (
-    Exclusion,
-    file_exclusion,
-    mysql_exclusion,
-    no_exclusion,
-    postgresql_exclusion,
-    redis_exclusion,
-)
+from autonuq.storage.exclusion import Exclusion, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
-from autonuq.storage.retries import is_connection_lost, patient, reason
+from autonuq.storage.retries import is_connection_lost, is_of, patient, reason
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 JOURNAL, SQLITE = "journal://", "sqlite:///"
-_BUSY_S = 60  # how long SQLite waits for another process
 _GRPC_PORT = 13000  # Optuna's default
 
 
@@ -117,7 +106,7 @@ def open_storage(url: str) -> Storage:
     kind = scheme.partition("+")[0]
     with _mapped(_shown(url), None, kind), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        backend, exclusive = _OPEN.get(kind, _open_other)(url)
+        backend, exclusive = _OPEN.get(kind, _open_sql)(url)
     return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
 
 
@@ -138,50 +127,14 @@ def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
     return proxy, no_exclusion
 
 
-def _open_sqlite(url: str) -> tuple[BaseStorage, Exclusion]:
-    storage = RDBStorage(url, {"connect_args": {"timeout": _BUSY_S}})
-    # SQLite knows no SELECT ... FOR UPDATE: unless every transaction takes the lock at its beginning, two workers read
-    # a queued trial as theirs, and one that begins to write late fails at once.
-    event.listen(storage.engine, "connect", _prepare_connection)
-    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    storage.engine.dispose()
-    database = storage.engine.url.database
-    return get_storage(storage), file_exclusion(Path(database)) if database else no_exclusion
+def _open_sql(url: str) -> tuple[BaseStorage, Exclusion]:
+    from autonuq.storage import sql  # SQLAlchemy is loaded only by those who need it
 
-
-def _prepare_connection(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions are begun by us
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _open_postgresql(url: str) -> tuple[BaseStorage, Exclusion]:
-    storage = _server(url, "postgresql", "psycopg")
-    return get_storage(storage), postgresql_exclusion(storage.engine)
-
-
-def _open_mysql(url: str) -> tuple[BaseStorage, Exclusion]:
-    storage = _server(url, "mysql", "pymysql")
-    return get_storage(storage), mysql_exclusion(storage.engine)
-
-
-def _open_other(url: str) -> tuple[BaseStorage, Exclusion]:
-    return get_storage(url), no_exclusion
-
-
-def _server(url: str, kind: str, driver: str) -> RDBStorage:
-    """Connect to a database server, with the driver of our extra unless the URL names another."""
-    scheme, _, rest = url.partition("://")
-    return RDBStorage(f"{scheme if '+' in scheme else f'{kind}+{driver}'}://{rest}")
+    return sql.open_database(url)
 
 
 _OPEN: Mapping[str, Callable[[str], tuple[BaseStorage, Exclusion]]] = {
     "journal": _open_journal,
-    "sqlite": _open_sqlite,
-    "postgresql": _open_postgresql,
-    "postgres": _open_postgresql,
-    "mysql": _open_mysql,
-    "mariadb": _open_mysql,
     "redis": _open_redis,
     "rediss": _open_redis,
     "grpc": _open_grpc,
@@ -205,9 +158,11 @@ def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
     except ImportError as error:
         remedy = f"pip install 'autonuq[{_EXTRAS[kind]}]'" if kind in _EXTRAS else "install the one that its URL names"
         raise StudyError(f"storage {url} needs a driver that is not installed; {remedy}", study=name) from error
-    except (SQLAlchemyError, StorageInternalError, OSError, ValueError, RuntimeError) as error:
+    except (StorageInternalError, OSError, ValueError, RuntimeError) as error:
         raise StudyError(f"storage {url} cannot be used: {reason(error)}", study=name) from error
-    except Exception as error:  # drivers that are not imported here
+    except Exception as error:  # of packages that are not imported here
+        if is_of(error, "sqlalchemy", "SQLAlchemyError"):
+            raise StudyError(f"storage {url} cannot be used: {reason(error)}", study=name) from error
         if not is_connection_lost(error):
             raise
         raise StudyError(f"storage {url} cannot be reached: {reason(error)}", study=name) from error
@@ -215,8 +170,13 @@ def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
 
 def _shown(url: str) -> str:
     """Return the URL without its password."""
+    if "@" not in url:
+        return url
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
-        return make_url(url).render_as_string(hide_password=True) if "@" in url else url
+        return make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
         return url.partition("://")[0] + "://"
 

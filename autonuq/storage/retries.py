@@ -9,7 +9,6 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from autonuq.errors import StudyError
 
@@ -57,7 +56,7 @@ def _retried(method: Callable[..., Any], url: str, patience_s: float) -> Callabl
         except Exception as error:
             if is_connection_lost(error):
                 what = f"has been out of reach for {patience_s:g} s; go on with 'autonuq resume' when it is back"
-            elif isinstance(error, (SQLAlchemyError, StorageInternalError, OSError)):
+            elif isinstance(error, (StorageInternalError, OSError)) or is_of(error, "sqlalchemy", "SQLAlchemyError"):
                 what = "failed; nothing that had finished is lost"
             else:
                 raise
@@ -78,17 +77,25 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_lost(error: BaseException) -> bool:
-    if isinstance(error, OperationalError) and type(error.orig).__module__ == "sqlite3":
-        return "locked" in str(error.orig)
-    if isinstance(error, PendingRollbackError):  # what a transaction says whose connection broke a statement earlier
-        return error.code == "8s2b"
-    if isinstance(error, (OperationalError, InterfaceError, ConnectionError)):
+    cause, code = getattr(error, "orig", None), getattr(error, "code", None)
+    if is_of(error, "sqlalchemy", "OperationalError") and type(cause).__module__ == "sqlite3":
+        return "locked" in str(cause)
+    if is_of(error, "sqlalchemy", "PendingRollbackError"):  # a transaction whose connection broke a statement earlier
+        return bool(code == "8s2b")
+    if isinstance(error, ConnectionError) or is_of(error, "sqlalchemy", "OperationalError", "InterfaceError"):
         return True
     package = type(error).__module__.split(".")[0]
-    if package == "redis":  # not imported: the driver may be missing
+    if package == "redis":  # itself, and not a refused password, which is a kind of ConnectionError there
         return type(error).__name__ in ("ConnectionError", "TimeoutError", "BusyLoadingError")
-    code = getattr(error, "code", None)
     return package == "grpc" and callable(code) and code().name in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def is_of(error: BaseException, package: str, *names: str) -> bool:
+    """Say whether an error is of one of a package's classes, without importing the package.
+
+    A driver may be missing; SQLAlchemy is there, but loaded only by those who open a database.
+    """
+    return any(kind.__module__.split(".")[0] == package and kind.__name__ in names for kind in type(error).__mro__)
 
 
 def reason(error: BaseException) -> str:

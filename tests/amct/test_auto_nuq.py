@@ -11,7 +11,7 @@ from autonuq.errors import ModelError, QuantizationError, StudyError
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
 from autonuq.storage.open import default_url
-from autonuq.study import load_study
+from autonuq.study.locate import load_study
 
 
 class AutoNuqEvaluator(AutoNuqEvaluatorBase):

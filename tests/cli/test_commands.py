@@ -1,13 +1,14 @@
 """The commands as a user types them: what they print, what bad input is answered with, and the exit codes."""
 
+import importlib
 import json
+import logging
 from pathlib import Path
 
 import jsonschema
 import pytest
-import typer
 
-from autonuq.cli import app
+from autonuq.cli import COMMANDS
 from autonuq.cli.documents import SCHEMAS
 from autonuq.graph.caffemodel import load_caffemodel
 
@@ -45,7 +46,7 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     assert run("report", tiny_study, "-o", "r.html").returncode == 0
     assert "</html>" in (tiny_study.parent / "r.html").read_text()
 
-    exported = run("export", tiny_study, "--trial", "0", "--out", "nets/loose")
+    exported = run("export", tiny_study, "--trial", "0", "-o", "nets/loose")
     assert exported.returncode == 0, exported.stderr
     assert (tiny_study.parent / "nets/loose_fake_quant_weights.caffemodel").exists()
 
@@ -65,16 +66,16 @@ def test_export_formats_and_unpack(run, tiny_study):
     assert run("tune", tiny_study, "--trials", "2").returncode == 0
     folder = tiny_study.parent
     prefix = folder / "out/tiny/tiny"
-    deploy = run("export", tiny_study, "--trial", "0", "--format", "deploy", "--out", "nets/x")
+    deploy = run("export", tiny_study, "--trial", "0", "--format", "deploy", "-o", "nets/x")
     expected = {"x_deploy_model.prototxt", "x_deploy_weights.caffemodel", "x_record.txt", "x_nuq_layer_record.txt"}
     assert names(folder / "nets") == expected
     assert set(deploy.stdout.split()) == {f"nets/{name}" for name in expected}
-    packed = run("export", tiny_study, "--format", "packed", "--out", "packed/x")
+    packed = run("export", tiny_study, "--format", "packed", "-o", "packed/x")
     assert packed.stdout.split() == ["packed/x.nuq"]
     assert names(folder / "packed") == {"x.nuq"}
     assert (folder / "packed/x.nuq").read_bytes() == prefix.with_suffix(".nuq").read_bytes()
 
-    unpacked = run("unpack", "packed/x.nuq", "--out", "new/x")
+    unpacked = run("unpack", "packed/x.nuq", "-o", "new/x")
     assert unpacked.returncode == 0, unpacked.stderr
     assert unpacked.stdout.split() == ["new/x_fake_quant_model.prototxt", "new/x_fake_quant_weights.caffemodel"]
     for name in ("fake_quant_model.prototxt", "fake_quant_weights.caffemodel"):
@@ -82,29 +83,86 @@ def test_export_formats_and_unpack(run, tiny_study):
 
     data = (folder / "packed/x.nuq").read_bytes()
     (folder / "packed/x.nuq").write_bytes(data[:-1])
-    damaged = run("unpack", "packed/x.nuq", "--out", "newer/x")
+    damaged = run("unpack", "packed/x.nuq", "-o", "newer/x")
     assert damaged.returncode == 4
     assert "packed/x.nuq, layer 'fc': the file ends here" in damaged.stderr
     assert not (folder / "newer").exists()
     assert run("unpack", "packed/x.nuq").returncode == 2
 
-    everything = run("export", tiny_study, "--trial", "0", "--format", "all", "--out", "all/x")
+    everything = run("export", tiny_study, "--trial", "0", "--format", "all", "-o", "all/x")
     assert everything.returncode == 0, everything.stderr
     paths = everything.stdout.split()
     assert names(folder / "all") == {Path(path).name for path in paths}
     assert {"autonuq_layers.py", "x.nuq", "x.onnx", "x_codebook.onnx"} <= names(folder / "all")
-    two = run("export", tiny_study, "--trial", "0", "--format", "onnx", "--format", "weights", "--out", "two/x")
+    two = run("export", tiny_study, "--trial", "0", "--format", "onnx", "--format", "weights", "-o", "two/x")
     assert two.stdout.split() == [
         "two/x.onnx", "two/x_weights_only_model.prototxt", "two/x_weights_only_weights.caffemodel",
     ]  # fmt: skip
 
     for name, words in (("onx", "Did you mean 'onnx'?"), ("zip", "there is no format 'zip'")):
-        refused = run("export", tiny_study, "--format", name, "--out", "other/x")
+        refused = run("export", tiny_study, "--format", name, "-o", "other/x")
         assert refused.returncode == 2
         said = " ".join(refused.stderr.replace("│", " ").split())
         assert words in said
         assert "only caffe, pycaffe, weights, deploy, packed, onnx, onnx-codebook." in said
     assert not (folder / "other").exists()
+
+
+def test_out_is_the_folder_of_the_study_in_every_command(run, tiny_study):
+    folder = tiny_study.parent
+    assert run("tune", tiny_study, "--trials", "2", "--out", "mine").returncode == 0
+    for command in (
+        ("check",),
+        ("status",),
+        ("plot", "front"),
+        ("report",),
+        ("export", "--trial", "0", "--format", "packed", "-o", "nets/x"),
+        ("resume", "--trials", "3"),
+    ):
+        done = run(command[0], tiny_study, *command[1:], "--out", "mine")
+        assert done.returncode == 0, (command, done.stderr)
+    assert names(folder / "nets") == {"x.nuq"}
+    assert {"study.journal", "front.png", "report.html", "tiny.nuq"} <= names(folder / "mine")
+    assert not (folder / "out").exists()
+
+
+def test_a_prefix_where_export_expects_the_folder_of_the_study(run, tiny_study):
+    """What is -o now was --out once."""
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    refused = run("export", tiny_study, "--trial", "0", "--out", "results/net")
+    assert refused.returncode == 6
+    assert "study 'tiny': not found: there is no folder results/net" in refused.stderr
+    assert "-o PREFIX says where the files go" in refused.stderr
+    assert not (tiny_study.parent / "results").exists()
+
+
+def test_unpack_and_quantize_take_the_old_spelling_of_output(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    assert run("unpack", "out/tiny/tiny.nuq", "--out", "old/x").returncode == 0
+    assert run("unpack", "out/tiny/tiny.nuq", "-o", "new/x").returncode == 0
+    assert names(tiny_study.parent / "old") == names(tiny_study.parent / "new")
+    assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "c.json").returncode == 0
+    command = ("quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "c.json", "--evaluator")
+    assert run(*command, "evaluate.py:Agreement", "--out", "int8/x").returncode == 0
+    assert (tiny_study.parent / "int8/x_deploy_weights.caffemodel").exists()
+
+
+def test_verbose_lets_optuna_speak_wherever_it_stands(run, tiny_study):
+    for arguments in (("-v", "tune", tiny_study), ("resume", tiny_study, "-v")):
+        run(*arguments, "--trials", "1")
+        assert logging.getLogger("optuna").level == logging.INFO
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+
+
+def test_version(run):
+    said = run("--version")
+    assert (said.returncode, said.stdout, said.stderr) == (0, "autonuq 0.1.0\n", "")
+
+
+def test_summaries_are_the_first_lines_of_the_docstrings(run):
+    for name, (module, summary) in COMMANDS.items():
+        function = getattr(importlib.import_module(f"autonuq.cli.{module}"), name)
+        assert function.__doc__.splitlines()[0] == summary
 
 
 def test_inspect(run, tiny):
@@ -136,7 +194,7 @@ def test_a_study_for_the_device(run, tiny_study):
     edit(tiny_study, "[search]", '[quantization]\ncodec = "ascend"\n[search]')
     tuned = run("tune", tiny_study)
     assert tuned.returncode == 0, tuned.stderr
-    assert run("unpack", "out/tiny/tiny.nuq", "--out", "back").returncode == 0
+    assert run("unpack", "out/tiny/tiny.nuq", "-o", "back").returncode == 0
     folder = tiny_study.parent
     fake = (folder / "out/tiny/tiny_fake_quant_weights.caffemodel").read_bytes()
     assert (folder / "back_fake_quant_weights.caffemodel").read_bytes() == fake
@@ -153,7 +211,7 @@ def test_quantize(run, tiny, algorithm):
     cfg = 'override_layer_configs { layer_name: "fc" calibration_config { nuq_quantize { num_steps: 16 } } }'
     (tiny / "quant.cfg").write_text(cfg if algorithm == "nuq" else "batch_num: 2")
     assert run("config", "tiny.prototxt", "tiny.caffemodel", "-o", "c.json", "--cfg", "quant.cfg").returncode == 0
-    arguments = ("quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "c.json", "--out", "q/x", "--evaluator")
+    arguments = ("quantize", "tiny.prototxt", "tiny.caffemodel", "--config", "c.json", "-o", "q/x", "--evaluator")
     done = run(*arguments, "evaluate.py:Agreement")
     assert done.returncode == 0, done.stderr
     written = {f"q/x_{name}" for name in ("fake_quant_model.prototxt", "deploy_weights.caffemodel")}
@@ -331,7 +389,7 @@ def test_nearest_names(run, tiny_study):
 
 
 def test_every_command_has_an_example(run):
-    for name in typer.main.get_command(app).commands:
+    for name in COMMANDS:
         assert f"Example: autonuq {name}" in " ".join(run(name, "--help").stdout.split()), name
 
 

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autonuq.search.rate_distortion import MARGIN_ERROR
-from autonuq.study import load_study
+from autonuq.study.locate import load_study
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "studies"
 STUDIES = {"journal": 12, "sqlite": 11, "raced": 43}

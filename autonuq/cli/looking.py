@@ -1,0 +1,111 @@
+"""The command that says how far a study is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from autonuq.cli.console import (
+    JsonOption,
+    OutOption,
+    StorageOption,
+    StudyArgument,
+    duration,
+    show,
+)
+from autonuq.cli.display import Standing, standing
+from autonuq.records import StudyRecord, format_metric
+from autonuq.study.locate import open_study
+from autonuq.study.stored import Study
+from autonuq.study.study_file import load_task
+from autonuq.study.task import Task
+
+
+def task_and_study(study: Path, storage: str | None, out: Path | None) -> tuple[Task, Study]:
+    """Read a study file and open its study."""
+    task = load_task(study, out=out, storage=storage)
+    return task, open_study(task.name, task.storage)
+
+
+def status(
+    study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """Say how far a study is.
+
+    Example: `autonuq status studies/fashion_lenet.toml --json`
+    """
+    opened = task_and_study(study, storage, out)[1]
+    record = opened.record()
+    if as_json:
+        typer.echo(json.dumps(_status(record)))
+    else:
+        show(_status_table(record, standing(record)))
+
+
+def _status(record: StudyRecord) -> dict[str, Any]:
+    """Describe a study for --json."""
+    best = record.best
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    counts = {state: sum(trial.state == state for trial in record.trials) for state in ("failed", "running")}
+    return {
+        "study": record.name,
+        "original_metric": record.original_metric,
+        "trials": {
+            "complete": len(complete),
+            "satisfied": sum(bool(trial.satisfied) for trial in complete),
+            **counts,
+        },
+        **_when_there(record),
+        "best": None
+        if best is None
+        else {
+            "trial": best.number,
+            "ratio": best.ratio,
+            "metric": best.metric,
+            "levels": record.layer_levels(best),
+            "bytes": best.size_bytes,
+            "original_bytes": record.original_bytes,
+        },
+    }
+
+
+def _when_there(record: StudyRecord) -> dict[str, Any]:
+    """Return the keys that only studies with a confirmation or an early end have."""
+    found = {
+        "stopped": record.stopped,
+        "confirmation": None if record.confirmation is None else asdict(record.confirmation),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _status_table(record: StudyRecord, now: Standing) -> Table:
+    """Describe a study for a person."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
+    failures = [trial for trial in record.trials if trial.state == "failed"]
+    feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied"
+    table.add_row("study", f"{record.name}, codec {record.codec}")
+    counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
+    table.add_row("trials", counts + left)
+    if now.best is None:
+        table.add_row("best", "no trial satisfied the constraint so far")
+    else:
+        sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
+        table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
+        before = format_metric(record.original_metric, record.original_standard_error)
+        table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
+    if record.confirmation is not None:
+        table.add_row("confirmed", Text(record.confirmation.summary))
+    if record.stopped:
+        table.add_row("stopped", Text(record.stopped))
+    for trial in now.running:
+        table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
+    for trial in failures:
+        table.add_row("failed", Text(f"trial {trial.number}: {trial.error}"))
+    return table

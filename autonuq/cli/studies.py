@@ -1,0 +1,202 @@
+"""The commands that run a study, and the one that writes what it found."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from autonuq.cli.console import (
+    INTERRUPTED,
+    NOT_SATISFIED,
+    ArtifactsOption,
+    JobsOption,
+    OutOption,
+    PrefixOption,
+    StorageOption,
+    StudyArgument,
+    TimeoutOption,
+    TrialsOption,
+    err,
+    out,
+    say,
+    show,
+    shown,
+)
+from autonuq.cli.display import Display
+from autonuq.compress.formats import FORMATS, check_formats
+from autonuq.errors import StudyError
+from autonuq.records import StudyRecord, TrialRecord, format_metric
+from autonuq.report import write_report
+from autonuq.study.locate import open_study
+from autonuq.study.run import WINNER_FORMATS, StudyRun
+from autonuq.study.study_file import load_task
+from autonuq.study.task import Task
+from autonuq.study.workers import work as run_worker
+
+
+def tune(
+    study: StudyArgument,
+    trials: TrialsOption = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Start a study, run it, and write the best network.
+
+    Example: `autonuq tune studies/fashion_lenet.toml`
+    """
+    _run(_task(study, out, storage, artifacts, trials), timeout, jobs, exists=False)
+
+
+def resume(
+    study: StudyArgument,
+    trials: TrialsOption = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+    jobs: JobsOption = 1,
+    artifacts: ArtifactsOption = None,
+) -> None:
+    """Go on with a study where its storage stands.
+
+    Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
+    """
+    task = _task(study, out, storage, artifacts, trials)
+    open_study(task.name, task.storage)  # before folders are made for a study that is not there
+    _run(task, timeout, jobs, exists=True)
+
+
+def work(
+    study: StudyArgument,
+    storage: StorageOption = None,
+    artifacts: ArtifactsOption = None,
+    out: OutOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Run trials of a study that was started elsewhere, until none is left.
+
+    This machine needs the study file, its evaluator and its data; the network comes from the artifacts.
+
+    Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
+    """
+    task = _task(study, out, storage, artifacts)
+    try:
+        with Display(task.name, task.storage) as display:
+            run_worker(task, on_progress=display.show, timeout=timeout)
+    except KeyboardInterrupt:
+        err.print("interrupted; its trial is queued again")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def export(
+    study: StudyArgument,
+    trial: Annotated[str, typer.Option(help="'best' or a trial's number.")] = "best",
+    output: PrefixOption = None,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help=f"One of {', '.join(FORMATS)}; may be repeated. Or all.")
+    ] = None,
+) -> None:
+    """Write the files of a trial.
+
+    `caffe` (the default): fake-quant pair with AMCT's layer types, deploy pair, record, NUQ layer list, quant.json.
+    `pycaffe`: fake-quant pair for a Caffe that nobody patched, with `Python` layers and their file,
+    `autonuq_layers.py`. `weights`: pair with float activations, for OpenCV and others. `deploy`: deploy pair, record,
+    NUQ layer list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`. `onnx`:
+    QuantizeLinear, DequantizeLinear and int8 weights. `onnx-codebook`: weights as indices into their levels.
+
+    Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --format onnx -o nets/lenet`
+    """
+    if trial != "best" and not trial.isdecimal():
+        raise typer.BadParameter(f"--trial must be 'best' or a number, got '{trial}'")
+    try:
+        wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    task = load_task(study, out=out, storage=storage)
+    if out is not None and not out.is_dir():
+        hint = "--out is the study's folder, and -o PREFIX says where the files go"
+        raise StudyError(f"not found: there is no folder {out}; {hint}", study=task.name)
+    opened = open_study(task.name, task.storage)
+    number = None if trial == "best" else int(trial)
+    for path in StudyRun(task).export(opened, number, formats=wanted, prefix=output):
+        say(str(shown(path)))
+
+
+def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | None, trials: int | None = None) -> Task:
+    """Read a study file, and remember by what command that was."""
+    task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
+    command = {"command": shlex.join(["autonuq", *sys.argv[1:]])}
+    return replace(task, provenance={**command, **task.provenance})
+
+
+def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
+    interrupted = False
+    with Display(task.name, task.storage) as display:
+        run = StudyRun(task, display.show)
+        try:
+            study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        err.print("interrupted; go on with 'autonuq resume'")
+        try:
+            study = open_study(task.name, task.storage)
+        except StudyError as error:  # interrupted before there was one
+            raise typer.Exit(INTERRUPTED) from error
+    record = study.record()
+    if record.best is not None:
+        written = run.export(study, formats=WINNER_FORMATS)
+        report = task.out / "report.html"
+        write_report(record, report)
+        _print_result(record, record.best, [*written, report])
+    elif not interrupted:
+        err.print("no trial satisfied the constraint; nothing was written. 'autonuq plot' shows how far they were")
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if record.best is None:
+        raise typer.Exit(NOT_SATISFIED)
+
+
+def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
+    """Print the table of layers and what the study reached."""
+    table = Table(title=f"{record.name}: trial {best.number}, codec {record.codec}", title_justify="left")
+    table.add_column("layer")
+    for column in ("weights", "levels", "retention", "bytes", "ratio"):
+        table.add_column(column, justify="right")
+    sizes = record.layer_bytes(best)
+    levels = record.layer_levels(best)
+    for layer in record.layers:
+        count = levels.get(layer.name)
+        table.add_row(
+            layer.name,
+            f"{layer.weights:,}",
+            "float" if count is None else str(count),
+            "" if count is None else f"{count / 256:.3f}",
+            f"{sizes[layer.name]:,}",
+            f"{layer.original_bytes / sizes[layer.name]:.2f}x",
+        )
+    table.add_section()
+    total = best.size_bytes or 0
+    weights = sum(layer.weights for layer in record.layers)
+    table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
+    show(table)
+    out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
+    before = format_metric(record.original_metric, record.original_standard_error)
+    out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
+    if record.confirmation is not None:
+        say(f"confirm {record.confirmation.summary}")
+    if record.stopped:
+        say(f"stopped {record.stopped}")
+    out.print("wrote")
+    for path in written:
+        out.print(f"  {shown(path)}", soft_wrap=True)
