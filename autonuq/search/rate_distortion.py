@@ -180,7 +180,7 @@ class RateDistortionSampler(BaseSampler):
             return False
         history = self._history(study.get_trials(deepcopy=False), None)
         gains = self._proposer.remaining_gains(history, self._generator(len(history.plans)))
-        above = (gain > np.log1p(share) for gain in gains)
+        above = (int(gain > np.log1p(share)) for gain in gains)  # NumPy's True + True is True
         allowed = (1 - probability) * GAIN_DRAWS
         return any(count > allowed for count in itertools.accumulate(above))
 
