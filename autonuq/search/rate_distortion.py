@@ -76,7 +76,7 @@ class RateDistortionSampler(BaseSampler):
     do, of whose values only the signs are used; a trial without any counts as feasible.
 
     **Cost**: 15 to 90 ms a proposal at 54 layers and up to 1,000 trials; see `studies/bench/search.py`.
-    **Source**: own derivation; the parts are named in `allocation`, `sensitivity` and `proposal`.
+    **Source**: own derivation; the parts are named in `allocation`, `loss_model` and `proposal`.
 
     Examples
     --------

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autonuq.search.rate_distortion import FIXED, RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import LEASE, Observer, Session
+from autonuq.storage.lease import LEASE, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, requeue, trial_record
 
@@ -28,7 +28,7 @@ MOST_DEATHS = 3
 
 LONGEST_TURN_S, TURN_POLL_S = 5.0, 0.02
 
-Plan = tuple[int, ...]
+PlanKey = tuple[int, ...]  # the index of each layer's point, in the order of the curves
 
 
 class Claims:
@@ -40,14 +40,14 @@ class Claims:
     study : optuna.Study
         With the sampler that proposes.
     space : Space
-    session : Session
+    session : WorkerSession
         The worker's.
     """
 
-    def __init__(self, storage: Storage, study: optuna.Study, space: Space, session: Session) -> None:
+    def __init__(self, storage: Storage, study: optuna.Study, space: Space, session: WorkerSession) -> None:
         self._storage, self._study, self._space, self._session = storage, study, space, session
-        self._observer = Observer()
-        self._plans: dict[int, Plan] = {}
+        self._watch = LeaseWatch()
+        self._plans: dict[int, PlanKey] = {}
 
     def total(self) -> int:
         """Return how many trials the study shall have: what is asked for, but no more than there are plans."""
@@ -76,7 +76,7 @@ class Claims:
         with self._storage.exclusive(self._study.study_name):
             trials = self._trials()
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            dead = self._observer.dead(running)
+            dead = self._watch.dead(running)
             for trial in dead:
                 self._bury(trial)
             trials, total = self._trials() if dead else trials, self.total()
@@ -91,7 +91,7 @@ class Claims:
     def give_back(self) -> list[int]:
         """Queue the trials of workers that were stopped on this machine again, and return their numbers."""
         with self._storage.exclusive(self._study.study_name):
-            dead = self._observer.dead(trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+            dead = self._watch.dead(trial for trial in self._trials() if trial.state == TrialState.RUNNING)
             for trial in dead:
                 requeue(self._study, trial._trial_id)
         return [trial.number for trial in dead]

@@ -16,7 +16,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import Heartbeat, Session
+from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.scoring import Scorer
@@ -64,7 +64,7 @@ class Runner:
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
         original_metric = float(study.user_attrs[ORIGINAL_METRIC])
         self.scorer = Scorer(task, study, model, points, original_metric, self.predictor)
-        self.session = Session()
+        self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
 

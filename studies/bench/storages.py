@@ -31,7 +31,7 @@ from autonuq.quant.curve import Curve
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import Session
+from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import Claims
 from autonuq.study.stored import TARGET_TRIALS, store_record
@@ -100,7 +100,7 @@ def measure(url, size):
         return found
 
     sampler.propose = timed
-    with Session() as session:
+    with WorkerSession() as session:
         claims = Claims(storage, study, SPACE, session)
         for _ in range(MEASURED):
             begun = time.perf_counter()

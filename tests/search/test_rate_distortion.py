@@ -18,9 +18,9 @@ from optuna.trial import TrialState, create_trial
 from autonuq.errors import StudyError
 from autonuq.search import Curve, RateDistortionSampler
 from autonuq.search.allocation import Relaxed, frontier, stack_layers
+from autonuq.search.loss_model import Evidence, Model, Prior, fit
 from autonuq.search.rate_distortion import PLAN
 from autonuq.search.sampler import make_sampler
-from autonuq.search.sensitivity import Evidence, Model, Prior, fit
 
 BITS = np.arange(8.0, 0.0, -1.0)
 

@@ -12,7 +12,7 @@ import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.storage.lease import LEASE, Session
+from autonuq.storage.lease import LEASE, WorkerSession
 from autonuq.study.run import load_study, run_study
 
 # Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
@@ -280,7 +280,7 @@ def test_calibration_needs_the_configured_passes(task):
 def test_orphans_of_another_process_are_queued_again(task):
     study = run_study(task, exists=False).optuna
     trial = study.ask()
-    with Session() as session:
+    with WorkerSession() as session:
         trial.set_user_attr(LEASE, session.lease.as_attribute())
     record = run_study(replace(task, n_trials=4), exists=True).record()
     assert record.trials[trial.number].state == "complete"
