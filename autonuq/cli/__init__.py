@@ -59,7 +59,7 @@ from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.records import StudyRecord, TrialRecord, format_metric
 from autonuq.report import FIGURES, write_figure, write_report
-from autonuq.report.dashboard import LOOPBACK, open_dashboard
+from autonuq.report.dashboard import open_dashboard
 from autonuq.study import Study, load_study
 from autonuq.study.run import WINNER_FORMATS, Task, export_trial, run_study
 from autonuq.study.study_file import StudyFile, load_study_file, make_evaluator
@@ -464,8 +464,8 @@ def dashboard(
     Example: `autonuq dashboard studies/fashion_lenet.toml --port 8081`
     """
     file, opened = _open(study, storage, out)
-    with open_dashboard(opened, file.out, port) as server:
-        say(f"http://{LOOPBACK}:{server.server_port}/dashboard/studies/{opened.optuna._study_id}; end it with Ctrl-C")
+    with open_dashboard(opened, file.out, port) as (server, url):
+        say(f"{url}; end it with Ctrl-C")
         with suppress(KeyboardInterrupt):
             server.serve_forever()
 

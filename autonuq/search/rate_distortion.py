@@ -198,6 +198,7 @@ class RateDistortionSampler(BaseSampler):
         if plan is None:
             plan = self._propose(self._proposer, study.get_trials(deepcopy=False), trial.number)
         if PLAN not in trial.system_attrs:
+            # As Optuna's own samplers do it: for a sampler there is no public way to an attribute of a trial.
             study._storage.set_trial_system_attr(trial._trial_id, PLAN, plan.tolist())
         return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
 

@@ -21,7 +21,7 @@ from autonuq.search.rate_distortion import FIXED, RateDistortionSampler
 from autonuq.search.space import Space
 from autonuq.storage.lease import LEASE, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage
-from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, requeue, trial_record
+from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, id_of, requeue, trial_record
 
 MOST_DEATHS = 3
 """Workers that a plan may cost before its trial counts as failed."""
@@ -46,6 +46,7 @@ class Claims:
 
     def __init__(self, storage: Storage, study: optuna.Study, space: Space, session: WorkerSession) -> None:
         self._storage, self._study, self._space, self._session = storage, study, space, session
+        self._study_id = storage.backend.get_study_id_from_name(study.study_name)
         self._watch = LeaseWatch()
         self._plans: dict[int, PlanKey] = {}
 
@@ -83,7 +84,7 @@ class Claims:
             self._learn_plans(trials)
             for trial in trials[:total]:
                 if trial.state == TrialState.WAITING and not self._is_blocked(trial.number, trials):
-                    claimed = self._claim(trial._trial_id)
+                    claimed = self._claim(id_of(trial))
                     if claimed is not None:
                         return claimed
             return self._new(total) if len(trials) < total else None
@@ -93,7 +94,7 @@ class Claims:
         with self._storage.exclusive(self._study.study_name):
             dead = self._watch.dead(trial for trial in self._trials() if trial.state == TrialState.RUNNING)
             for trial in dead:
-                requeue(self._study, trial._trial_id)
+                requeue(self._storage.backend, id_of(trial))
         return [trial.number for trial in dead]
 
     def scored(self, plan: dict[str, int]) -> FrozenTrial | None:
@@ -108,7 +109,7 @@ class Claims:
     def _bury(self, trial: FrozenTrial) -> None:
         """Queue a dead worker's trial again, or give it up if it kills its workers."""
         deaths = trial.user_attrs.get(DEATHS, 0) + 1
-        open_trial = optuna.Trial(self._study, trial._trial_id)
+        open_trial = optuna.Trial(self._study, id_of(trial))
         try:
             if deaths >= MOST_DEATHS and TRIAL not in trial.user_attrs:
                 failed = replace(trial_record(trial), error=f"{deaths} workers died while they ran it")
@@ -118,7 +119,7 @@ class Claims:
             open_trial.set_user_attr(DEATHS, deaths)
         except UpdateFinishedTrialError:  # it lives: it was only slow
             return
-        requeue(self._study, trial._trial_id)
+        requeue(self._storage.backend, id_of(trial))
 
     def _learn_plans(self, trials: Sequence[FrozenTrial]) -> None:
         """Remember the plans that became known, each once."""
@@ -143,7 +144,7 @@ class Claims:
 
     def _claim(self, trial_id: int) -> optuna.Trial | None:
         try:
-            if not self._study._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+            if not self._storage.backend.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return None
         except UpdateFinishedTrialError:
             return None
@@ -159,7 +160,7 @@ class Claims:
         trial_id = self._create(TrialState.RUNNING, parameters, {LEASE: self._session.lease.as_attribute()})
         trial = optuna.Trial(self._study, trial_id)
         if trial.number >= total:  # without a lock another worker took the last one
-            requeue(self._study, trial_id)
+            requeue(self._storage.backend, trial_id)
             return None
         if not self._storage.has_lock:
             self._wait_for_turn(trial.number)
@@ -181,7 +182,7 @@ class Claims:
         template = create_trial(
             state=state, params=parameters, distributions=dict(distributions), user_attrs=attributes
         )
-        return int(self._study._storage.create_new_trial(self._study._study_id, template))
+        return int(self._storage.backend.create_new_trial(self._study_id, template))
 
     def _completed(self, trial: optuna.Trial) -> optuna.Trial | None:
         """Suggest what parameters are missing, and give the trial back if its plan is another's."""
@@ -192,6 +193,6 @@ class Claims:
         trials = self._trials()
         self._learn_plans(trials)
         if self._is_blocked(trial.number, trials):
-            requeue(self._study, trial._trial_id)
+            requeue(self._storage.backend, id_of(trial))
             return None
         return trial

@@ -28,6 +28,7 @@ from autonuq.study.stored import (
     RUNNING_FIELDS,
     STOPPED,
     TRIAL,
+    id_of,
     requeue,
     scored_record,
     store_record,
@@ -125,8 +126,8 @@ class Runner:
             with Heartbeat(trial, self.session.lease):
                 return self._run_trial(trial)
         except BaseException:
-            if self.session.holds(self.study._storage.get_trial(trial._trial_id)):
-                requeue(self.study, trial._trial_id)
+            if self.session.holds(trial.storage.get_trial(id_of(trial))):
+                requeue(trial.storage, id_of(trial))
             raise
 
     def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
@@ -180,7 +181,7 @@ class Runner:
         try:
             store_record(trial, record)
         except UpdateFinishedTrialError:
-            return trial_record(self.study._storage.get_trial(trial._trial_id))
+            return trial_record(trial.storage.get_trial(id_of(trial)))
         append_trial(self.task.log_file, record)
         return record
 

@@ -340,7 +340,7 @@ def test_a_killed_trial_gets_its_proposal_back():
     name, distribution = next(iter(study.sampler.distributions.items()))
     trial.suggest_float(name, distribution.low, distribution.high, log=True)
     stored = study.get_trials()[-1].system_attrs[PLAN]
-    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    trial.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     again, plan = proposed(study)
     assert again.number == trial.number
     assert list(plan) == stored

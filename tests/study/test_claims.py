@@ -83,7 +83,7 @@ def test_queued_trials_beyond_the_total_stay_queued(study, worker):
 def test_parameters_are_written_with_the_trial(study, worker, monkeypatch):
     """One write for all of them, and no deep copies of the other trials."""
     one = worker()
-    backend, calls = one._study._storage, []
+    backend, calls = one._storage.backend, []
     for name in ("set_trial_param", "create_new_trial", "get_all_trials"):
         original = getattr(backend, name)
 
