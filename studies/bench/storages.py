@@ -39,7 +39,7 @@ from autonuq.study.stored import TARGET_TRIALS, store_record
 LAYERS, MEASURED, EVALUATION_S, SEED = 54, 9, 20.0, 0
 ROOT = Path(__file__).parent.parent.parent
 
-spec = importlib.util.spec_from_file_location("servers", ROOT / "tests/search/conftest.py")
+spec = importlib.util.spec_from_file_location("servers", ROOT / "tests/servers.py")
 servers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(servers)
 
