@@ -1,6 +1,6 @@
 """What a study and its trials leave behind, as plain data.
 
-`search` writes these records (into the storage and the artifact folder), `report` draws them. They live below
+`study` writes these records (into the storage and the artifact folder), `report` draws them. They live below
 both, so that neither room imports the other.
 """
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,39 @@ def test_facade_is_sorted_complete_and_small():
     assert autonuq.__all__ == sorted(autonuq.__all__, key=lambda name: (name.islower(), name))
     assert len(autonuq.__all__) <= 18
     assert all(hasattr(autonuq, name) for name in autonuq.__all__)
+
+
+def definitions(kind):
+    """Yield (name, file) of the classes or public functions at the top of every module of ours that Python 3 runs."""
+    for path in MODULES:
+        if path.name != "autonuq_layers.py":
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, kind) and (kind is ast.ClassDef or not node.name.startswith("_")):
+                    yield node.name, relative(path)
+
+
+def shared_names(named):
+    """Return the names that are defined in more than one place, with the places."""
+    places = defaultdict(list)
+    for name, place in named:
+        places[name].append(place)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_two_classes_do_not_share_a_name():
+    assert shared_names(definitions(ast.ClassDef)) == {}
+
+
+def test_two_public_functions_do_not_share_a_name():
+    """Apart from commands, which are called like what they run, and from `amct`'s and `pycaffe`'s interface."""
+    own = [(name, place) for name, place in definitions(ast.FunctionDef) if not place.startswith("cli/")]
+    assert shared_names(own).keys() <= {"install"}
+
+
+def test_a_module_and_a_function_of_its_room_do_not_share_a_name():
+    modules = {(room_of(path), path.stem) for path in MODULES}
+    functions = {(place.split("/")[0], name) for name, place in definitions(ast.FunctionDef)}
+    assert modules & functions <= {("amct", "auto_nuq")}  # AMCT has both
 
 
 def test_names_that_are_not_to_be_used():

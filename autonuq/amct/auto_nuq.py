@@ -19,7 +19,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import StudyRecord, TrialRecord
-from autonuq.settings.config_json import load_config
+from autonuq.settings.config_json import load_config_json
 from autonuq.storage.open import default_url
 from autonuq.study.run import StudyRun
 from autonuq.study.stored import Study
@@ -69,7 +69,7 @@ def auto_nuq(
     """
     graph = load_graph(model_file, weights_file)
     able = capabilities(graph)
-    loaded = load_config(config_file, able)
+    loaded = load_config_json(config_file, able)
     warn_of(loaded.warnings)
     config = _searched(loaded.config, able)
     log_layers(able, config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autonuq.amct.log import open_log, warn_of
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
-from autonuq.settings.config_json import default_config, write_config
+from autonuq.settings.config_json import build_arq_config, write_config_json
 from autonuq.settings.simplified import load_simplified
 
 
@@ -47,13 +47,13 @@ def create_quant_config(
     graph = load_graph(model_file, weights_file)
     able = capabilities(graph)
     if config_defination is None:
-        config = default_config(
+        config = build_arq_config(
             able, skip_layers=skip_layers or (), batch_num=batch_num, activation_offset=activation_offset
         )
     else:
         loaded = load_simplified(config_defination, able, graph)
         warn_of(loaded.warnings)
         config = loaded.config
-    write_config(config_file, config, able)
+    write_config_json(config_file, config, able)
     codebooks = sum(layer.weights.algorithm == "nuq" for layer in config.layers.values())
     log.info("wrote %s: %d layers are quantized, %d of them non-uniformly", config_file, len(config.layers), codebooks)

@@ -30,20 +30,20 @@ from autonuq.compress.outputs import (
 from autonuq.compress.quantized import QuantizedModel, quantize, recorded, restrict_levels
 from autonuq.evaluate.evaluator import check_evaluator, is_satisfied, run_calibration, score
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.graph.model import Graph as Network
+from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
 from autonuq.quant.atc.chips import KEEP_RATIO
 from autonuq.quant.config import QuantizationConfig
 from autonuq.runtime.moments import request_moments
-from autonuq.settings.config_json import load_config
+from autonuq.settings.config_json import load_config_json
 
 SAVE_TYPES = ("Fakequant", "Deploy", "Both")
 _QUANTIZED_TYPES = frozenset({"Quant", "DeQuant", "AntiQuant", "IFMR", "HFMG", "SearchN"})
 
 
 @dataclass(frozen=True)
-class Graph:
+class InitializedModel:
     """What `init` returns for `quantize_model` and `save_model`; AMCT documents nothing about its inside.
 
     Attributes
@@ -60,7 +60,7 @@ class Graph:
 
 def init(
     config_file: str | Path, model_file: str | Path, weights_file: str | Path, scale_offset_record_file: str | Path
-) -> Graph:
+) -> InitializedModel:
     """Read the network and its configuration and empty the record file.
 
     Parameters
@@ -74,7 +74,7 @@ def init(
 
     Returns
     -------
-    Graph
+    InitializedModel
         For `quantize_model` and `save_model`.
 
     Raises
@@ -89,10 +89,10 @@ def init(
     record_file.parent.mkdir(parents=True, exist_ok=True)
     request_moments(record_file, ())
     write_record(record_file, {})
-    return Graph(model, record_file)
+    return InitializedModel(model, record_file)
 
 
-def quantize_model(graph: Graph, modified_model_file: str | Path, modified_weights_file: str | Path) -> None:
+def quantize_model(graph: InitializedModel, modified_model_file: str | Path, modified_weights_file: str | Path) -> None:
     """Write the modified model, whose calibration layers watch the inputs of every quantized layer.
 
     Its weights are fake-quantized; the record file gets their scales. Run it for the configuration's batch_num forward
@@ -100,7 +100,7 @@ def quantize_model(graph: Graph, modified_model_file: str | Path, modified_weigh
 
     Parameters
     ----------
-    graph : Graph
+    graph : InitializedModel
         Of `init`.
     modified_model_file, modified_weights_file : str
         prototxt and caffemodel to write.
@@ -121,12 +121,12 @@ def quantize_model(graph: Graph, modified_model_file: str | Path, modified_weigh
     open_log().info("wrote %s; run it for %d forward passes, then call save_model", pair.model, passes)
 
 
-def save_model(graph: Graph, save_type: str, save_path: str) -> None:
+def save_model(graph: InitializedModel, save_type: str, save_path: str) -> None:
     """Write the quantized network after the calibration.
 
     Parameters
     ----------
-    graph : Graph
+    graph : InitializedModel
         Of `init`.
     save_type : {"Fakequant", "Deploy", "Both"}
         For simulation in Caffe, for ATC, or both.
@@ -271,17 +271,17 @@ def warn_of_gain(codes: Mapping[str, NDArray[np.int8]]) -> None:
 
 def load_configured(
     model_file: str | Path, weights_file: str | Path, config_file: str | Path
-) -> tuple[Network, QuantizationConfig]:
+) -> tuple[Graph, QuantizationConfig]:
     """Load a float network and its config.json, and log what each layer gets; for errors see `init`."""
     network = _load_float_network(model_file, weights_file)
     able = capabilities(network)
-    loaded = load_config(config_file, able)
+    loaded = load_config_json(config_file, able)
     warn_of(loaded.warnings)
     log_layers(able, loaded.config)
     return network, loaded.config
 
 
-def _load_float_network(model_file: str | Path, weights_file: str | Path) -> Network:
+def _load_float_network(model_file: str | Path, weights_file: str | Path) -> Graph:
     """Load a network; refuse one that is quantized already, and BatchNorm that does not say inference mode."""
     network = load_graph(model_file, weights_file)
     for layer in network.layers:
@@ -295,5 +295,5 @@ def _load_float_network(model_file: str | Path, weights_file: str | Path) -> Net
 
 
 def _check_graph(graph: object, function: str) -> None:
-    if not isinstance(graph, Graph):
+    if not isinstance(graph, InitializedModel):
         raise TypeError(f"The 'graph' parameter of {function} must be what init returned. Got {graph!r} instead.")

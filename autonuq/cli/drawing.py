@@ -18,7 +18,7 @@ from autonuq.cli.console import (
 )
 from autonuq.cli.looking import task_and_study
 from autonuq.report import FIGURES, write_figure, write_report
-from autonuq.report.dashboard import LOOPBACK, open_dashboard
+from autonuq.report.dashboard import open_dashboard
 
 
 def plot(
@@ -77,7 +77,7 @@ def dashboard(
     Example: `autonuq dashboard studies/fashion_lenet.toml --port 8081`
     """
     task, opened = task_and_study(study, storage, out)
-    with open_dashboard(opened, task.out, port) as server:
-        say(f"http://{LOOPBACK}:{server.server_port}/dashboard/studies/{opened.optuna._study_id}; end it with Ctrl-C")
+    with open_dashboard(opened, task.out, port) as (server, url):
+        say(f"{url}; end it with Ctrl-C")
         with suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -224,7 +224,7 @@ def load_caffemodel(path: str | Path) -> Caffemodel:
 _spare: deque[Array] = deque(maxlen=1)
 
 
-def release_spare() -> None:
+def release_file_memory() -> None:
     """Let go of the memory that the next caffemodel would have taken."""
     _spare.clear()
 

@@ -112,24 +112,6 @@ def ifmr(values: NDArray[Any], *, settings: ActivationSettings, with_offset: boo
     return ActivationRange(float(scale), offset)
 
 
-def fake_quantize(values: NDArray[Any], range: ActivationRange) -> NDArray[np.float32]:
-    """Quantize values and come back to float32, as the Quant layer of a fake-quant model does.
-
-    Parameters
-    ----------
-    values : ndarray of float32, any shape
-    range : ActivationRange
-
-    Returns
-    -------
-    ndarray of float32, shape of `values`
-    """
-    scale = np.float32(range.scale)
-    steps = round_half_away(np.asarray(values, dtype=np.float32) / scale)
-    bounded: NDArray[np.float32] = np.clip(steps, np.float32(-128 - range.offset), np.float32(127 - range.offset))
-    return bounded * scale
-
-
 class HfmgHistogram:
     """Range of activations from a histogram that grows with the batches (HFMG).
 

@@ -295,20 +295,20 @@ def build_codebook(histogram: NDArray[Any], levels: int, *, importance: NDArray[
     return build_codebooks(histogram, importance=importance, max_levels=levels).codebook(levels)
 
 
-def build_entropy_codebook(
+def build_entropy_codebooks(
     histogram: NDArray[Any],
-    lagrangian: float,
+    lagrangians: NDArray[np.float64],
     *,
     importance: NDArray[Any] | None = None,
     side_bits_per_level: float = SIDE_BITS_PER_LEVEL,
-) -> Codebook:
-    """Choose levels that minimize weighted squared error plus `lagrangian` times coded bits, exactly.
+) -> list[Codebook]:
+    """Choose levels that minimize weighted squared error plus a lagrangian times coded bits, exactly, for each of many.
 
     Parameters
     ----------
     histogram : ndarray of int64, shape (256,)
         Count of each int8 code, index = code + 128.
-    lagrangian : float >= 0
+    lagrangians : ndarray of float64 >= 0, shape (L,)
         Weighted squared error that one bit is worth.
     importance : ndarray of float64, shape (256,), optional
         Summed importance of the weights of each code; defaults to `histogram`.
@@ -317,40 +317,27 @@ def build_entropy_codebook(
 
     Returns
     -------
-    Codebook
-        With as many levels as pay.
+    list of Codebook, length L
+        Each with as many levels as pay.
 
     Raises
     ------
     QuantizationError
         As `build_codebooks`.
     ValueError
-        `lagrangian` is negative or not finite.
+        A lagrangian is negative or not finite.
 
     Notes
     -----
-    **Cost**: O(m**2), about two milliseconds.
+    **Cost**: O(m**2) steps over arrays of shape (L,), one program for all.
     **Source**: own derivation. The bits of an interval with n of all N weights, ``n log2(N / n)`` and the side bits,
     depend on the interval alone, so the sum over intervals has the form of an optimal-cut dynamic program, optimal
     over all numbers of levels. Entropy-constrained quantization itself: Chou, Lookabaugh & Gray, IEEE Trans. ASSP
     37(1), 1989.
     """
-    return build_entropy_codebooks(
-        histogram, np.array([lagrangian]), importance=importance, side_bits_per_level=side_bits_per_level
-    )[0]
-
-
-def build_entropy_codebooks(
-    histogram: NDArray[Any],
-    lagrangians: NDArray[np.float64],
-    *,
-    importance: NDArray[Any] | None = None,
-    side_bits_per_level: float = SIDE_BITS_PER_LEVEL,
-) -> list[Codebook]:
-    """Do what `build_entropy_codebook` does for many lagrangians, shape (L,), in one program; L codebooks."""
     if not (np.all(np.isfinite(lagrangians)) and np.all(lagrangians >= 0)):
         raise ValueError(
-            "The 'lagrangian' parameter of build_entropy_codebook must be finite and not negative."
+            "The 'lagrangians' parameter of build_entropy_codebooks must be finite and not negative."
             f" Got {lagrangians} instead."
         )
     intervals = build_intervals(histogram, importance)

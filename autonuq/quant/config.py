@@ -1,7 +1,7 @@
 """What a quantization run is asked to do, as plain frozen data.
 
 Native study files and AMCT's ``config.json`` both end up here; the numbers and their allowed ranges have
-this one owner (AMCT manual-tuning pages: `amct/config.py` says how each maps to a JSON key).
+this one owner (AMCT manual-tuning pages: `settings/config_json.py` says how each maps to a JSON key).
 """
 
 from __future__ import annotations

@@ -157,10 +157,10 @@ def build_curve(
     estimates = [codec.estimate_bytes(_coarse(codebook, histogram)) for codebook in others]
     rates = np.array([float(uniform_bytes), *estimates])
     useful = np.flatnonzero(distortions <= MAX_LOSS * np.dot(importance, _CODES**2))
-    chosen = useful[_thinned(lower_hull(rates[useful], distortions[useful]))]
+    chosen = useful[_thinned(useful_points(rates[useful], distortions[useful]))]
     for point in chosen[1:]:
         rates[point] = codec.size_bytes(others[point - 1].apply(codes))
-    chosen = chosen[lower_hull(rates[chosen], distortions[chosen])]
+    chosen = chosen[useful_points(rates[chosen], distortions[chosen])]
     codebooks = (uniform, *(others[point - 1] for point in chosen[1:]))
     return Curve(layer, rates[chosen].astype(np.int64), distortions[chosen], codebooks)
 
@@ -220,16 +220,25 @@ def _thinned(points: NDArray[np.int64]) -> NDArray[np.int64]:
     return points[np.linspace(0, points.size - 1, MAX_POINTS).round().astype(np.int64)]
 
 
-def lower_hull(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the indices of the lower-left convex hull that starts at point 0, rates strictly falling.
+def useful_points(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of a curve's points: point 0, the uniform codes, then the hull of what is smaller."""
+    hull = lower_hull(rates, distortions)
+    return hull if hull[0] == 0 else np.concatenate([[0], hull])
 
-    Point 0 has distortion 0; points that are no smaller than it are of no use. Of points in a line the inner ones are
-    left out.
+
+def lower_hull(rates: NDArray[Any], distortions: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of the lower-left convex hull, from the least distortion on, rates strictly falling.
+
+    Of points in a line the inner ones are left out, and of equal points all but the first.
+
+    Notes
+    -----
+    **Cost**: O(n log n) for the order, then every point is looked at twice at most.
+    **Source**: Andrew, Information Processing Letters 9(5), 1979 (monotone chain), half of it.
     """
-    hull = [0]
-    order = np.lexsort((rates, distortions))
-    for point in order[rates[order] < rates[0]].tolist():
-        if rates[point] >= rates[hull[-1]]:
+    hull: list[int] = []
+    for point in np.lexsort((rates, distortions)).tolist():
+        if hull and rates[point] >= rates[hull[-1]]:
             continue
         while len(hull) > 1 and _is_above(hull[-1], hull[-2], point, rates, distortions):
             hull.pop()

@@ -24,7 +24,7 @@ from autonuq.quant.codebook import (
     code_importance,
 )
 from autonuq.quant.codec import Codec
-from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, lower_hull
+from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
 from autonuq.quant.feedback import Feedback, assign, build_feedback, output_energy
 from autonuq.quant.uniform import UniformWeights
 
@@ -131,10 +131,10 @@ def _feedback_points(
             found.append((assigned.codes.reshape(uniform.codes.shape), loss))
     rates = np.array([codec.size_bytes(codes) for codes, _ in found])
     losses = np.array([loss for _, loss in found])
-    hull = lower_hull(rates, losses)
-    codes = np.stack([found[index][0] for index in hull])
+    kept = useful_points(rates, losses)
+    codes = np.stack([found[index][0] for index in kept])
     codebooks = tuple(build_codebook(code_histogram(point), BINS) for point in codes)
-    return OperatingPoints(Curve(layer, rates[hull], losses[hull], codebooks), codes)
+    return OperatingPoints(Curve(layer, rates[kept], losses[kept], codebooks), codes)
 
 
 def prepare_feedback(

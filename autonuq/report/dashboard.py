@@ -23,8 +23,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-from optuna.storages import BaseStorage
-from optuna.study._frozen import FrozenStudy
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import RuntimeFailure
@@ -49,8 +48,8 @@ class OpenStudy(Protocol):
 
 
 @contextmanager
-def open_dashboard(study: OpenStudy, folder: Path, port: int) -> Iterator[WSGIServer]:
-    """Make a server of optuna-dashboard for a study; it serves while `serve_forever` is running.
+def open_dashboard(study: OpenStudy, folder: Path, port: int) -> Iterator[tuple[WSGIServer, str]]:
+    """Make a server of optuna-dashboard for a study, and the URL of its page; `serve_forever` serves it.
 
     Parameters
     ----------
@@ -77,7 +76,7 @@ def open_dashboard(study: OpenStudy, folder: Path, port: int) -> Iterator[WSGISe
     view = StorageView(study, folder, store)
     try:
         with make_server(LOOPBACK, port, wsgi(view, artifact_store=store), handler_class=_QuietHandler) as server:
-            yield server
+            yield server, f"http://{LOOPBACK}:{server.server_port}/dashboard/studies/{view.study_id}"
     finally:
         view.remove_report()
 
@@ -105,10 +104,16 @@ class StorageView:
     folder : Path
         For the report.
     store : FileSystemArtifactStore
+
+    Attributes
+    ----------
+    study_id : int
+        What the storage, and the dashboard's pages, call the study.
     """
 
     def __init__(self, study: OpenStudy, folder: Path, store: FileSystemArtifactStore) -> None:
-        self._storage: BaseStorage = study.optuna._storage
+        self._storage: BaseStorage = study.optuna._storage  # a study has no public way to its storage
+        self.study_id = self._storage.get_study_id_from_name(study.optuna.study_name)
         self._study, self._folder, self._store = study, folder, store
         self._finished = -1
         self._added: dict[str, Any] = {}
@@ -118,18 +123,18 @@ class StorageView:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
 
-    def get_all_studies(self) -> list[FrozenStudy]:
-        """Return the studies; ours has the additions among its system attributes."""
+    def get_all_studies(self) -> list[Any]:
+        """Return the studies, of a private class of Optuna's; ours has the additions among its system attributes."""
         studies = [copy.copy(study) for study in self._storage.get_all_studies()]
         for study in studies:
-            if study._study_id == self._study.optuna._study_id:
+            if study.study_name == self._study.optuna.study_name:
                 study.system_attrs = self._additions() | study.system_attrs
         return studies
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the system attributes of a study, ours with the additions."""
         own = self._storage.get_study_system_attrs(study_id)
-        return self._additions() | own if study_id == self._study.optuna._study_id else own
+        return self._additions() | own if study_id == self.study_id else own
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -162,7 +167,8 @@ class StorageView:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         record = self._study.record()
-        scratch = optuna.create_study()  # where the dashboard's own functions write
+        storage = InMemoryStorage()
+        scratch = optuna.create_study(storage=storage)  # where the dashboard's own functions write
         for kind, build in FIGURES.items():
             figure = build(record)
             if (figure.layout.height or 0) <= SHRINKABLE_PX:
@@ -171,13 +177,14 @@ class StorageView:
         save_note(scratch, _study_note(record))
         for trial, row in zip(trials, record.trials, strict=True):
             if row.state == "complete":
-                owner = SimpleNamespace(storage=scratch._storage, study=scratch, _trial_id=trial._trial_id)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
+                owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
                 save_note(owner, _plan_table(record, row))
         report = self._folder / "report.html"
         write_report(record, report)
         self.remove_report()
         self._report_id = upload_artifact(artifact_store=self._store, file_path=str(report), study_or_trial=scratch)
-        return dict(scratch._storage.get_study_system_attrs(scratch._study_id))
+        return dict(storage.get_study_system_attrs(storage.get_study_id_from_name(scratch.study_name)))
 
     def remove_report(self) -> None:
         """Remove the attached copy of the report from the store."""

@@ -19,7 +19,6 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-OUTCOMES = ("satisfied", "not satisfied", "failed", "running")
 LONGEST_LEVELS_TEXT = 8  # layers; a hover box with more is summarized
 
 
@@ -186,7 +185,7 @@ class TimelineData:
     ----------
     numbers : ndarray of int64, shape (n,)
     workers, outcomes : tuple of str
-        Outcome: one of `OUTCOMES`.
+        Outcome: satisfied, not satisfied, failed or running.
     starts : tuple of datetime
     durations_s : ndarray of float64, shape (n,)
         Of a running trial: until the last thing known of the study.

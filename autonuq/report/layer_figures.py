@@ -34,8 +34,8 @@ from autonuq.report.style import (
     format_bytes,
     plotly_text,
     positive,
-    say,
     segments,
+    show_sentence,
 )
 
 SYMBOLS = {"nuq": "circle", "uniform": "diamond", "float": "square"}
@@ -86,7 +86,7 @@ def layers_figure(data: LayersData) -> go.Figure:
     subject = "" if data.trial is None else f" (trial {data.trial})"
     figure.update_layout(template=TEMPLATE, title_text=f"Layers under the best plan{subject}")
     if data.trial is None:
-        return say(figure, NO_SATISFIED_TRIAL)
+        return show_sentence(figure, NO_SATISFIED_TRIAL)
     hover = _layer_hover(data)
     names = [f"<b>{plotly_text(name)}</b>" for name in data.names]
     _add_before(figure, data.original_bytes, data.compressed_bytes, names, column=1)
@@ -199,7 +199,7 @@ def curves_figure(data: CurvesData) -> go.Figure:
         return _curve_rows_figure(data)
     figure = blank_figure(CURVES_TITLE, x="bits per weight", y=DISTORTION)
     if not data.curves:
-        return say(figure, NO_CURVE)
+        return show_sentence(figure, NO_CURVE)
     for index, curve in enumerate(data.curves):
         figure.add_scatter(
             x=curve.bits_per_weight.tolist(),
@@ -283,7 +283,7 @@ def codebooks_figure(data: CodebooksData) -> go.Figure:
     subject = "" if data.trial is None else f", and the levels kept by trial {data.trial}"
     figure = blank_figure(f"Histograms of the int8 codes{subject}", x="int8 code", y="")
     if not data.layers:
-        return say(figure, NO_HISTOGRAM)
+        return show_sentence(figure, NO_HISTOGRAM)
     x, y = _outlines(data)
     figure.add_scatter(
         x=x.ravel(),
@@ -341,7 +341,7 @@ def importance_figure(data: ImportanceData) -> go.Figure:
     """
     figure = blank_figure("Importance of the layers for the metric", x="share of the importance", y="")
     if not data.names:
-        return say(figure, TOO_FEW_TRIALS)
+        return show_sentence(figure, TOO_FEW_TRIALS)
     shares = [100 * share for share in data.importances.tolist()]
     figure.add_bar(
         x=shares,
@@ -373,7 +373,7 @@ def contour_figure(data: ContourData) -> go.Figure:
     """
     title = "Metric over the two most important layers"
     if not data.names:
-        return say(blank_figure(title, x="", y=""), NO_PAIR)
+        return show_sentence(blank_figure(title, x="", y=""), NO_PAIR)
     parameters = [f"ratio/{name}" for name in data.names]
     figure = optuna.visualization.plot_contour(data.study, params=parameters, target=metric_of, target_name="metric")
     across, up = (plotly_text(name.removeprefix("ratio/"), LONGEST_LABEL) for name in sorted(parameters))

@@ -64,7 +64,7 @@ def blank_figure(title: str, *, x: str, y: str) -> go.Figure:
     return go.Figure(layout={"template": TEMPLATE, "title": {"text": title}, "xaxis_title": x, "yaxis_title": y})
 
 
-def say(figure: go.Figure, sentence: str) -> go.Figure:
+def show_sentence(figure: go.Figure, sentence: str) -> go.Figure:
     """Put a sentence where the points would be."""
     place = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
     figure.add_annotation(text=sentence, font={"size": 18}, **place)

@@ -26,7 +26,7 @@ from autonuq.report.style import (
     blank_figure,
     nullable,
     plotly_text,
-    say,
+    show_sentence,
 )
 
 NO_TRIAL = "no finished trial yet"
@@ -54,7 +54,7 @@ def history_figure(data: HistoryData) -> go.Figure:
     """
     figure = blank_figure("Compression ratio by trial", x="trial number", y="compression ratio (×)")
     if not len(data.numbers):
-        return say(figure, NO_TRIAL)
+        return show_sentence(figure, NO_TRIAL)
     if data.satisfied.any():
         figure.add_scatter(
             x=data.numbers.tolist(),
@@ -87,7 +87,7 @@ def front_figure(data: FrontData) -> go.Figure:
         "Metric against compression ratio", x="compression ratio (×)", y=f"metric ({direction} is better)"
     )
     if not len(history.numbers):
-        return say(figure, NO_TRIAL)
+        return show_sentence(figure, NO_TRIAL)
     if len(data.front):
         figure.add_scatter(
             x=history.ratios[data.front].tolist(),
@@ -117,7 +117,7 @@ def predicted_figure(data: PredictedData) -> go.Figure:
     """
     figure = blank_figure("Measured against predicted metric", x="predicted metric", y="measured metric")
     if not len(data.numbers):
-        return say(figure, NO_PREDICTION)
+        return show_sentence(figure, NO_PREDICTION)
     low, high = _span(np.concatenate([data.predicted, data.measured]))
     figure.add_scatter(
         x=[low, high],
@@ -157,7 +157,7 @@ def timeline_figure(data: TimelineData) -> go.Figure:
     """
     figure = blank_figure("Timeline of the workers", x="time (UTC)", y="worker (host:process)")
     if not len(data.numbers):
-        return say(figure, NO_STARTED_TRIAL)
+        return show_sentence(figure, NO_STARTED_TRIAL)
     outcomes = np.array(data.outcomes)
     for outcome, (colour, pattern) in OUTCOME_STYLES.items():
         rows = np.flatnonzero(outcomes == outcome)

@@ -20,8 +20,8 @@ def give_back_memory() -> None:
 
     **Cost**: some milliseconds; the next network takes fresh memory.
     """
-    caffemodel.release_spare()
-    session.release_spare()
+    caffemodel.release_file_memory()
+    session.release_weight_memory()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -191,7 +191,7 @@ _cache: OrderedDict[bytes, _Prepared | None] = OrderedDict()
 _lock = threading.Lock()
 
 
-def release_spare() -> None:
+def release_weight_memory() -> None:
     """Let go of the memory that the next session would have taken for its weights."""
     _spare.clear()
 

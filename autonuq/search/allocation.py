@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq.quant.curve import lower_hull
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -104,22 +106,8 @@ class Relaxed:
 
 def _hull(rates: Floats, distortions: Floats) -> tuple[Ints, Floats]:
     """Return the hull's points from the smallest rate on, and the log slopes between neighbours, rising."""
-    hull: list[int] = []
-    for point in range(len(rates)):
-        while hull and distortions[hull[-1]] >= distortions[point]:
-            hull.pop()  # no better and larger
-        while len(hull) > 1 and _slope(rates, distortions, hull[-2:]) <= _slope(rates, distortions, [hull[-1], point]):
-            hull.pop()
-        hull.append(point)
-    hull.reverse()
-    slopes = [_slope(rates, distortions, [left, right]) for right, left in zip(hull, hull[1:], strict=False)]
-    return np.array(hull), np.log(np.array(slopes, dtype=float))
-
-
-def _slope(rates: Floats, distortions: Floats, pair: Sequence[int]) -> float:
-    """Return the bytes saved per unit of distortion from the looser point of a pair to the tighter one."""
-    loose, tight = pair
-    return float((rates[loose] - rates[tight]) / (distortions[tight] - distortions[loose]))
+    hull = lower_hull(rates, distortions)[::-1]
+    return hull, np.log(np.diff(rates[hull]) / -np.diff(distortions[hull]))
 
 
 def frontier(layers: Layers, weights: Floats, budgets: Floats, *, bins: int = BINS) -> Ints:

@@ -4,13 +4,13 @@ A proposal maximizes, over a few hundred candidate plans,
 
     expected gain in log ratio over the best plan so far  +  worth of what its evaluation tells about the layers,
 
-both under the normal posterior of `sensitivity`. Candidates are the exact frontier of the most probable factors, the
+both under the normal posterior of `loss_model`. Candidates are the exact frontier of the most probable factors, the
 hull plans of factors drawn from the posterior, and probes: plans off the frontier, whose distortion is concentrated
 on some layers so that their evaluation says much about those. There are no phases: while the edge is unknown the
 expected gain itself brackets it, and what is under evaluation elsewhere counts as if its outcome were one of those that
 the posterior holds possible.
 
-Notation as in `allocation` and `sensitivity`: plans have shape (n, L), slopes of margins (n, P).
+Notation as in `allocation` and `loss_model`: plans have shape (n, L), slopes of margins (n, P).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.search.allocation import Floats, Ints, Layers, Relaxed, frontier
-from autonuq.search.sensitivity import Belief, Evidence, Model, Prior, learn, normal_cdf
+from autonuq.search.loss_model import Belief, Evidence, Model, Prior, learn, normal_cdf
 
 MIDDLE = 0.45
 """Where the edge is expected, between the loosest plan's log size (0) and the tightest's (1)."""

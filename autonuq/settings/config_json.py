@@ -325,7 +325,7 @@ def check_skip_fusion_layers(names: Iterable[str], capabilities: Sequence[Capabi
     return tuple(layer.name for layer in layers)
 
 
-def default_config(
+def build_arq_config(
     capabilities: Sequence[Capability],
     *,
     skip_layers: Iterable[str] = (),
@@ -368,7 +368,7 @@ def default_config(
     return QuantizationConfig(layers, batch_num=batch_num, activation_offset=activation_offset)
 
 
-def load_config(path: str | Path, capabilities: Sequence[Capability]) -> LoadedConfig:
+def load_config_json(path: str | Path, capabilities: Sequence[Capability]) -> LoadedConfig:
     """Read a ``config.json`` strictly.
 
     Parameters
@@ -396,7 +396,7 @@ def load_config(path: str | Path, capabilities: Sequence[Capability]) -> LoadedC
     return _build_config(_parse_document(path), capabilities, path)
 
 
-def write_config(path: str | Path, config: QuantizationConfig, capabilities: Sequence[Capability]) -> None:
+def write_config_json(path: str | Path, config: QuantizationConfig, capabilities: Sequence[Capability]) -> None:
     """Write a ``config.json`` in AMCT's own form: global keys, then layers in network order.
 
     Parameters
@@ -410,7 +410,7 @@ def write_config(path: str | Path, config: QuantizationConfig, capabilities: Seq
     Raises
     ------
     QuantizationError
-        If `config` names a layer that the network lacks, or holds a value that `load_config` would refuse.
+        If `config` names a layer that the network lacks, or holds a value that `load_config_json` would refuse.
     """
     path = Path(path)
     place = Place(path)

@@ -41,25 +41,6 @@ class Marks:
     unmatched: tuple[str, ...]
 
 
-def marked_layers(path: str | Path, capabilities: Sequence[Capability]) -> tuple[str, ...]:
-    """Return the marked layers that can carry a codebook, in file order.
-
-    Parameters
-    ----------
-    path : str or Path
-        JSON of an ``.om``, as ``atc --mode=1`` writes it.
-    capabilities : sequence of Capability
-        Every layer of the folded network.
-
-    Raises
-    ------
-    QuantizationError
-        If the file cannot be read or is not of ATC's shape.
-    """
-    able = {capability.name for capability in capabilities if capability.nuq}
-    return tuple(name for name in load_marks(path, capabilities).layers if name in able)
-
-
 def predicted_layers(graph: Graph, chip: str) -> tuple[str, ...]:
     """Return the layers that ATC would mark on a chip, in network order.
 

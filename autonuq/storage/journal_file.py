@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 
 from autonuq.errors import StudyError
 
@@ -56,7 +55,7 @@ class FileLock:
         self.release()
 
 
-class _RepairingLock(FileLock, BaseJournalFileLock):
+class _RepairingLock(FileLock):
     """The lock under which lines are appended; it hands over a journal that ends with a whole line."""
 
     def __init__(self, journal: Path) -> None:
@@ -100,7 +99,8 @@ class JournalFile(JournalFileBackend):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), lock_obj=_RepairingLock(path))
+        lock: Any = _RepairingLock(path)  # Optuna's base class is private and adds nothing to `acquire` and `release`
+        super().__init__(str(path), lock_obj=lock)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Yield the entries from a number on.

@@ -1,7 +1,7 @@
 """Who runs a trial, and whether that worker is alive.
 
 A worker beats: it counts up in an attribute of its running trial. Another worker takes it for dead when the count has
-stood still for several of the intervals that it announced, by the observer's own clock, so that no two clocks are ever
+stood still for several of the intervals that it announced, by the watcher's own clock, so that no two clocks are ever
 compared; on the same machine it sees at once that the process is gone.
 """
 
@@ -67,7 +67,7 @@ class Lease:
         return asdict(self)
 
 
-class Session:
+class WorkerSession:
     """A worker at work, from `__enter__` to `__exit__`.
 
     Attributes
@@ -80,7 +80,7 @@ class Session:
         name = f"{socket.gethostname()}:{pid}"
         self.lease = Lease(name, secrets.token_hex(8), _machine(), pid, _started(pid))
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> WorkerSession:
         _sessions.add(self.lease.session)
         return self
 
@@ -125,7 +125,7 @@ class Heartbeat:
 
 
 @dataclass
-class Observer:
+class LeaseWatch:
     """Finds the running trials whose worker is dead.
 
     Parameters

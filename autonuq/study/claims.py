@@ -19,16 +19,16 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autonuq.search.rate_distortion import FIXED, RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import LEASE, Observer, Session
+from autonuq.storage.lease import LEASE, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage
-from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, requeue, trial_record
+from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, id_of, requeue, trial_record
 
 MOST_DEATHS = 3
 """Workers that a plan may cost before its trial counts as failed."""
 
 LONGEST_TURN_S, TURN_POLL_S = 5.0, 0.02
 
-Plan = tuple[int, ...]
+PlanKey = tuple[int, ...]  # the index of each layer's point, in the order of the curves
 
 
 class Claims:
@@ -40,14 +40,15 @@ class Claims:
     study : optuna.Study
         With the sampler that proposes.
     space : Space
-    session : Session
+    session : WorkerSession
         The worker's.
     """
 
-    def __init__(self, storage: Storage, study: optuna.Study, space: Space, session: Session) -> None:
+    def __init__(self, storage: Storage, study: optuna.Study, space: Space, session: WorkerSession) -> None:
         self._storage, self._study, self._space, self._session = storage, study, space, session
-        self._observer = Observer()
-        self._plans: dict[int, Plan] = {}
+        self._study_id = storage.backend.get_study_id_from_name(study.study_name)
+        self._watch = LeaseWatch()
+        self._plans: dict[int, PlanKey] = {}
 
     def total(self) -> int:
         """Return how many trials the study shall have: what is asked for, but no more than there are plans."""
@@ -76,14 +77,14 @@ class Claims:
         with self._storage.exclusive(self._study.study_name):
             trials = self._trials()
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            dead = self._observer.dead(running)
+            dead = self._watch.dead(running)
             for trial in dead:
                 self._bury(trial)
             trials, total = self._trials() if dead else trials, self.total()
             self._learn_plans(trials)
             for trial in trials[:total]:
                 if trial.state == TrialState.WAITING and not self._is_blocked(trial.number, trials):
-                    claimed = self._claim(trial._trial_id)
+                    claimed = self._claim(id_of(trial))
                     if claimed is not None:
                         return claimed
             return self._new(total) if len(trials) < total else None
@@ -91,9 +92,9 @@ class Claims:
     def give_back(self) -> list[int]:
         """Queue the trials of workers that were stopped on this machine again, and return their numbers."""
         with self._storage.exclusive(self._study.study_name):
-            dead = self._observer.dead(trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+            dead = self._watch.dead(trial for trial in self._trials() if trial.state == TrialState.RUNNING)
             for trial in dead:
-                requeue(self._study, trial._trial_id)
+                requeue(self._storage.backend, id_of(trial))
         return [trial.number for trial in dead]
 
     def scored(self, plan: dict[str, int]) -> FrozenTrial | None:
@@ -108,7 +109,7 @@ class Claims:
     def _bury(self, trial: FrozenTrial) -> None:
         """Queue a dead worker's trial again, or give it up if it kills its workers."""
         deaths = trial.user_attrs.get(DEATHS, 0) + 1
-        open_trial = optuna.Trial(self._study, trial._trial_id)
+        open_trial = optuna.Trial(self._study, id_of(trial))
         try:
             if deaths >= MOST_DEATHS and TRIAL not in trial.user_attrs:
                 failed = replace(trial_record(trial), error=f"{deaths} workers died while they ran it")
@@ -118,7 +119,7 @@ class Claims:
             open_trial.set_user_attr(DEATHS, deaths)
         except UpdateFinishedTrialError:  # it lives: it was only slow
             return
-        requeue(self._study, trial._trial_id)
+        requeue(self._storage.backend, id_of(trial))
 
     def _learn_plans(self, trials: Sequence[FrozenTrial]) -> None:
         """Remember the plans that became known, each once."""
@@ -143,7 +144,7 @@ class Claims:
 
     def _claim(self, trial_id: int) -> optuna.Trial | None:
         try:
-            if not self._study._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+            if not self._storage.backend.set_trial_state_values(trial_id, TrialState.RUNNING):
                 return None
         except UpdateFinishedTrialError:
             return None
@@ -159,7 +160,7 @@ class Claims:
         trial_id = self._create(TrialState.RUNNING, parameters, {LEASE: self._session.lease.as_attribute()})
         trial = optuna.Trial(self._study, trial_id)
         if trial.number >= total:  # without a lock another worker took the last one
-            requeue(self._study, trial_id)
+            requeue(self._storage.backend, trial_id)
             return None
         if not self._storage.has_lock:
             self._wait_for_turn(trial.number)
@@ -181,7 +182,7 @@ class Claims:
         template = create_trial(
             state=state, params=parameters, distributions=dict(distributions), user_attrs=attributes
         )
-        return int(self._study._storage.create_new_trial(self._study._study_id, template))
+        return int(self._storage.backend.create_new_trial(self._study_id, template))
 
     def _completed(self, trial: optuna.Trial) -> optuna.Trial | None:
         """Suggest what parameters are missing, and give the trial back if its plan is another's."""
@@ -192,6 +193,6 @@ class Claims:
         trials = self._trials()
         self._learn_plans(trials)
         if self._is_blocked(trial.number, trials):
-            requeue(self._study, trial._trial_id)
+            requeue(self._storage.backend, id_of(trial))
             return None
         return trial

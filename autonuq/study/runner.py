@@ -15,7 +15,7 @@ from autonuq.errors import AutonuqError, EvaluatorError
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import Heartbeat, Session
+from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.scoring import score_plan
@@ -27,6 +27,7 @@ from autonuq.study.stored import (
     RUNNING_FIELDS,
     STOPPED,
     TRIAL,
+    id_of,
     requeue,
     scored_record,
     store_record,
@@ -61,7 +62,7 @@ class Runner:
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
         self.original_metric = float(study.user_attrs[ORIGINAL_METRIC])
-        self.session = Session()
+        self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
 
@@ -122,8 +123,8 @@ class Runner:
             with Heartbeat(trial, self.session.lease):
                 return self._run_trial(trial)
         except BaseException:
-            if self.session.holds(self.study._storage.get_trial(trial._trial_id)):
-                requeue(self.study, trial._trial_id)
+            if self.session.holds(trial.storage.get_trial(id_of(trial))):
+                requeue(trial.storage, id_of(trial))
             raise
 
     def _run_trial(self, trial: optuna.Trial) -> TrialRecord:
@@ -178,7 +179,7 @@ class Runner:
         try:
             store_record(trial, record)
         except UpdateFinishedTrialError:
-            return trial_record(self.study._storage.get_trial(trial._trial_id))
+            return trial_record(trial.storage.get_trial(id_of(trial)))
         append_trial(self.task.log_file, record)
         return record
 

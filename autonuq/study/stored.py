@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
@@ -30,7 +31,6 @@ TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 TASK = "autonuq:task"
 CODEC = "autonuq:codec"
-"""Followed by a layer's name: its histogram and codebooks, apart from LAYERS because some databases limit a value."""
 CONFIRMATION = "autonuq:confirmation"
 STOPPED = "autonuq:stopped"
 # Attributes of a trial.
@@ -206,13 +206,13 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
     UpdateFinishedTrialError
         It was finished already.
     """
-    storage = trial.study._storage
+    storage, own_id = trial.storage, id_of(trial)
     trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state")})
     if record.margin is not None:
-        storage.set_trial_system_attr(trial._trial_id, f"constraints:{CONSTRAINT}", record.margin)
+        storage.set_trial_system_attr(own_id, f"constraints:{CONSTRAINT}", record.margin)
     if record.margin_error is not None:
         trial.set_user_attr(MARGIN_ERROR, record.margin_error)
-    storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # if it was given back meanwhile
+    storage.set_trial_state_values(own_id, TrialState.RUNNING)  # if it was given back meanwhile
     if record.state == "failed" or record.margin is None:
         trial.study.tell(trial, state=TrialState.FAIL)
     else:
@@ -243,9 +243,17 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> No
         )
 
 
-def requeue(study: optuna.Study, trial_id: int) -> None:
+def id_of(trial: optuna.Trial | FrozenTrial) -> int:
+    """Return what storages call a trial.
+
+    The one place that reads Optuna's private member: its public way, by the trial's number, asks the server each time.
+    """
+    return trial._trial_id
+
+
+def requeue(storage: BaseStorage, trial_id: int) -> None:
     """Put an unfinished trial back into the queue; whoever asks next gets it with the parameters that it had."""
     with suppress(UpdateFinishedTrialError):  # finished just before an interrupt
         # First the lease, so that nobody takes the next worker for this one.
-        study._storage.set_trial_user_attr(trial_id, LEASE, {})
-        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        storage.set_trial_user_attr(trial_id, LEASE, {})
+        storage.set_trial_state_values(trial_id, TrialState.WAITING)

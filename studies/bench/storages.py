@@ -31,7 +31,7 @@ from autonuq.quant.curve import Curve
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import Session
+from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import Claims
 from autonuq.study.stored import TARGET_TRIALS, store_record
@@ -39,7 +39,7 @@ from autonuq.study.stored import TARGET_TRIALS, store_record
 LAYERS, MEASURED, EVALUATION_S, SEED = 54, 9, 20.0, 0
 ROOT = Path(__file__).parent.parent.parent
 
-spec = importlib.util.spec_from_file_location("servers", ROOT / "tests/search/conftest.py")
+spec = importlib.util.spec_from_file_location("servers", ROOT / "tests/servers.py")
 servers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(servers)
 
@@ -60,15 +60,16 @@ def scored(plan, number=0):
     return TrialRecord(number, "complete", ratio, -drop, margin < 0, margin, points=plan, worker="host:1")
 
 
-def fill(study, count):
+def fill(storage, study, count):
     """Add scored trials near the constraint's edge, each by one write."""
+    study_id = storage.get_study_id_from_name(study.study_name)
     for number in range(count):
         points = np.clip(generator.normal(17, 3, LAYERS).round(), 0, len(BITS) - 1).astype(int)
         plan = dict(zip(CURVES, points.tolist(), strict=True))
         record = scored(plan, number)
         own = {key: value for key, value in vars(record).items() if key not in ("number", "state")}
-        study._storage.create_new_trial(
-            study._study_id,
+        storage.create_new_trial(
+            study_id,
             create_trial(
                 state=TrialState.COMPLETE,
                 value=record.ratio,
@@ -82,9 +83,10 @@ def fill(study, count):
 
 def measure(url, size):
     """Return seconds to open the study, per trial, and per proposal."""
-    study = open_storage(url).create(f"bench-{size}-{time.time_ns()}")
+    storage = open_storage(url)
+    study = storage.create(f"bench-{size}-{time.time_ns()}")
     study.set_user_attr(TARGET_TRIALS, size + MEASURED)
-    fill(study, size)
+    fill(storage.backend, study, size)
     started = time.perf_counter()
     storage = open_storage(url)
     study = storage.load(study.study_name)
@@ -100,7 +102,7 @@ def measure(url, size):
         return found
 
     sampler.propose = timed
-    with Session() as session:
+    with WorkerSession() as session:
         claims = Claims(storage, study, SPACE, session)
         for _ in range(MEASURED):
             begun = time.perf_counter()

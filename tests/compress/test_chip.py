@@ -8,7 +8,7 @@ from autonuq.compress.chip import view_on_chip
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.passes import capabilities
-from autonuq.settings.mapping import marked_layers
+from autonuq.settings.mapping import load_marks
 
 STAGE_5 = [
     *(f"res5a_branch{branch}" for branch in ("1", "2a", "2b", "2c")),
@@ -34,5 +34,5 @@ def test_resnet50_on_ascend310_is_the_published_mapping(shared):
     views = view_on_chip(random_weights(graph), "ascend310")
     marked = [name for name, view in views.items() if view.mark.is_marked]
     assert sorted(marked) == sorted(STAGE_5)
-    published = marked_layers(shared / "data/amct/resnet50_om_model.json", capabilities(graph))
+    published = load_marks(shared / "data/amct/resnet50_om_model.json", capabilities(graph)).layers
     assert sorted(published) == sorted(marked)

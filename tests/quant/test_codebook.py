@@ -12,7 +12,7 @@ from autonuq.quant.codebook import (
     Codebook,
     build_codebook,
     build_codebooks,
-    build_entropy_codebook,
+    build_entropy_codebooks,
     build_intervals,
     code_histogram,
     code_importance,
@@ -88,9 +88,9 @@ def test_no_cut_is_better_with_bits_counted(counts, importance, lagrangian):
     weights = held if importance is None else np.array(importance)[occupied]
     every = [(0, *inner) for r in range(codes.size) for inner in combinations(range(1, codes.size), r)]
     costs = [entropy_cost(starts, codes, held, weights, lagrangian, 3.0) for starts in every]
-    codebook = build_entropy_codebook(
+    (codebook,) = build_entropy_codebooks(
         histogram,
-        lagrangian,
+        np.array([lagrangian]),
         importance=None if importance is None else np.array(importance),
         side_bits_per_level=3.0,
     )
@@ -120,7 +120,8 @@ def test_more_levels_never_raise_the_distortion(laplace):
 
 @pytest.mark.parametrize("k", [1, 2, 7, 16, 256])
 def test_levels_and_zero_survive(laplace, k):
-    for codebook in (build_codebook(code_histogram(laplace), k), build_entropy_codebook(code_histogram(laplace), k)):
+    histogram = code_histogram(laplace)
+    for codebook in (build_codebook(histogram, k), *build_entropy_codebooks(histogram, np.array([float(k)]))):
         kept = codebook.apply(laplace)
         assert kept.shape == laplace.shape and kept.dtype == np.int8 and kept.flags.writeable
         assert np.array_equal(np.unique(kept), codebook.levels)
@@ -177,7 +178,7 @@ def test_levels_out_of_range_are_refused(levels):
     with pytest.raises(ValueError, match="levels"):
         build_codebooks(np.ones(256)).codebook(levels)
     with pytest.raises(ValueError, match="lagrangian"):
-        build_entropy_codebook(np.ones(256), -1.0)
+        build_entropy_codebooks(np.ones(256), np.array([1.0, -1.0]))
 
 
 def test_a_codebook_checks_its_form():

@@ -1,4 +1,4 @@
-"""Study records as `search` would leave them: LeNet, nothing yet, and a deep network."""
+"""Study records as `study` would leave them: LeNet, nothing yet, and a deep network."""
 
 import numpy as np
 import pytest

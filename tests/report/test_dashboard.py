@@ -33,7 +33,7 @@ def finished(lenet):
 
 @pytest.fixture
 def ask(finished, tmp_path):
-    with open_dashboard(finished, tmp_path, port=0) as server:
+    with open_dashboard(finished, tmp_path, port=0) as (server, _):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield lambda path: urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=60).read()
@@ -69,7 +69,7 @@ def test_a_note_of_the_users_wins(ask, finished):
 
 
 def test_no_copy_of_the_report_stays_behind(finished, tmp_path):
-    with open_dashboard(finished, tmp_path, port=0) as server:
+    with open_dashboard(finished, tmp_path, port=0) as (server, _):
         server.get_app()  # as the server would
     assert not list((tmp_path / "artifacts").iterdir())
     assert optuna.get_all_study_names(finished.optuna._storage)

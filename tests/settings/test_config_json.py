@@ -10,7 +10,7 @@ import pytest
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
-from autonuq.settings.config_json import default_config, load_config, shorten_float, write_config
+from autonuq.settings.config_json import build_arq_config, load_config_json, shorten_float, write_config_json
 
 NETWORK = (
     Capability("data", "Input", 0, (), False, False, False, "type Input is not supported"),
@@ -89,12 +89,12 @@ def write(tmp_path):
 
 
 def test_written_file_is_byte_for_byte_of_amcts_form(tmp_path):
-    write_config(tmp_path / "config.json", TWO_LAYERS, NETWORK)
+    write_config_json(tmp_path / "config.json", TWO_LAYERS, NETWORK)
     assert (tmp_path / "config.json").read_bytes() == GOLDEN.encode()
 
 
 def test_golden_text_reads_back(write):
-    loaded = load_config(write(GOLDEN), NETWORK)
+    loaded = load_config_json(write(GOLDEN), NETWORK)
     assert loaded.config == TWO_LAYERS
     assert list(loaded.config.layers) == ["conv1", "fc"]
     assert loaded.warnings == ()
@@ -119,12 +119,12 @@ def test_round_trip_of_everything_unusual(tmp_path):
         do_fusion=False,
         skip_fusion_layers=("conv2", "conv1"),
     )
-    write_config(tmp_path / "config.json", config, NETWORK)
-    assert load_config(tmp_path / "config.json", NETWORK).config == config
+    write_config_json(tmp_path / "config.json", config, NETWORK)
+    assert load_config_json(tmp_path / "config.json", NETWORK).config == config
 
 
 def test_missing_keys_take_defaults(write):
-    loaded = load_config(write({"conv1": {}, "pool": {}, "fc": {"weight_quant_params": {}}}), NETWORK)
+    loaded = load_config_json(write({"conv1": {}, "pool": {}, "fc": {"weight_quant_params": {}}}), NETWORK)
     uniform = LayerSettings(weights=WeightSettings(channel_wise=False))
     assert loaded.config == QuantizationConfig({"conv1": LayerSettings(), "pool": uniform, "fc": uniform})
 
@@ -148,22 +148,22 @@ def test_files_of_older_releases_are_read(write):
             "weight_quant_params": {"channel_wise": True},
         },
     }
-    assert load_config(write(old), NETWORK).config == QuantizationConfig({"conv1": LayerSettings()})
+    assert load_config_json(write(old), NETWORK).config == QuantizationConfig({"conv1": LayerSettings()})
 
 
 def test_disabled_layers_stay_float(write):
-    loaded = load_config(write({"conv1": {"quant_enable": False}, "fc": {}}), NETWORK)
+    loaded = load_config_json(write({"conv1": {"quant_enable": False}, "fc": {}}), NETWORK)
     assert list(loaded.config.layers) == ["fc"]
 
 
 def test_layers_come_in_network_order(write):
-    loaded = load_config(write({"fc": {}, "pool": {}, "conv2": {}, "conv1": {}}), NETWORK)
+    loaded = load_config_json(write({"fc": {}, "pool": {}, "conv2": {}, "conv1": {}}), NETWORK)
     assert list(loaded.config.layers) == ["conv1", "conv2", "pool", "fc"]
 
 
 def test_nuq_on_a_layer_that_cannot_have_it_stays_uniform_with_a_warning(write):
     path = write({"conv2": {"weight_quant_params": {"wts_algo": "nuq_quantize", "num_steps": 16}}})
-    loaded = load_config(path, NETWORK)
+    loaded = load_config_json(path, NETWORK)
     assert loaded.config.layers["conv2"].weights == WeightSettings()
     (warning,) = loaded.warnings
     assert str(path) in warning
@@ -188,8 +188,8 @@ def test_float32_detours_are_undone(value, short):
 
 def test_long_floats_of_amcts_own_files_print_short(write, tmp_path):
     params = {"max_percentile": 0.9999989867210388, "search_range": [0.699999988079071, 1.2999999523162842]}
-    loaded = load_config(write({"conv1": {"activation_quant_params": params}}), NETWORK)
-    write_config(tmp_path / "again.json", loaded.config, NETWORK)
+    loaded = load_config_json(write({"conv1": {"activation_quant_params": params}}), NETWORK)
+    write_config_json(tmp_path / "again.json", loaded.config, NETWORK)
     text = (tmp_path / "again.json").read_text()
     assert '"max_percentile":0.999999,' in text
     assert '"search_range":[\n                0.7,\n                1.3\n            ],' in text
@@ -287,7 +287,7 @@ REFUSED = {
 def test_broken_rules_are_named_with_file_layer_key_and_value(write, content, message):
     path = write(content)
     with pytest.raises(QuantizationError) as caught:
-        load_config(path, NETWORK)
+        load_config_json(path, NETWORK)
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -295,12 +295,12 @@ def test_broken_rules_are_named_with_file_layer_key_and_value(write, content, me
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(QuantizationError, match=r"none\.json: cannot be read"):
-        load_config(tmp_path / "none.json", NETWORK)
+        load_config_json(tmp_path / "none.json", NETWORK)
 
 
 def test_step_as_wide_as_the_range_is_allowed(write):
     path = write(activation(search_range=[0.9, 1.0], search_step=0.1))
-    assert load_config(path, NETWORK).config.layers["conv1"].activation.search_step == 0.1
+    assert load_config_json(path, NETWORK).config.layers["conv1"].activation.search_step == 0.1
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_step_as_wide_as_the_range_is_allowed(write):
 )
 def test_nothing_is_written_that_could_not_be_read(tmp_path, config, message):
     with pytest.raises(QuantizationError) as caught:
-        write_config(tmp_path / "config.json", config, NETWORK)
+        write_config_json(tmp_path / "config.json", config, NETWORK)
     assert message in str(caught.value)
     assert not (tmp_path / "config.json").exists()
 
@@ -326,11 +326,11 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path, config, message):
 def test_layer_called_like_a_global_key_is_refused(tmp_path):
     network = (replace(NETWORK[1], name="version"),)
     with pytest.raises(QuantizationError, match="rename the layer"):
-        write_config(tmp_path / "config.json", QuantizationConfig({"version": LayerSettings()}), network)
+        write_config_json(tmp_path / "config.json", QuantizationConfig({"version": LayerSettings()}), network)
 
 
 def test_default_config_takes_all_that_can_be_quantized():
-    config = default_config(NETWORK, skip_layers=["conv2"], batch_num=3, activation_offset=False)
+    config = build_arq_config(NETWORK, skip_layers=["conv2"], batch_num=3, activation_offset=False)
     assert list(config.layers) == ["conv1", "pool", "fc"]
     assert config.layers["conv1"] == LayerSettings()
     assert config.layers["fc"] == LayerSettings(weights=WeightSettings(channel_wise=False))
@@ -348,7 +348,7 @@ def test_default_config_takes_all_that_can_be_quantized():
 )
 def test_default_config_refuses_layers_by_name(names, message):
     with pytest.raises(QuantizationError) as caught:
-        default_config(NETWORK, skip_layers=names)
+        build_arq_config(NETWORK, skip_layers=names)
     assert message in str(caught.value)
     assert caught.value.layer == names[0]
 
@@ -366,4 +366,4 @@ def test_default_config_refuses_layers_by_name(names, message):
 def test_default_config_names_the_misused_parameter(arguments, error):
     (name,) = arguments
     with pytest.raises(error, match=f"The '{name}' parameter of create_quant_config must be"):
-        default_config(NETWORK, **arguments)
+        build_arq_config(NETWORK, **arguments)

@@ -9,7 +9,7 @@ import pytest
 from autonuq.amct.unsaid import CHOICES
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
-from autonuq.settings.mapping import load_marks, marked_layers
+from autonuq.settings.mapping import load_marks
 
 
 def capability(name, *, nuq=True, quantizable=True):
@@ -52,30 +52,30 @@ def test_marked_layers_come_in_file_order_and_once(write):
         operator("again", MARK, members("fc")),
         {"name": "no attributes"},
     )
-    assert marked_layers(path, NETWORK) == ("fc", "conv1")
+    assert load_marks(path, NETWORK).layers == ("fc", "conv1")
 
 
 @pytest.mark.parametrize("key", ["_fe_weight_compress", "fe_weight_compress"])
 @pytest.mark.parametrize("value", [{"b": True}, {"b": 1}, {"b": "true"}, {"i": 1}, {"s": "true"}, True], ids=str)
 def test_both_spellings_and_every_way_of_saying_yes(write, key, value):
     path = write(operator("x", {"key": key, "value": value}, members("conv1")))
-    assert marked_layers(path, NETWORK) == ("conv1",)
+    assert load_marks(path, NETWORK).layers == ("conv1",)
 
 
 @pytest.mark.parametrize("value", [{"b": False}, {"b": 0}, {"s": "false"}, {}, None], ids=str)
 def test_a_marker_can_say_no(write, value):
     path = write(operator("x", {"key": "_fe_weight_compress", "value": value}, members("conv1")))
-    assert marked_layers(path, NETWORK) == ()
+    assert load_marks(path, NETWORK).layers == ()
 
 
 def test_other_lists_of_original_names_are_the_first_fallback(write):
     path = write(operator("x", MARK, members("conv10", key="original_op_names")))
-    assert marked_layers(path, NETWORK) == ("conv10",)
+    assert load_marks(path, NETWORK).layers == ("conv10",)
 
 
 def test_longest_layer_name_that_starts_the_operators_name_is_the_last_resort(write):
     path = write(operator("conv10conv10_dequant", MARK), operator("fc", MARK, members("elsewhere")))
-    assert marked_layers(path, NETWORK) == ("conv10", "fc")
+    assert load_marks(path, NETWORK).layers == ("conv10", "fc")
 
 
 def test_marks_tell_what_cannot_be_used(write):
@@ -83,7 +83,6 @@ def test_marks_tell_what_cannot_be_used(write):
     marks = load_marks(path, NETWORK)
     assert marks.layers == ("grouped",)
     assert marks.unmatched == ("alien",)
-    assert marked_layers(path, NETWORK) == ()
 
 
 WRONG = {
@@ -105,17 +104,17 @@ def test_wrong_shape_is_named(tmp_path, content, message):
     path = tmp_path / "om.json"
     path.write_text(json.dumps(content))
     with pytest.raises(QuantizationError) as caught:
-        marked_layers(path, NETWORK)
+        load_marks(path, NETWORK)
     assert str(caught.value).startswith(f"{path}: The mapping file must hold")
     assert message in str(caught.value)
 
 
 def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(QuantizationError, match=r"none\.json: cannot be read"):
-        marked_layers(tmp_path / "none.json", NETWORK)
+        load_marks(tmp_path / "none.json", NETWORK)
     (tmp_path / "om.json").write_text("{\n 'x'}")
     with pytest.raises(QuantizationError, match=r"om\.json: is not JSON at line 2, column 2"):
-        marked_layers(tmp_path / "om.json", NETWORK)
+        load_marks(tmp_path / "om.json", NETWORK)
 
 
 def test_every_choice_says_what_and_why():

@@ -9,7 +9,7 @@ import pytest
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
-from autonuq.settings.config_json import load_config, write_config
+from autonuq.settings.config_json import load_config_json, write_config_json
 from autonuq.settings.simplified import load_simplified
 
 NETWORK = (
@@ -307,5 +307,5 @@ def test_missing_and_binary_files_are_named(tmp_path):
 
 def test_resolved_settings_survive_config_json(load, tmp_path):
     config = load(NUQ + "batch_num: 2 common_config { hfmg_quantize {} }").config
-    write_config(tmp_path / "config.json", config, NETWORK)
-    assert load_config(tmp_path / "config.json", NETWORK).config == config
+    write_config_json(tmp_path / "config.json", config, NETWORK)
+    assert load_config_json(tmp_path / "config.json", NETWORK).config == config

@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from autonuq.storage import lease as lease_module
-from autonuq.storage.lease import LEASE, Heartbeat, Lease, Observer, Session
+from autonuq.storage.lease import LEASE, Heartbeat, Lease, LeaseWatch, WorkerSession
 
 AFAR = Lease("far:1", "s1", machine="another machine", pid=1, since="5", interval_s=5.0)
 
@@ -37,7 +37,7 @@ def clock():
 
 @pytest.fixture
 def observer(clock):
-    return Observer(clock)
+    return LeaseWatch(clock)
 
 
 def numbers(trials):
@@ -94,7 +94,7 @@ def test_clocks_are_not_compared(observer, clock):
 
 def test_on_one_machine_a_dead_process_is_seen_at_once(observer):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    with Session() as own:
+    with WorkerSession() as own:
         since = lease_module._started(process.pid)
         lease = replace(own.lease, session="other", pid=process.pid, since=since)
         assert not observer.dead([running(lease)])
@@ -108,9 +108,9 @@ def test_on_one_machine_a_dead_process_is_seen_at_once(observer):
 
 
 def test_sessions_of_one_process_are_told_apart(observer):
-    with Session() as first:
+    with WorkerSession() as first:
         assert not observer.dead([running(first.lease)])
-        with Session() as second:
+        with WorkerSession() as second:
             pass
         assert observer.dead([running(second.lease)])
         assert not observer.dead([running(first.lease)])

@@ -16,7 +16,7 @@ from autonuq.quant.curve import Curve
 from autonuq.records import TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import Heartbeat, Session
+from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import Claims
 from autonuq.study.stored import store_record
@@ -45,7 +45,7 @@ def scored(trial):
 
 
 def main(url, name, log, pause_s, dies_at):
-    with Session() as session:
+    with WorkerSession() as session:
         claims = open_claims(url, name, session)
         claimed = 0
         while not claims.is_finished():

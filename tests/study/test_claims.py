@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autonuq.storage.lease import LEASE, Session
+from autonuq.storage.lease import LEASE, WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import MOST_DEATHS
 from autonuq.study.stored import TARGET_TRIALS, TRIAL, scored_record, store_record, trial_record
@@ -33,7 +33,7 @@ def worker(study):
     sessions = []
 
     def make():
-        sessions.append(Session().__enter__())
+        sessions.append(WorkerSession().__enter__())
         return claimer.open_claims(study.user_attrs["url"], "net", sessions[-1])
 
     yield make
@@ -83,7 +83,7 @@ def test_queued_trials_beyond_the_total_stay_queued(study, worker):
 def test_parameters_are_written_with_the_trial(study, worker, monkeypatch):
     """One write for all of them, and no deep copies of the other trials."""
     one = worker()
-    backend, calls = one._study._storage, []
+    backend, calls = one._storage.backend, []
     for name in ("set_trial_param", "create_new_trial", "get_all_trials"):
         original = getattr(backend, name)
 
@@ -134,7 +134,7 @@ def test_a_dead_worker_on_another_host_is_found_by_its_silence(study, worker):
     lost.set_user_attr(LEASE, replace(one._session.lease, machine="another").as_attribute())
     study.set_user_attr(TARGET_TRIALS, 1)
     now = 0.0
-    two._observer.clock = lambda: now
+    two._watch.clock = lambda: now
     assert two.next() is None
     now = 26.0
     assert two.next().number == 0

@@ -12,7 +12,7 @@ import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.storage.lease import LEASE, Session
+from autonuq.storage.lease import LEASE, WorkerSession
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
 
@@ -281,7 +281,7 @@ def test_calibration_needs_the_configured_passes(task):
 def test_orphans_of_another_process_are_queued_again(task):
     study = StudyRun(task).run(exists=False).optuna
     trial = study.ask()
-    with Session() as session:
+    with WorkerSession() as session:
         trial.set_user_attr(LEASE, session.lease.as_attribute())
     record = StudyRun(replace(task, n_trials=4)).run(exists=True).record()
     assert record.trials[trial.number].state == "complete"

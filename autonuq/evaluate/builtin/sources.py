@@ -197,7 +197,7 @@ class FolderImages:
         """See `LabelledImages`."""
         paths = [self._folder / name for name in self._names[start:stop]]
         with ThreadPoolExecutor(_DECODERS) as pool:
-            return list(pool.map(lambda path: decode(path, channels, path), paths))
+            return list(pool.map(lambda path: decode_picture(path, channels, path), paths))
 
     def digest(self) -> str:
         """Digest the names, sizes and labels of the pictures; they are too many to read."""
@@ -207,7 +207,7 @@ class FolderImages:
         return digest.hexdigest()
 
 
-def decode(file: Path | io.BytesIO, channels: int, path: Path) -> NDArray[np.uint8]:
+def decode_picture(file: Path | io.BytesIO, channels: int, path: Path) -> NDArray[np.uint8]:
     """Decode a picture to (height, width, 1 or 3), RGB; `path` is for messages."""
     if channels not in (1, 3):
         raise EvaluatorError(f"pictures have 1 or 3 channels, the network takes {channels}", path=path)
@@ -266,7 +266,7 @@ class LmdbImages:
 
     def _pixels(self, datum: Datum, channels: int) -> NDArray[Any]:
         if datum.values is None:
-            return decode(io.BytesIO(datum.encoded), channels, self._path)[..., ::-1]
+            return decode_picture(io.BytesIO(datum.encoded), channels, self._path)[..., ::-1]
         if len(datum.values) != channels:
             raise EvaluatorError(
                 f"its images have {len(datum.values)} channels, the network takes {channels}", path=self._path

@@ -41,7 +41,7 @@ def _detections(layer: Layer, location: Array, confidence: Array, priors: Array,
     with np.errstate(over="ignore", invalid="ignore"):  # a box may be infinite, and overlap nothing
         if not message.variance_encoded_in_target:
             moved = moved * variance[0]
-        boxes = decode(moved, prior, message)
+        boxes = decode_boxes(moved, prior, message)
         rows = [_rows(message, item, boxes[item], scores[item]) for item in range(number)]
     found = np.concatenate(rows)
     if not len(found):
@@ -50,7 +50,7 @@ def _detections(layer: Layer, location: Array, confidence: Array, priors: Array,
     return [found[None, None]]
 
 
-def decode(moved: Array, prior: Array, message: caffe_pb2.DetectionOutputParameter) -> Array:
+def decode_boxes(moved: Array, prior: Array, message: caffe_pb2.DetectionOutputParameter) -> Array:
     """Turn predicted offsets into boxes.
 
     Parameters

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.atc.index import BLOCK_BYTES, ENTRY_BYTES, StreamFormat, check, read_index, refuse, write_index
+from autonuq.quant.atc.index import (
+    BLOCK_BYTES,
+    ENTRY_BYTES,
+    StreamFormat,
+    check_parameter,
+    read_index,
+    refuse,
+    write_index,
+)
 from autonuq.quant.atc.layout import device_layout
 from autonuq.quant.atc.packets import PIECE_BYTES, Packets, find_packets, header_dictionary, read_lanes, write_lanes
 from autonuq.quant.atc.ranking import VALUES, rank_bytes
@@ -176,7 +184,9 @@ def decompress(
     form = compressed.format
     demanded = {"mode": mode, "max_ratio": max_ratio, "tight": tight, "init_offset": init_offset, "kind": kind}
     for name, value in {**demanded, "fractal_bytes": fractal_bytes}.items():
-        check(name, value, f"{getattr(form, name)!r}, as the data's", value is None or value == getattr(form, name))
+        check_parameter(
+            name, value, f"{getattr(form, name)!r}, as the data's", value is None or value == getattr(form, name)
+        )
     lengths, is_coded, places = read_index(compressed.index, form)
     streams = np.frombuffer(compressed.data, dtype=np.uint8)
     ends = places + lengths
@@ -255,7 +265,7 @@ def _checked(data: bytes | NDArray[Any], form: StreamFormat) -> NDArray[np.uint8
     array = np.ascontiguousarray(data).reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else None
     values = np.frombuffer(data, dtype=np.uint8) if array is None else array
     rule = f"a positive multiple of fractal_bytes, {form.fractal_bytes}"
-    check("data", f"{values.size} bytes", rule, values.size > 0 and values.size % form.fractal_bytes == 0)
+    check_parameter("data", f"{values.size} bytes", rule, values.size > 0 and values.size % form.fractal_bytes == 0)
     return values
 
 

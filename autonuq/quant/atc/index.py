@@ -46,13 +46,13 @@ class StreamFormat:
 
     def __post_init__(self) -> None:
         """Refuse what the compressor refuses."""
-        check("mode", self.mode, "'A' or 'B'", self.mode in _ENGINES)
-        check("max_ratio", self.max_ratio, "64 or 32", self.max_ratio in (64, 32))
-        check("kind", self.kind, "0 (low-sparse) or 1 (high-sparse)", self.kind in (0, 1))
-        check("init_offset", self.init_offset, "an int in [0, 2**39)", 0 <= self.init_offset < 1 << 39)
+        check_parameter("mode", self.mode, "'A' or 'B'", self.mode in _ENGINES)
+        check_parameter("max_ratio", self.max_ratio, "64 or 32", self.max_ratio in (64, 32))
+        check_parameter("kind", self.kind, "0 (low-sparse) or 1 (high-sparse)", self.kind in (0, 1))
+        check_parameter("init_offset", self.init_offset, "an int in [0, 2**39)", 0 <= self.init_offset < 1 << 39)
         in_range = isinstance(self.fractal_bytes, (int, np.integer)) and 0 < self.fractal_bytes <= MAX_FRACTAL_BYTES
         rule = f"a multiple of {BLOCK_BYTES} in [{BLOCK_BYTES}, {MAX_FRACTAL_BYTES}]"
-        check("fractal_bytes", self.fractal_bytes, rule, in_range and self.fractal_bytes % BLOCK_BYTES == 0)
+        check_parameter("fractal_bytes", self.fractal_bytes, rule, in_range and self.fractal_bytes % BLOCK_BYTES == 0)
 
     @property
     def engines(self) -> int:
@@ -70,7 +70,7 @@ class StreamFormat:
         return TABLES[self.kind]
 
 
-def check(name: str, value: object, rule: str, holds: bool) -> None:
+def check_parameter(name: str, value: object, rule: str, holds: bool) -> None:
     """Refuse misuse of a parameter unless the rule holds."""
     if not holds:
         raise ValueError(f"The '{name}' parameter of ATC's compressor must be {rule}. Got {value!r} instead.")
@@ -86,7 +86,9 @@ def write_index(
     if form.tight:
         places = np.cumsum(lengths) - lengths
         starts = -(-(places + form.init_offset) // form.unit_bytes)
-        check("init_offset", form.init_offset, "small enough for an index of 32 bits", int(starts[-1]) < 1 << 32)
+        check_parameter(
+            "init_offset", form.init_offset, "small enough for an index of 32 bits", int(starts[-1]) < 1 << 32
+        )
         return places, np.stack((words, starts), axis=1).astype("<u4").tobytes()
     shifts = np.array(_shifts_a(lengths, form) if form.mode == "A" else _shifts_b(lengths, form))
     words |= shifts << (14 if form.mode == "A" else 13)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.atc.index import BLOCK_BYTES, check
+from autonuq.quant.atc.index import BLOCK_BYTES, check_parameter
 
 _INT8_K, _INT8_N = 32, 16  # a block of weights: inputs and outputs
 
@@ -42,12 +42,12 @@ def device_layout(codes: NDArray[Any], kind: str) -> NDArray[np.int8]:
     **Shapes**: (100, 48, 3, 3) -> (2 * 9 * 7 * 512,), 43,200 weights in 64,512 bytes.
     **Cost**: O(n), one pass.
     """
-    check("kind", kind, "'conv' or 'fc'", kind in ("conv", "fc"))
+    check_parameter("kind", kind, "'conv' or 'fc'", kind in ("conv", "fc"))
     weights = np.asarray(codes)
     if weights.dtype != np.int8:
         raise TypeError(f"The device_layout function takes codes of dtype int8. Got {weights.dtype} instead.")
     axes = 4 if kind == "conv" else 2
-    check("codes", weights.shape, f"of {axes} axes, not empty", weights.ndim == axes and weights.size > 0)
+    check_parameter("codes", weights.shape, f"of {axes} axes, not empty", weights.ndim == axes and weights.size > 0)
     outputs, inputs, height, width = (*weights.shape, 1, 1)[:4]
     padded = np.zeros((-(-outputs // _INT8_N) * _INT8_N, -(-inputs // _INT8_K) * _INT8_K, height, width), dtype=np.int8)
     padded[:outputs, :inputs] = weights.reshape(outputs, inputs, height, width)
