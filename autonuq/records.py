@@ -11,8 +11,60 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Words in storages; those of ours carry the prefix `autonuq:`.
+
+RATIO_PREFIX = "ratio/"
+"""Of the parameters: `ratio/<layer>` is the layer's float32 bytes over its compressed bytes."""
+CONSTRAINT = "satisfied"
+"""The constraint: the margin, log(drop / allowed drop), negative inside."""
+
+# Attributes of a study.
+FINGERPRINT = "autonuq:fingerprint"
+ORIGINAL_METRIC = "autonuq:original_metric"
+ORIGINAL_ERROR = "autonuq:original_standard_error"
+LAYERS = "autonuq:layers"
+TARGET_TRIALS = "autonuq:target_trials"
+PROVENANCE = "autonuq:provenance"
+TASK = "autonuq:task"
+CODEC = "autonuq:codec"
+CONFIRMATION = "autonuq:confirmation"
+STOPPED = "autonuq:stopped"
+ARTIFACTS = "autonuq:artifacts"
+"""File name -> SHA-256."""
+
+# Attributes of a trial.
+TRIAL = "autonuq:trial"
+ORIGIN = "autonuq:origin"
+DEATHS = "autonuq:deaths"
+RUNNING = "autonuq:running"
+"""The fields of `RUNNING_FIELDS`, while the trial is scored."""
+RUNNING_FIELDS = ("size_bytes", "started", "worker")
+LEASE = "autonuq:lease"
+"""The `storage.lease.Lease` of the worker that runs the trial; empty between two workers."""
+PLAN = "autonuq:plan"
+"""A system attribute: the index of the proposed point of every layer, in the order of the curves."""
+MARGIN_ERROR = "autonuq:margin_error"
+"""The standard deviation of a constraint that is an estimate itself."""
+
 MARGIN_LIMIT = 7.0
 """Margins are clipped to +-7: a drop 1,000 times smaller or larger than allowed says no more."""
+_VERDICT_ALONE = 1.0
+INT8_STEPS = 256
+
+
+def verdict_alone(satisfied: bool) -> float:
+    """Return the margin that says nothing but the verdict: -1 or 1."""
+    return -_VERDICT_ALONE if satisfied else _VERDICT_ALONE
+
+
+def is_verdict_alone(margin: float) -> bool:
+    """Say whether a margin says nothing but the verdict."""
+    return abs(margin) == _VERDICT_ALONE
+
+
+def say_verdict(satisfied: bool | None) -> str:
+    """Put a verdict into words."""
+    return "satisfied" if satisfied else "not satisfied"
 
 
 def encode_levels(levels: Iterable[int]) -> str:
@@ -122,12 +174,19 @@ class TrialRecord:
     margin_error: float | None = None
 
     @property
+    def outcome(self) -> str:
+        """What came of the trial, in a word or two: a verdict, "failed", or "running"."""
+        if self.state != "complete":
+            return "failed" if self.state == "failed" else "running"
+        return say_verdict(self.satisfied)
+
+    @property
     def summary(self) -> str:
         """What came of the trial, in one line."""
         if self.state != "complete":
             return self.error
         estimated = ", estimated" if self.margin_error is not None else ""
-        alone = ", verdict alone: is_satisfied shows no single edge" if abs(self.margin or 0.0) == 1.0 else ""
+        alone = ", verdict alone: is_satisfied shows no single edge" if is_verdict_alone(self.margin or 0.0) else ""
         return f"ratio {self.ratio:.2f}, metric {self.metric:g}{estimated}{alone}"
 
 
@@ -167,8 +226,7 @@ class Confirmation:
             return f"trial {self.trial} could not be confirmed: {self.error}"
         before = format_metric(self.original_metric, self.original_standard_error)
         after = format_metric(self.metric, self.standard_error)
-        verdict = "satisfied" if self.satisfied else "not satisfied"
-        return f"trial {self.trial} by {self.evaluator}: metric {before} -> {after}, {verdict}"
+        return f"trial {self.trial} by {self.evaluator}: metric {before} -> {after}, {say_verdict(self.satisfied)}"
 
 
 @dataclass(frozen=True)
@@ -235,24 +293,93 @@ class StudyRecord:
             and trial.margin_error is None
             and trial.metric != self.original_metric
             and 0 < abs(trial.margin) < MARGIN_LIMIT
-            and abs(trial.margin) != 1
+            and not is_verdict_alone(trial.margin)
         ]
         if not telling:
             return None
         _, margin, metric = min(telling)
         return self.original_metric + (metric - self.original_metric) * math.exp(-margin)
 
-    def layer_bytes(self, trial: TrialRecord) -> dict[str, int]:
-        """Compressed bytes of every layer's weights under a trial's plan."""
-        return {layer.name: layer.rates_bytes[trial.points.get(layer.name, 0)] for layer in self.layers}
+    @property
+    def counts(self) -> Counts:
+        """How many trials are in which state."""
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        return Counts(
+            complete=len(complete),
+            satisfied=sum(bool(trial.satisfied) for trial in complete),
+            failed=sum(trial.state == "failed" for trial in self.trials),
+            running=sum(trial.state == "running" for trial in self.trials),
+        )
+
+    def layer_rows(self, trial: TrialRecord | None) -> tuple[LayerRow, ...]:
+        """Return what a trial's plan makes of every layer, in network order; without a trial, what is known."""
+        return tuple(_layer_row(layer, trial) for layer in self.layers)
 
     def layer_levels(self, trial: TrialRecord) -> dict[str, int]:
         """Levels of every quantized layer under a trial's plan."""
-        return {
-            layer.name: layer.curve_levels[trial.points.get(layer.name, 0)]
-            for layer in self.layers
-            if layer.treatment != "float"
-        }
+        return {row.layer.name: row.levels for row in self.layer_rows(trial) if row.levels is not None}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study.
+
+    Attributes
+    ----------
+    complete, satisfied, failed, running : int
+        Those that are satisfied are complete, too.
+    """
+
+    complete: int
+    satisfied: int
+    failed: int
+    running: int
+
+    @property
+    def finished(self) -> int:
+        """Trials that will not run again."""
+        return self.complete + self.failed
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer under a plan.
+
+    Attributes
+    ----------
+    layer : LayerRecord
+    size_bytes : int or None
+        Compressed; None without a plan.
+    levels : int or None
+        int8 steps that the layer keeps; None without a plan and for a layer that stays float.
+    """
+
+    layer: LayerRecord
+    size_bytes: int | None
+    levels: int | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Bytes as float32 over compressed bytes; a layer that needs none counts as one byte."""
+        return None if self.size_bytes is None else self.layer.original_bytes / max(1, self.size_bytes)
+
+    @property
+    def retention(self) -> float | None:
+        """Share of the int8 steps that are kept."""
+        return None if self.levels is None else self.levels / INT8_STEPS
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the compressed layer."""
+        return None if self.size_bytes is None or not self.layer.weights else 8 * self.size_bytes / self.layer.weights
+
+
+def _layer_row(layer: LayerRecord, trial: TrialRecord | None) -> LayerRow:
+    if trial is None:
+        return LayerRow(layer, None, None)
+    point = trial.points.get(layer.name, 0)
+    levels = None if layer.treatment == "float" else layer.curve_levels[point]
+    return LayerRow(layer, layer.rates_bytes[point], levels)
 
 
 def format_metric(metric: float | None, standard_error: float | None = None) -> str:

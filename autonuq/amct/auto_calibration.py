@@ -31,6 +31,7 @@ from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
 from autonuq.graph.record import write_record
 from autonuq.quant.config import QuantizationConfig
+from autonuq.records import say_verdict
 from autonuq.runtime.samples import load_sample, samples_folder
 from autonuq.settings.config_json import dump_json, parse_json
 
@@ -262,7 +263,7 @@ class _Trials:
 
 def _log_trial(trial: _Trial) -> None:
     floats = ", ".join(name for name, is_quantized in trial.quantized.items() if not is_quantized) or "none"
-    state = "satisfied" if trial.verdict[0] else "not satisfied"
+    state = say_verdict(trial.verdict[0])
     open_log().info("float layers: %s; metric %s, loss %s: %s", floats, trial.metric, trial.verdict[1], state)
 
 

@@ -114,7 +114,5 @@ class ProgressLog:
             self._first = step.done - 1
         spent = time.monotonic() - self._started
         left = spent / max(1, step.done - self._first) * (step.total - step.done)
-        verdict = "satisfied" if step.trial.satisfied else "not satisfied"
-        state = "failed" if step.trial.state == "failed" else verdict
         best = f"best {step.best.ratio:.2f}x" if step.best is not None else "none satisfied yet"
-        open_log().info("%s, %s; %s; about %.0f s left", message, state, best, left)
+        open_log().info("%s, %s; %s; about %.0f s left", message, step.trial.outcome, best, left)

@@ -55,17 +55,17 @@ class Standing:
 
 def standing(record: StudyRecord) -> Standing:
     """Say how far a study is."""
-    complete = [trial for trial in record.trials if trial.state == "complete"]
-    done = len(complete) + sum(trial.state == "failed" for trial in record.trials)
+    counts, done = record.counts, record.counts.finished
     running = tuple(trial for trial in record.trials if trial.state == "running")
-    spent = [trial.duration_s for trial in complete if trial.duration_s and not trial.origin.startswith("copy")]
+    scored = (trial for trial in record.trials if trial.state == "complete" and not trial.origin.startswith("copy"))
+    spent = [trial.duration_s for trial in scored if trial.duration_s]
     target = max(record.target_trials, done)
     left = (target - done) / max(1, len(running))
     return Standing(
         done=done,
         target=target,
         best=record.best,
-        feasible=fmean(bool(trial.satisfied) for trial in complete) if complete else None,
+        feasible=counts.satisfied / counts.complete if counts.complete else None,
         left_s=left * fmean(spent[-_RECENT:]) if spent else None,
         running=running,
     )
@@ -168,11 +168,4 @@ def _step_line(step: Progress) -> str:
     if step.trial is None:
         return line + step.message
     best = f"best {step.best.ratio:.2f}x at {step.best.metric:g}" if step.best is not None else "none satisfied yet"
-    return line + f"trial {step.trial.number}: {step.message} ({verdict(step.trial)}; {best})"
-
-
-def verdict(trial: TrialRecord) -> str:
-    """Name what came of a trial."""
-    if trial.state == "failed":
-        return "failed"
-    return "satisfied" if trial.satisfied else "not satisfied"
+    return line + f"trial {step.trial.number}: {step.message} ({step.trial.outcome}; {best})"

@@ -51,16 +51,10 @@ def status(
 def _status(record: StudyRecord) -> dict[str, Any]:
     """Describe a study for --json."""
     best = record.best
-    complete = [trial for trial in record.trials if trial.state == "complete"]
-    counts = {state: sum(trial.state == state for trial in record.trials) for state in ("failed", "running")}
     return {
         "study": record.name,
         "original_metric": record.original_metric,
-        "trials": {
-            "complete": len(complete),
-            "satisfied": sum(bool(trial.satisfied) for trial in complete),
-            **counts,
-        },
+        "trials": asdict(record.counts),
         **_when_there(record),
         "best": None
         if best is None

@@ -19,7 +19,7 @@ from autonuq.cli.console import (
     shown,
 )
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.records import format_metric
+from autonuq.records import format_metric, say_verdict
 
 
 def _quiet_log() -> None:
@@ -61,7 +61,7 @@ def quantize(
     _quiet_log()
     chosen = load_evaluator(evaluator, Path.cwd(), batches)
     result = amct.quantize_static(model, weights, config, chosen, output)
-    verdict = "satisfied" if result.satisfied else "not satisfied"
+    verdict = say_verdict(result.satisfied)
     say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
     for name, levels in result.levels.items():
         say(f"layer   {name}: {levels} levels")

@@ -173,17 +173,14 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_column("layer")
     for column in ("weights", "levels", "retention", "bytes", "ratio"):
         table.add_column(column, justify="right")
-    sizes = record.layer_bytes(best)
-    levels = record.layer_levels(best)
-    for layer in record.layers:
-        count = levels.get(layer.name)
+    for row in record.layer_rows(best):
         table.add_row(
-            layer.name,
-            f"{layer.weights:,}",
-            "float" if count is None else str(count),
-            "" if count is None else f"{count / 256:.3f}",
-            f"{sizes[layer.name]:,}",
-            f"{layer.original_bytes / sizes[layer.name]:.2f}x",
+            row.layer.name,
+            f"{row.layer.weights:,}",
+            "float" if row.levels is None else str(row.levels),
+            "" if row.retention is None else f"{row.retention:.3f}",
+            f"{row.size_bytes:,}",
+            f"{row.ratio:.2f}x",
         )
     table.add_section()
     total = best.size_bytes or 0

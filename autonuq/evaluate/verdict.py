@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from autonuq.records import MARGIN_LIMIT
-
-LIMIT = MARGIN_LIMIT
+from autonuq.records import MARGIN_LIMIT, verdict_alone
 
 _TOLERANCE = 1e-6
 _GRID = 32  # points on either side of the edge at which a single edge is checked
@@ -41,7 +39,7 @@ def margin(is_satisfied: Callable[[float, float], bool], original: float, new: f
     """
     verdict = bool(is_satisfied(original, new))
     if new == original:
-        return -LIMIT if verdict else verdict_alone(verdict)
+        return -MARGIN_LIMIT if verdict else verdict_alone(verdict)
 
     def holds(log_t: float) -> bool:
         return bool(is_satisfied(original, original + math.exp(log_t) * (new - original)))
@@ -54,19 +52,14 @@ def margin(is_satisfied: Callable[[float, float], bool], original: float, new: f
     if not single:
         return verdict_alone(verdict)
     if edge is None:
-        return -LIMIT if verdict else LIMIT
-    return max(-LIMIT, min(LIMIT, -edge))
-
-
-def verdict_alone(satisfied: bool) -> float:
-    """Return the margin that says nothing but the verdict."""
-    return -1.0 if satisfied else 1.0
+        return -MARGIN_LIMIT if verdict else MARGIN_LIMIT
+    return max(-MARGIN_LIMIT, min(MARGIN_LIMIT, -edge))
 
 
 def _edge(holds: Callable[[float], bool], verdict: bool) -> float | None:
     """Return log t at which the predicate turns, or None if it does not within the limit."""
-    low, high = (0.0, LIMIT) if verdict else (-LIMIT, 0.0)
-    if holds(LIMIT if verdict else -LIMIT) == verdict:
+    low, high = (0.0, MARGIN_LIMIT) if verdict else (-MARGIN_LIMIT, 0.0)
+    if holds(MARGIN_LIMIT if verdict else -MARGIN_LIMIT) == verdict:
         return None
     while high - low > _TOLERANCE:
         middle = (low + high) / 2
@@ -76,7 +69,7 @@ def _edge(holds: Callable[[float], bool], verdict: bool) -> float | None:
 
 def _is_single(holds: Callable[[float], bool], edge: float) -> bool:
     """Check on a grid that the predicate holds below the edge and fails above it."""
-    step = LIMIT / _GRID
+    step = MARGIN_LIMIT / _GRID
     below = (edge - step * index for index in range(1, _GRID + 1))
     above = (edge + step * index for index in range(1, _GRID + 1))
     return all(map(holds, below)) and not any(map(holds, above))
@@ -84,5 +77,5 @@ def _is_single(holds: Callable[[float], bool], edge: float) -> bool:
 
 def _is_constant(holds: Callable[[float], bool], verdict: bool) -> bool:
     """Check on a grid that the verdict is the same up to the limit."""
-    step = LIMIT / _GRID if verdict else -LIMIT / _GRID
+    step = MARGIN_LIMIT / _GRID if verdict else -MARGIN_LIMIT / _GRID
     return all(holds(step * index) == verdict for index in range(1, _GRID + 1))

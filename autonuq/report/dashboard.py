@@ -214,10 +214,9 @@ def _study_note(record: StudyRecord) -> str:
 
 def _plan_table(record: StudyRecord, trial: TrialRecord) -> str:
     """Return a trial's plan as a table in Markdown."""
-    sizes, levels = record.layer_bytes(trial), record.layer_levels(trial)
     rows = [
-        f"| {layer.name.replace('|', chr(92) + '|')} | {levels.get(layer.name, 'float32')} | {sizes[layer.name]:,} "
-        f"| {layer.original_bytes / max(1, sizes[layer.name]):.2f}× |"
-        for layer in record.layers
+        f"| {row.layer.name.replace('|', chr(92) + '|')} | {'float32' if row.levels is None else row.levels} "
+        f"| {row.size_bytes:,} | {row.ratio:.2f}× |"
+        for row in record.layer_rows(trial)
     ]
     return "\n".join(["| layer | levels | bytes | ratio |", "|---|---:|---:|---:|", *rows])

@@ -284,11 +284,9 @@ def layers_data(record: StudyRecord) -> LayersData:
     LayersData
         Without a best trial, compressed bytes and levels are NaN.
     """
-    best = record.best
-    sizes = record.layer_bytes(best) if best else {}
-    levels = record.layer_levels(best) if best else {}
+    rows = record.layer_rows(record.best)
     original = _floats(layer.original_bytes for layer in record.layers)
-    compressed = _floats(sizes.get(layer.name) for layer in record.layers)
+    compressed = _floats(row.size_bytes for row in rows)
     return LayersData(
         names=tuple(layer.name for layer in record.layers),
         types=tuple(layer.type for layer in record.layers),
@@ -297,9 +295,9 @@ def layers_data(record: StudyRecord) -> LayersData:
         compressed_bytes=compressed,
         original_shares=original / max(1.0, original.sum()),
         compressed_shares=compressed / max(1.0, compressed.sum()),
-        bits_per_weight=8 * compressed / np.maximum(1.0, _floats(layer.weights for layer in record.layers)),
-        levels=_floats(levels.get(layer.name) for layer in record.layers),
-        trial=best.number if best else None,
+        bits_per_weight=_floats(row.bits_per_weight for row in rows),
+        levels=_floats(row.levels for row in rows),
+        trial=record.best.number if record.best else None,
     )
 
 
@@ -412,19 +410,13 @@ def timeline_data(record: StudyRecord) -> TimelineData:
     return TimelineData(
         numbers=np.array([trial.number for trial in trials], dtype=np.int64),
         workers=tuple(trial.worker or "unknown" for trial in trials),
-        outcomes=tuple(_outcome(trial) for trial in trials),
+        outcomes=tuple(trial.outcome for trial in trials),
         starts=tuple(starts),
         durations_s=_floats(
             (last - start).total_seconds() if last and trial.state == "running" else trial.duration_s
             for start, trial in zip(starts, trials, strict=True)
         ),
     )
-
-
-def _outcome(trial: TrialRecord) -> str:
-    if trial.state != "complete":
-        return "failed" if trial.state == "failed" else "running"
-    return "satisfied" if trial.satisfied else "not satisfied"
 
 
 def _floats(values: Iterable[float | None]) -> Floats:

@@ -13,6 +13,7 @@ import optuna
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from autonuq.records import RATIO_PREFIX
 from autonuq.report.data import CodebooksData, CurvesData, Floats, Integers, LayerCurve, LayersData
 from autonuq.report.optimization import FEWEST_TRIALS, ContourData, ImportanceData, metric_of
 from autonuq.report.style import (
@@ -374,9 +375,9 @@ def contour_figure(data: ContourData) -> go.Figure:
     title = "Metric over the two most important layers"
     if not data.names:
         return show_sentence(blank_figure(title, x="", y=""), NO_PAIR)
-    parameters = [f"ratio/{name}" for name in data.names]
+    parameters = [RATIO_PREFIX + name for name in data.names]
     figure = optuna.visualization.plot_contour(data.study, params=parameters, target=metric_of, target_name="metric")
-    across, up = (plotly_text(name.removeprefix("ratio/"), LONGEST_LABEL) for name in sorted(parameters))
+    across, up = (plotly_text(name.removeprefix(RATIO_PREFIX), LONGEST_LABEL) for name in sorted(parameters))
     figure.update_layout(template=TEMPLATE, title_text=title)
     figure.update_xaxes(title_text=f"{across}: compression ratio (×)", tickvals=RATIO_TICKS)
     figure.update_yaxes(title_text=f"{up}: compression ratio (×)", tickvals=RATIO_TICKS)

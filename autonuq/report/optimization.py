@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.records import CONSTRAINT, RATIO_PREFIX, LayerRecord, StudyRecord, TrialRecord
 from autonuq.report.data import Flags, Floats, metric_rises
 
 FEWEST_TRIALS = 8
@@ -82,7 +82,8 @@ def optuna_study(record: StudyRecord) -> optuna.Study:
     """
     searched = [layer for layer in record.layers if len(layer.rates_bytes) > 1]
     distributions: dict[str, BaseDistribution] = {
-        f"ratio/{layer.name}": FloatDistribution(_ratio(layer, 0), _ratio(layer, -1), log=True) for layer in searched
+        RATIO_PREFIX + layer.name: FloatDistribution(_ratio(layer, 0), _ratio(layer, -1), log=True)
+        for layer in searched
     }
     study = optuna.create_study(direction="maximize")
     study.add_trials(_frozen(trial, searched, distributions) for trial in _finished(record))
@@ -126,7 +127,7 @@ def contour_data(record: StudyRecord) -> ContourData:
     trials = study.get_trials(deepcopy=False)
     return ContourData(
         names=names,
-        ratios=np.array([[trial.params[f"ratio/{name}"] for trial in trials] for name in names], dtype=np.float64),
+        ratios=np.array([[trial.params[RATIO_PREFIX + name] for trial in trials] for name in names], dtype=np.float64),
         metrics=np.array([metric_of(trial) for trial in trials], dtype=np.float64),
         satisfied=np.array(
             [all(value <= 0 for value in trial.constraints.values()) for trial in trials], dtype=np.bool_
@@ -152,7 +153,7 @@ def _importances(record: StudyRecord, study: optuna.Study) -> ImportanceData:
                 evaluator=PedAnovaImportanceEvaluator(target_quantile=TARGET_QUANTILE),
                 target=lambda trial: sign * metric_of(trial),
             )
-    names = tuple(name.removeprefix("ratio/") for name in found)
+    names = tuple(name.removeprefix(RATIO_PREFIX) for name in found)
     return ImportanceData(names, np.array(list(found.values()), dtype=np.float64), trials)
 
 
@@ -168,13 +169,13 @@ def _finished(record: StudyRecord) -> list[TrialRecord]:
 
 
 def _frozen(trial: TrialRecord, searched: list[LayerRecord], distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    parameters = {f"ratio/{layer.name}": _ratio(layer, trial.points.get(layer.name, 0)) for layer in searched}
+    parameters = {RATIO_PREFIX + layer.name: _ratio(layer, trial.points.get(layer.name, 0)) for layer in searched}
     margin = trial.margin if trial.margin is not None else (-1.0 if trial.satisfied else 1.0)
     return create_trial(
         params=parameters,
         distributions=distributions,
         value=trial.ratio,
-        constraints={"satisfied": margin},
+        constraints={CONSTRAINT: margin},
         user_attrs={_METRIC: trial.metric},
     )
 

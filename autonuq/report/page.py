@@ -18,7 +18,7 @@ import plotly.io
 import plotly.offline
 
 from autonuq.atomic import replace_text
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord, format_metric
+from autonuq.records import LayerRecord, LayerRow, StudyRecord, TrialRecord, format_metric, say_verdict
 from autonuq.report.kinds import FIGURES
 from autonuq.report.layer_figures import FEW_LAYERS
 from autonuq.report.style import TEMPLATE, TITLE_PX, format_bytes
@@ -37,7 +37,6 @@ TABS: Mapping[str, str] = {
 """Kinds and their tabs, from the verdict to the detail."""
 
 ABSENT = "–"
-CODES = 256  # distinct int8 codes
 
 
 class Recorded(Protocol):
@@ -103,17 +102,14 @@ def build_page(record: StudyRecord) -> str:
 
 
 def _verdict(record: StudyRecord) -> str:
-    best = record.best
-    count = {state: sum(trial.state == state for trial in record.trials) for state in ("complete", "failed", "running")}
-    satisfied = sum(trial.state == "complete" and bool(trial.satisfied) for trial in record.trials)
-    running = f"{count['running']} running"
+    best, counts = record.best, record.counts
     before = _metric(record.original_metric, record.original_standard_error)
     after = _metric(best.metric, best.standard_error) if best else ABSENT
     if best is not None:
         whole = format_bytes(record.original_bytes)
         size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
         sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; metric {before} → {after}"
-    elif count["complete"]:
+    elif counts.complete:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
         sentence = "<strong>No finished trial yet.</strong>"
@@ -123,8 +119,8 @@ def _verdict(record: StudyRecord) -> str:
         ("Weights, bytes", f"{sizes[0]} → {sizes[1]}", "float32 → compressed"),
         ("Metric", f"{before} → {after}", f"original → compressed; {limit}"),
         *_confirmation(record),
-        ("Trials", f"{count['complete']} of {record.target_trials} done", record.stopped or running),
-        ("Verdicts", f"{satisfied} satisfied, {count['failed']} failed", ""),
+        ("Trials", f"{counts.complete} of {record.target_trials} done", record.stopped or f"{counts.running} running"),
+        ("Verdicts", f"{counts.satisfied} satisfied, {counts.failed} failed", ""),
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
         ("Codec", record.codec, ""),
     ]
@@ -146,9 +142,8 @@ def _confirmation(record: StudyRecord) -> list[tuple[str, str, str]]:
     if found.metric is None:
         return [("Confirmation", "failed", found.error)]
     before = _metric(found.original_metric, found.original_standard_error)
-    verdict = "satisfied" if found.satisfied else "not satisfied"
     value = f"{before} → {_metric(found.metric, found.standard_error)}"
-    return [("Confirmation", value, f"trial {found.trial} {verdict}, by {found.evaluator}")]
+    return [("Confirmation", value, f"trial {found.trial} {say_verdict(found.satisfied)}, by {found.evaluator}")]
 
 
 def _metric(metric: float | None, standard_error: float | None) -> str:
@@ -174,11 +169,9 @@ def _layer_table(record: StudyRecord) -> str:
     heads = "".join(
         f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>' for name, kind in _COLUMNS
     )
-    sizes = record.layer_bytes(best) if best else {}
-    levels = record.layer_levels(best) if best else {}
-    rows = "\n".join(_layer_row(layer, sizes.get(layer.name), levels.get(layer.name)) for layer in record.layers)
+    rows = "\n".join(_layer_row(row, row.layer.treatment) for row in record.layer_rows(best))
     whole = LayerRecord("All layers", "", sum(layer.weights for layer in record.layers), "float")
-    total = _layer_row(whole, sum(sizes.values()) if best else None, None, treatment="")
+    total = _layer_row(LayerRow(whole, best.size_bytes if best else None, None), treatment="")
     note = "Under the best trial's plan" if best else "Sizes follow once a trial satisfies the constraint"
     return (
         f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort.</p>'
@@ -189,21 +182,18 @@ def _layer_table(record: StudyRecord) -> str:
     )
 
 
-def _layer_row(layer: LayerRecord, size: int | None, levels: int | None, treatment: str | None = None) -> str:
-    ratio = None if not size else layer.original_bytes / size
-    bits = None if size is None or not layer.weights else 8 * size / layer.weights
-    retention = None if levels is None else levels / CODES
+def _layer_row(row: LayerRow, treatment: str) -> str:
     cells = (
-        _cell(layer.name),
-        _cell(layer.type),
-        _cell(layer.weights, ","),
-        _cell(levels, "d"),
-        _cell(retention, ".2%"),
-        _cell(bits, ".3f"),
-        _cell(size, ","),
-        _cell(ratio, ".2f", "×"),
-        _cell(layer.treatment if treatment is None else treatment),
-        _cell(layer.reason),
+        _cell(row.layer.name),
+        _cell(row.layer.type),
+        _cell(row.layer.weights, ","),
+        _cell(row.levels, "d"),
+        _cell(row.retention, ".2%"),
+        _cell(row.bits_per_weight, ".3f"),
+        _cell(row.size_bytes, ","),
+        _cell(row.ratio, ".2f", "×"),
+        _cell(treatment),
+        _cell(row.layer.reason),
     )
     return f"<tr>{''.join(cells)}</tr>"
 

@@ -22,19 +22,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
-from autonuq.records import MARGIN_LIMIT
+from autonuq.records import CONSTRAINT, MARGIN_ERROR, MARGIN_LIMIT, PLAN, is_verdict_alone
 from autonuq.search.allocation import stack_layers
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
-
-PLAN = "autonuq:plan"
-"""System attribute of a trial: the index of the proposed point of every layer, in the order of the curves."""
-
-CONSTRAINT = "satisfied"
-"""The constraint that is learnt from: log(drop / allowed drop)."""
-
-MARGIN_ERROR = "autonuq:margin_error"
-"""User attribute of a trial whose constraint is an estimate: its standard deviation."""
 
 FIXED = "fixed_params"
 """Optuna's system attribute of an enqueued trial."""
@@ -268,6 +259,6 @@ def _verdict(trial: FrozenTrial) -> tuple[float, int, bool]:
     margin = constraints.get(CONSTRAINT, 1.0)
     if abs(margin) >= MARGIN_LIMIT:
         return float(np.copysign(MARGIN_LIMIT, margin)), int(np.sign(margin)), feasible
-    if abs(margin) == 1.0:
+    if is_verdict_alone(margin):
         return 0.0, -1 if feasible else 1, feasible
     return float(margin), 0, feasible

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from autonuq.quant.curve import Curve
+from autonuq.records import RATIO_PREFIX
 
-PREFIX = "ratio/"
 SEED_LEVELS = (64, 32, 16, 8, 6, 4)
 """Uniform level counts of the first trials, loose to tight."""
 
@@ -44,7 +44,7 @@ class Space:
     def distributions(self) -> dict[str, FloatDistribution]:
         """Optuna's distribution of every parameter."""
         return {
-            PREFIX + name: FloatDistribution(float(np.exp(logs[0])), float(np.exp(logs[-1])), log=True)
+            RATIO_PREFIX + name: FloatDistribution(float(np.exp(logs[0])), float(np.exp(logs[-1])), log=True)
             for name, logs in self._log_ratios.items()
         }
 
@@ -60,7 +60,9 @@ class Space:
     def points(self, trials: Sequence[Mapping[str, float]]) -> NDArray[np.int64]:
         """Snap the ratios of several trials, shape (trials, layers); O(log points) each."""
         columns = [
-            np.searchsorted((logs[:-1] + logs[1:]) / 2, np.log([parameters[PREFIX + name] for parameters in trials]))
+            np.searchsorted(
+                (logs[:-1] + logs[1:]) / 2, np.log([parameters[RATIO_PREFIX + name] for parameters in trials])
+            )
             for name, logs in self._log_ratios.items()
         ]
         return np.array(columns, dtype=np.int64).reshape(len(columns), len(trials)).T
@@ -69,7 +71,7 @@ class Space:
         """Return the ratios of a plan; `plan` of them is the plan again."""
         found = {}
         for name, distribution in self.distributions.items():
-            layer = name.removeprefix(PREFIX)
+            layer = name.removeprefix(RATIO_PREFIX)
             ratio = float(np.exp(self._log_ratios[layer][plan.get(layer, 0)]))
             found[name] = min(max(ratio, distribution.low), distribution.high)
         return found

@@ -23,9 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
 from autonuq.errors import StudyError
-
-LEASE = "autonuq:lease"
-"""Attribute of a trial: the `Lease` of the worker that runs it; empty between two workers."""
+from autonuq.records import LEASE
 
 FIRST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 60.0
 _MISSED = 3  # beats, before a worker counts as dead

@@ -24,11 +24,9 @@ from autonuq.atomic import replace_file
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
+from autonuq.records import ARTIFACTS
 from autonuq.study.stored import load_long, store_long
 from autonuq.study.task import Task, file_digest
-
-ARTIFACTS = "autonuq:artifacts"
-"""Attribute of a study: file name -> SHA-256."""
 
 S3 = "s3://"
 _PROTOTXT, _WEIGHTS, _CONFIG = "model/model.prototxt", "model/weights.caffemodel", "model/quantization.json"

@@ -17,11 +17,12 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from autonuq.records import DEATHS, LEASE, ORIGIN, TARGET_TRIALS, TRIAL
 from autonuq.search.rate_distortion import FIXED, RateDistortionSampler
 from autonuq.search.space import Space
-from autonuq.storage.lease import LEASE, LeaseWatch, WorkerSession
+from autonuq.storage.lease import LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage
-from autonuq.study.stored import DEATHS, ORIGIN, TARGET_TRIALS, TRIAL, id_of, requeue, trial_record
+from autonuq.study.stored import id_of, requeue, trial_record
 
 MOST_DEATHS = 3
 """Workers that a plan may cost before its trial counts as failed."""

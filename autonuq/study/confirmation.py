@@ -16,9 +16,9 @@ import optuna
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, is_satisfied, score, standard_error
-from autonuq.records import Confirmation
+from autonuq.records import CONFIRMATION, Confirmation
 from autonuq.study.scoring import score_candidate
-from autonuq.study.stored import CONFIRMATION, Study
+from autonuq.study.stored import Study
 from autonuq.study.task import OnProgress, Progress, Task
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
+from autonuq.records import TARGET_TRIALS, TASK
 from autonuq.storage.open import default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.stored import TARGET_TRIALS, TASK, Study
+from autonuq.study.stored import Study
 from autonuq.study.study_file import load_task
 from autonuq.study.task import PLAIN_FIELDS, Task
 

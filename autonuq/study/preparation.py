@@ -19,9 +19,10 @@ from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, run_calibration, score, standard_error
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
+from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC
 from autonuq.runtime.memory import give_back_memory
 from autonuq.study.points_cache import load_points, store_points
-from autonuq.study.stored import ORIGINAL_ERROR, ORIGINAL_METRIC, store_layers, stored_layers
+from autonuq.study.stored import store_layers, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
 

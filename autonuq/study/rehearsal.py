@@ -21,6 +21,7 @@ from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file
 from autonuq.study.stored import FINISHED, check_fingerprint
 from autonuq.study.task import Task, fingerprint_of, quantized_model
@@ -226,7 +227,7 @@ class Rehearsal:
         metric = score(self._own, pair, 1)
         self._write_s = written - started
         self._int8_timing = self._timed(pair, time.monotonic() - written)
-        verdict = "satisfied" if is_satisfied(self._own, self._original_metric, metric) else "not satisfied"
+        verdict = say_verdict(is_satisfied(self._own, self._original_metric, metric))
         return f"metric {metric:g} with all layers at int8: {verdict}"
 
     def _confirmation(self) -> str:

@@ -25,23 +25,13 @@ from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
 from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
 from autonuq.quant.config import QuantizationConfig
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.records import CODEC, FINGERPRINT, PROVENANCE, STOPPED, TARGET_TRIALS, TASK, StudyRecord, TrialRecord
 from autonuq.storage.open import Storage, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.locate import load_stored_task, load_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
-from autonuq.study.stored import (
-    CODEC,
-    FINGERPRINT,
-    FINISHED,
-    PROVENANCE,
-    STOPPED,
-    TARGET_TRIALS,
-    TASK,
-    Study,
-    check_fingerprint,
-)
+from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import load_task
 from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model, tell_nobody
 from autonuq.study.workers import PACKAGES, make_runner, run_local

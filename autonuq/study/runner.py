@@ -12,28 +12,14 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.records import TrialRecord
+from autonuq.records import ORIGIN, ORIGINAL_METRIC, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.scoring import score_plan
-from autonuq.study.stored import (
-    FINISHED,
-    ORIGIN,
-    ORIGINAL_METRIC,
-    RUNNING,
-    RUNNING_FIELDS,
-    STOPPED,
-    TRIAL,
-    id_of,
-    requeue,
-    scored_record,
-    store_record,
-    stored_layers,
-    trial_record,
-)
+from autonuq.study.stored import FINISHED, id_of, requeue, scored_record, store_record, stored_layers, trial_record
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 

@@ -10,9 +10,9 @@ from typing import Any
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.evaluate.evaluator import is_satisfied, score, standard_error
-from autonuq.evaluate.verdict import margin, verdict_alone
+from autonuq.evaluate.verdict import margin
 from autonuq.graph.files import ModelPair
-from autonuq.records import TrialRecord
+from autonuq.records import TrialRecord, verdict_alone
 from autonuq.study.task import Task
 
 

@@ -1,7 +1,4 @@
-"""A study as its storage holds it: the keys, the records behind them, and a handle.
-
-Keys carry the prefix `autonuq:`; their contents are the JSON forms of `records`.
-"""
+"""A study as its storage holds it: the JSON forms of `records` under the keys that stand there, and a handle."""
 
 from __future__ import annotations
 
@@ -18,29 +15,28 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
 from autonuq.notebook import html_table
-from autonuq.records import Confirmation, LayerRecord, StudyRecord, TrialRecord
-from autonuq.search.rate_distortion import MARGIN_ERROR
-from autonuq.storage.lease import LEASE
+from autonuq.records import (
+    CODEC,
+    CONFIRMATION,
+    CONSTRAINT,
+    FINGERPRINT,
+    LAYERS,
+    LEASE,
+    MARGIN_ERROR,
+    ORIGIN,
+    ORIGINAL_ERROR,
+    ORIGINAL_METRIC,
+    PROVENANCE,
+    RUNNING,
+    STOPPED,
+    TARGET_TRIALS,
+    TRIAL,
+    Confirmation,
+    LayerRecord,
+    StudyRecord,
+    TrialRecord,
+)
 
-# Attributes of a study.
-FINGERPRINT = "autonuq:fingerprint"
-ORIGINAL_METRIC = "autonuq:original_metric"
-ORIGINAL_ERROR = "autonuq:original_standard_error"
-LAYERS = "autonuq:layers"
-TARGET_TRIALS = "autonuq:target_trials"
-PROVENANCE = "autonuq:provenance"
-TASK = "autonuq:task"
-CODEC = "autonuq:codec"
-CONFIRMATION = "autonuq:confirmation"
-STOPPED = "autonuq:stopped"
-# Attributes of a trial.
-TRIAL = "autonuq:trial"
-ORIGIN = "autonuq:origin"
-DEATHS = "autonuq:deaths"
-RUNNING = "autonuq:running"  # the fields of RUNNING_FIELDS, while the trial is scored
-CONSTRAINT = "satisfied"
-
-RUNNING_FIELDS = ("size_bytes", "started", "worker")
 _PIECE = 60_000  # characters, all of them ASCII
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
@@ -118,20 +114,18 @@ class Study:
 
 
 def _study_html(record: StudyRecord) -> str:
-    best = record.best
-    complete = [trial for trial in record.trials if trial.state == "complete"]
-    counts = f"{len(complete)} of {record.target_trials} trials, {sum(bool(t.satisfied) for t in complete)} satisfied"
+    best, trials = record.best, record.counts
+    counts = f"{trials.complete} of {record.target_trials} trials, {trials.satisfied} satisfied"
     if best is None:
         return html_table(f"Study {record.name}: {counts}", (), ())
-    sizes, levels = record.layer_bytes(best), record.layer_levels(best)
     rows = [
         (
-            layer.name,
-            levels.get(layer.name, layer.treatment),
-            f"{sizes[layer.name]:,}",
-            f"{layer.original_bytes / max(1, sizes[layer.name]):.2f}x",
+            row.layer.name,
+            row.layer.treatment if row.levels is None else row.levels,
+            f"{row.size_bytes:,}",
+            f"{row.ratio:.2f}x",
         )
-        for layer in record.layers
+        for row in record.layer_rows(best)
     ]
     metrics = f"metric {record.original_metric:.6g} -> {best.metric:.6g}"
     title = f"Study {record.name}: {counts}; best {best.ratio:.2f}x in trial {best.number}, {metrics}"

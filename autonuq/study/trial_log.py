@@ -19,7 +19,6 @@ def trial_line(record: TrialRecord, at: datetime) -> str:
     if record.state == "failed":
         result = f"failed: {record.error}"
     else:
-        verdict = "satisfied" if record.satisfied else "not satisfied"
-        result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {verdict} bytes {record.size_bytes}"
+        result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {record.outcome} bytes {record.size_bytes}"
     when = at.isoformat(timespec="seconds").replace("+00:00", "Z")
     return f"{when} trial {record.number} {result} [{record.origin}; {record.duration_s:.3f} s; {record.worker}]"

@@ -25,14 +25,15 @@ from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
+from autonuq.records import ARTIFACTS, FINGERPRINT, PROVENANCE
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage, open_storage
-from autonuq.study.artifacts import ARTIFACTS, Artifacts
+from autonuq.study.artifacts import Artifacts
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
-from autonuq.study.stored import FINGERPRINT, FINISHED, PROVENANCE, Study, check_fingerprint
+from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.task import (
     OnProgress,
     Progress,

@@ -28,13 +28,13 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from autonuq.quant.curve import Curve
-from autonuq.records import TrialRecord
+from autonuq.records import TARGET_TRIALS, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
 from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import Claims
-from autonuq.study.stored import TARGET_TRIALS, store_record
+from autonuq.study.stored import store_record
 
 LAYERS, MEASURED, EVALUATION_S, SEED = 54, 9, 20.0, 0
 ROOT = Path(__file__).parent.parent.parent

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from autonuq.evaluate.verdict import LIMIT, margin
+from autonuq.evaluate.verdict import margin
+from autonuq.records import MARGIN_LIMIT
 
 
 def drop_below(limit):
@@ -27,15 +28,15 @@ def test_relative_limit():
 
 
 def test_metric_that_improved_is_far_inside():
-    assert margin(drop_below(1.0), 90.0, 91.0) == -LIMIT
+    assert margin(drop_below(1.0), 90.0, 91.0) == -MARGIN_LIMIT
 
 
 def test_unchanged_metric():
-    assert margin(drop_below(1.0), 90.0, 90.0) == -LIMIT
+    assert margin(drop_below(1.0), 90.0, 90.0) == -MARGIN_LIMIT
 
 
 def test_never_satisfied_is_far_outside():
-    assert margin(lambda original, new: new >= original, 90.0, 89.0) == LIMIT
+    assert margin(lambda original, new: new >= original, 90.0, 89.0) == MARGIN_LIMIT
 
 
 def test_two_edges_leave_the_verdict_alone():

@@ -43,7 +43,7 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
             layer.name: int(np.clip(round(centre + rng.normal(0, 2.2)), 0, len(LEVELS) - 1)) for layer in searched
         }
         trial = TrialRecord(number, "complete", points=points)
-        size = sum(blank.layer_bytes(trial).values())
+        size = sum(row.size_bytes for row in blank.layer_rows(trial))
         harm = np.mean([layer.distortions[points[layer.name]] / layer.weights**0.5 for layer in searched])
         metric = float(0.9124 - 0.25 * harm + rng.normal(0, 0.0015))
         satisfied = (0.9124 - metric) * 100 < 1

@@ -243,7 +243,9 @@ def test_the_optuna_study_is_the_records(lenet):
     trials = found.get_trials()
     finished = [each for each in lenet.trials if each.state == "complete"]
     assert [each.value for each in trials] == [each.ratio for each in finished]
-    assert trials[0].params["ratio/ip1"] == 1_600_000 / lenet.layer_bytes(finished[0])["ip1"]
+    assert trials[0].params["ratio/ip1"] == 1_600_000 / next(
+        row.size_bytes for row in lenet.layer_rows(finished[0]) if row.layer.name == "ip1"
+    )
 
 
 def test_importance_finds_the_layer_that_decides_the_drop(lenet):

@@ -75,7 +75,10 @@ def test_the_page_shows_every_kind_of_figure(lenet):
 
 def test_a_row_per_layer_with_its_numbers(lenet):
     (row,) = re.findall(r"<tr><td>ip1</td>.*?</tr>", build_page(lenet))
-    size, levels = lenet.layer_bytes(lenet.best)["ip1"], lenet.layer_levels(lenet.best)["ip1"]
+    size, levels = (
+        next(row.size_bytes for row in lenet.layer_rows(lenet.best) if row.layer.name == "ip1"),
+        lenet.layer_levels(lenet.best)["ip1"],
+    )
     assert re.findall(r'data-value="([^"]*)"', row) == [
         "400000",
         str(levels),

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from autonuq.errors import StudyError
+from autonuq.records import MARGIN_ERROR, PLAN
 from autonuq.search import Curve, RateDistortionSampler
 from autonuq.search.allocation import Relaxed, frontier, stack_layers
 from autonuq.search.loss_model import Evidence, Model, Prior, fit
-from autonuq.search.rate_distortion import MARGIN_ERROR, PLAN
 from autonuq.search.sampler import make_sampler
 
 BITS = np.arange(8.0, 0.0, -1.0)

@@ -9,8 +9,9 @@ from datetime import datetime
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from autonuq.records import LEASE
 from autonuq.storage import lease as lease_module
-from autonuq.storage.lease import LEASE, Heartbeat, Lease, LeaseWatch, WorkerSession
+from autonuq.storage.lease import Heartbeat, Lease, LeaseWatch, WorkerSession
 
 AFAR = Lease("far:1", "s1", machine="another machine", pid=1, since="5", interval_s=5.0)
 

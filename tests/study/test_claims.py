@@ -8,10 +8,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autonuq.storage.lease import LEASE, WorkerSession
+from autonuq.records import LEASE, TARGET_TRIALS, TRIAL
+from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import MOST_DEATHS
-from autonuq.study.stored import TARGET_TRIALS, TRIAL, scored_record, store_record, trial_record
+from autonuq.study.stored import scored_record, store_record, trial_record
 
 spec = importlib.util.spec_from_file_location("claimer", Path(__file__).parent / "claimer.py")
 claimer = importlib.util.module_from_spec(spec)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from autonuq.records import TARGET_TRIALS
 from autonuq.storage.open import open_storage
 from autonuq.study.locate import load_study
-from autonuq.study.stored import TARGET_TRIALS
 
 TRIALS = 40
 WORKERS = 4

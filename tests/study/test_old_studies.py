@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from autonuq.search.rate_distortion import MARGIN_ERROR
+from autonuq.records import MARGIN_ERROR
 from autonuq.study.locate import load_study
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "studies"

@@ -12,7 +12,8 @@ import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.storage.lease import LEASE, WorkerSession
+from autonuq.records import LEASE
+from autonuq.storage.lease import WorkerSession
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
 
