@@ -35,7 +35,8 @@ layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc" inner_product_p
 """
 EVALUATOR = """
 class Same:
-    evaluate_batch_num = 1
+    def __init__(self, evaluate_batch_num):
+        self.evaluate_batch_num = evaluate_batch_num
 
     def eval_model(self, model_file, weights_file, batch_num):
         import numpy as np
@@ -57,6 +58,7 @@ prototxt = "tiny.prototxt"
 weights = "tiny.caffemodel"
 [evaluator]
 class = "evaluate.py:Same"
+evaluate_batch_num = 1
 [search]
 trials = 2
 """
