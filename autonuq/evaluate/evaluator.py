@@ -294,7 +294,7 @@ def _source_file(evaluator: Any) -> Path | None:
     """Return the file that defines the evaluator's class, None for one that was typed in."""
     try:
         source = inspect.getsourcefile(type(evaluator))
-    except TypeError:
+    except (TypeError, OSError):  # OSError: typed in at a prompt
         return None
     return Path(source) if source and Path(source).is_file() else None
 
