@@ -73,7 +73,13 @@ def encode_levels(levels: Iterable[int]) -> str:
 
 
 def decode_levels(code: str) -> tuple[int, ...]:
-    """Read what `encode_levels` wrote: sorted levels."""
+    """Read what `encode_levels` wrote: sorted levels.
+
+    Examples
+    --------
+    >>> decode_levels(encode_levels([7, -8, 0]))
+    (-8, 0, 7)
+    """
     mask = int(code, 16)
     return tuple(level for level in range(-128, 128) if mask >> (level + 128) & 1)
 

@@ -145,5 +145,7 @@ def test_names_that_are_not_to_be_used():
 
 
 def test_no_registry_host_and_no_absolute_path_of_a_machine():
-    for path in [*MODULES, ROOT / "pyproject.toml", ROOT / "README.md", ROOT / ".ci" / "run"]:
+    hidden = [path for folder in (".ci", ".github") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert ROOT / ".github" / "CONTRIBUTING.md" in hidden
+    for path in [*MODULES, ROOT / "pyproject.toml", ROOT / "README.md", *hidden]:
         assert not re.search(r"pypi\.org|registry\.npmjs|/work/", path.read_text()), path

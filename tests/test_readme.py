@@ -1,4 +1,4 @@
-"""Everything that the README and the examples show is run: its files are written, its commands and code executed."""
+"""Everything that the README and CONTRIBUTING show is run: files are written, commands and code executed."""
 
 import re
 import shutil
@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def blocks(document):
+    """Return (language, text) of every code block."""
+    return re.findall(r"```(\w+)\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+BLOCKS = blocks("README.md")
 
 
 def run(command, folder):
@@ -43,6 +50,19 @@ def test_first_command_is_the_main_job_and_the_second_the_tests():
     assert bash[0] == "pip install . && autonuq tune studies/fashion_lenet.toml"
     assert bash[1] == "pip install '.[test]' && pytest"
     assert bash[1] in (ROOT / ".ci/run").read_text()
+
+
+def test_fast_subset_is_there():
+    command = next(body for kind, body in blocks(".github/CONTRIBUTING.md") if kind == "bash")
+    paths = re.findall(r"tests/\S+", command)
+    assert paths
+    assert all((ROOT / path).exists() for path in paths)
+
+
+def test_examples_of_contributing(tiny):
+    bodies = [body for kind, body in blocks(".github/CONTRIBUTING.md") if kind == "python"]
+    assert len(bodies) == 4  # layer type, codec, storage, evaluator
+    run([sys.executable, "-c", "\n".join(bodies)], tiny)
 
 
 def test_main_job(tmp_path):

@@ -39,6 +39,20 @@ class Evaluator:
     An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
     calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
     source file; `standard_error(metric) -> float`; `name`, a str for the report.
+
+    Examples
+    --------
+    >>> class Recorded(Evaluator):  # one that runs no network: what scores were recorded elsewhere
+    ...     def eval_model(self, model_file, weights_file, batch_num):
+    ...         return {"net.prototxt": 0.912}.get(model_file, 0.905)
+    ...
+    ...     def is_satisfied(self, original_metric, new_metric):
+    ...         return (original_metric - new_metric) * 100 < 1
+    >>> evaluator = Recorded(evaluate_batch_num=20)
+    >>> original = evaluator.eval_model("net.prototxt", "net.caffemodel", evaluator.evaluate_batch_num)
+    >>> new = evaluator.eval_model("fake_quant.prototxt", "fake_quant.caffemodel", evaluator.evaluate_batch_num)
+    >>> original, new, evaluator.is_satisfied(original, new)
+    (0.912, 0.905, True)
     """
 
     evaluate_batch_num: int
@@ -280,7 +294,7 @@ def _source_file(evaluator: Any) -> Path | None:
     """Return the file that defines the evaluator's class, None for one that was typed in."""
     try:
         source = inspect.getsourcefile(type(evaluator))
-    except TypeError:
+    except (TypeError, OSError):  # OSError: typed in at a prompt
         return None
     return Path(source) if source and Path(source).is_file() else None
 

@@ -291,6 +291,13 @@ def build_codebook(histogram: NDArray[Any], levels: int, *, importance: NDArray[
     ------
     QuantizationError, ValueError
         As `build_codebooks`, which see for method and cost.
+
+    Examples
+    --------
+    >>> codes = np.array([-9, -8, -8, 0, 0, 0, 7, 8], np.int8)
+    >>> codebook = build_codebook(code_histogram(codes), 3)
+    >>> codebook.levels.tolist(), codebook.apply(codes).tolist()
+    ([-8, 0, 8], [-8, -8, -8, 0, 0, 0, 8, 8])
     """
     return build_codebooks(histogram, importance=importance, max_levels=levels).codebook(levels)
 

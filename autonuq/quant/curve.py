@@ -59,6 +59,14 @@ class Curve:
     ------
     ValueError
         The arrays are empty, of different lengths, not finite, or not in order.
+
+    Examples
+    --------
+    >>> Curve("conv", np.array([900, 300, 100]), np.array([0.0, 0.4, 2.5])).levels
+    ()
+    >>> Curve("conv", np.array([100, 300]), np.array([0.4, 0.0]))
+    Traceback (most recent call last):
+    ValueError: The curve of layer 'conv' must have falling rates and rising distortions.
     """
 
     layer: str

@@ -115,6 +115,12 @@ def quantize_weights(weights: NDArray[Any], *, channel_axis: int | None) -> Unif
     **Shapes**: (20, 1, 5, 5) with `channel_axis` 0 gives scales (20,); (500, 800) with None gives (1,).
     **Cost**: O(n), a few passes.
     **Source**: ARQ of AMCT 9.0.0 (`arq.cpp`).
+
+    Examples
+    --------
+    >>> uniform = quantize_weights(np.array([[0.5, -1.0, 1.27], [0.1, -0.64, 0.2]]), channel_axis=0)
+    >>> uniform.codes.tolist(), uniform.scale.astype(float).round(4).tolist()
+    ([[50, -100, 127], [20, -128, 40]], [0.01, 0.005])
     """
     weights = np.asarray(weights, dtype=np.float32)
     if weights.size == 0:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -158,3 +159,11 @@ def test_metrics_that_should_fall_give_the_same_study(task):
     other = replace(task, evaluator=Falling(task.evaluator), out=task.out / "f", storage=f"sqlite:///{task.out}/f.db")
     falling = StudyRun(replace(other, n_trials=8)).run(exists=False).record()
     assert [trial.points for trial in falling.trials] == [trial.points for trial in rising.trials]
+
+
+def test_a_class_typed_at_a_prompt_has_a_name_and_a_fingerprint(monkeypatch):
+    """Asked for its source, Python raises OSError, not TypeError as for a built-in class."""
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    typed = type("Typed", (), {"__module__": "__main__", "evaluate_batch_num": 3})()
+    assert evaluator_name(typed) == "__main__.Typed"
+    assert len(evaluator_fingerprint(typed)) == 64
