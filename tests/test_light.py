@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"google", "joblib", "kaleido", "numpy", "onnx", "onnxruntime", "optuna", "plotly", "sklearn", "sqlalchemy"}
-LAZY = ("autonuq", "autonuq.report", "autonuq.study")
+LAZY = ("autonuq", "autonuq.report")
 LOADED = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 

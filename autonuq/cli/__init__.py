@@ -7,11 +7,13 @@ the consoles and what every command takes, `display` the progress of a study, `d
 
 from __future__ import annotations
 
+import ast
 import signal
 import sys
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,42 +24,40 @@ from autonuq.errors import AutonuqError
 
 CANNOT_WRITE = 6
 
-COMMANDS: Mapping[str, tuple[str, str]] = {
-    "inspect": ("models", "Say of each layer what can be quantized and why not."),
-    "new": (
-        "starting",
-        "Write a study file and an evaluator that runs at once on random data; comments say what to fill in.",
-    ),
-    "check": (
-        "starting",
-        "Take every step of a study on one batch, and say how long the study will take; nothing stays behind.",
-    ),
-    "tune": ("studies", "Start a study, run it, and write the best network."),
-    "resume": ("studies", "Go on with a study where its storage stands."),
-    "work": ("studies", "Run trials of a study that was started elsewhere, until none is left."),
-    "status": ("looking", "Say how far a study is."),
-    "plot": ("drawing", "Draw a study; without KIND every figure, as HTML and PNG in the study's folder."),
-    "report": ("drawing", "Write one self-contained page about a study."),
-    "dashboard": ("drawing", "Open optuna-dashboard on a study, with its figures, report and plans, until Ctrl-C."),
-    "export": ("studies", "Write the files of a trial."),
-    "unpack": (
-        "models",
-        "Write the network of a packed file as a fake-quant pair, bit for bit the one that was scored.",
-    ),
-    "config": ("static", "Write AMCT's config.json for a network."),
-    "quantize": (
-        "static",
-        "Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.",
-    ),
+COMMANDS: Mapping[str, str] = {
+    "inspect": "models",
+    "new": "starting",
+    "check": "starting",
+    "tune": "studies",
+    "resume": "studies",
+    "work": "studies",
+    "status": "looking",
+    "plot": "drawing",
+    "report": "drawing",
+    "dashboard": "drawing",
+    "export": "studies",
+    "unpack": "models",
+    "config": "static",
+    "quantize": "static",
 }
-"""Name -> module of this package with a function of that name, and the first line of its docstring: `autonuq --help`
-shows that without loading what the commands need."""
+"""Name -> module of this package with a function of that name."""
+
+
+def read_summaries() -> dict[str, str]:
+    """Return the first line of each command's docstring, out of the source: what the commands need is not loaded."""
+    summaries = {}
+    for module in set(COMMANDS.values()):
+        source = (Path(__file__).parent / f"{module}.py").read_text()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and COMMANDS.get(node.name) == module:
+                summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return summaries
 
 
 def load_command(name: str) -> Any:
     """Load one command, with the options that all of them take."""
     carrier = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    carrier.command(name)(getattr(import_module(f"{__name__}.{COMMANDS[name][0]}"), name))
+    carrier.command(name)(getattr(import_module(f"{__name__}.{COMMANDS[name]}"), name))
     command = typer.main.get_command(carrier)
     command.params += common_options()
     Verbosity.apply()
@@ -65,13 +65,14 @@ def load_command(name: str) -> Any:
 
 
 class CommandGroup(TyperGroup):
-    """A group that knows its commands by their lines in `COMMANDS`, and loads the one that is called."""
+    """A group that knows its commands by their names and summaries, and loads the one that is called."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.params += common_options()
-        for name, (_, summary) in COMMANDS.items():
-            self.add_command(TyperCommand(name, help=summary))
+        summaries = read_summaries()
+        for name in COMMANDS:
+            self.add_command(TyperCommand(name, help=summaries[name]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that the arguments begin with."""

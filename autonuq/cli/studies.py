@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from autonuq import report
 from autonuq.cli.console import (
     INTERRUPTED,
     NOT_SATISFIED,
@@ -32,7 +33,6 @@ from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
 from autonuq.records import StudyRecord, TrialRecord, format_metric
-from autonuq.report import write_report
 from autonuq.study.locate import open_study
 from autonuq.study.run import WINNER_FORMATS, StudyRun
 from autonuq.study.study_file import load_task
@@ -156,9 +156,9 @@ def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
     record = study.record()
     if record.best is not None:
         written = run.export(study, formats=WINNER_FORMATS)
-        report = task.out / "report.html"
-        write_report(record, report)
-        _print_result(record, record.best, [*written, report])
+        page = task.out / "report.html"
+        report.write_report(record, page)
+        _print_result(record, record.best, [*written, page])
     elif not interrupted:
         err.print("no trial satisfied the constraint; nothing was written. 'autonuq plot' shows how far they were")
     if interrupted:

@@ -124,7 +124,7 @@ def _stored_task(
         out=out,
         storage=url,
         cfg=stored["cfg"] and Path(stored["cfg"]),
-        n_trials=trials or study.optuna.user_attrs[TARGET_TRIALS],
+        n_trials=study.optuna.user_attrs[TARGET_TRIALS] if trials is None else trials,
         **{key: stored[key] for key in PLAIN_FIELDS},
     )
     if artifacts is not None:
