@@ -132,7 +132,7 @@ def write_data(folder):
             datum = caffe_pb2.Datum(channels=3, height=8, width=8, data=image.tobytes(), label=number)
             transaction.put(f"{number:08}".encode(), datum.SerializeToString())
     (folder / "quant.cfg").write_text(
-        "batch_num: 2\nconv_calibration_config { nuq_quantize { num_steps: 32 } }\nfc_calibration_config { nuq_quantize { num_steps: 32 } }\n"
+        "batch_num: 2\ncommon_config { nuq_quantize { num_steps: 32 num_of_iteration: 0 } }\n"
     )
 
 
