@@ -1,31 +1,14 @@
-"""What a script gets as `caffe`: `module` is that module, `io` its `caffe.io`."""
+"""What a script gets as `caffe`: `module` is that module, `io` its `caffe.io`; here are the same names."""
 
-from autonuq.pycaffe.module import (
-    TEST,
-    TRAIN,
-    Layer,
-    Net,
-    init_log,
-    install,
-    io,
-    proto,
-    set_device,
-    set_mode_cpu,
-    set_mode_gpu,
-    set_random_seed,
-)
-
-__all__ = [
-    "TEST",
-    "TRAIN",
-    "Layer",
-    "Net",
-    "init_log",
-    "install",
-    "io",
-    "proto",
-    "set_device",
-    "set_mode_cpu",
-    "set_mode_gpu",
-    "set_random_seed",
-]
+from autonuq.pycaffe.module import TEST as TEST
+from autonuq.pycaffe.module import TRAIN as TRAIN
+from autonuq.pycaffe.module import Layer as Layer
+from autonuq.pycaffe.module import Net as Net
+from autonuq.pycaffe.module import init_log as init_log
+from autonuq.pycaffe.module import install as install
+from autonuq.pycaffe.module import io as io
+from autonuq.pycaffe.module import proto as proto
+from autonuq.pycaffe.module import set_device as set_device
+from autonuq.pycaffe.module import set_mode_cpu as set_mode_cpu
+from autonuq.pycaffe.module import set_mode_gpu as set_mode_gpu
+from autonuq.pycaffe.module import set_random_seed as set_random_seed
