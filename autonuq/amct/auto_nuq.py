@@ -73,19 +73,8 @@ def auto_nuq(
     warn_of(loaded.warnings)
     config = _searched(loaded.config, able)
     log_layers(able, config)
-    prefix = Path(save_dir)
-    out = prefix.parent / f"{prefix.name}_study"
-    task = Task(
-        name=prefix.name or "auto_nuq",
-        source=ModelPair(Path(model_file), Path(weights_file)),
-        evaluator=nuq_evaluator,
-        out=out,
-        storage=default_url(out.resolve()),
-        config=config,
-        codec=codec,
-        amct_levels=amct_levels,
-        n_trials=n_trials,
-    )
+    source = ModelPair(Path(model_file), Path(weights_file))
+    task = _task_of_call(source, nuq_evaluator, config, Path(save_dir), n_trials, codec, amct_levels)
     run = StudyRun(task, ProgressLog(), graph=graph)
     study = _run(run)
     record = study.record()
@@ -97,6 +86,29 @@ def auto_nuq(
     _say_winner(record, winner, save_dir)
     candidate = run.candidate(study, winner.points)
     warn_of_gain({name: candidate.codes(name) for name in candidate.nuq_layers})
+
+
+def _task_of_call(
+    source: ModelPair,
+    evaluator: Evaluator,
+    config: QuantizationConfig,
+    prefix: Path,
+    n_trials: int,
+    codec: str,
+    amct_levels: bool,
+) -> Task:
+    out = prefix.parent / f"{prefix.name}_study"
+    return Task(
+        name=prefix.name or "auto_nuq",
+        source=source,
+        evaluator=evaluator,
+        out=out,
+        storage=default_url(out.resolve()),
+        config=config,
+        codec=codec,
+        amct_levels=amct_levels,
+        n_trials=n_trials,
+    )
 
 
 def _say_winner(record: StudyRecord, winner: TrialRecord, save_dir: str) -> None:
