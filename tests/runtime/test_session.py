@@ -34,6 +34,7 @@ def conv(outputs, more=""):
     return "Convolution", f"convolution_param {{ num_output: {outputs} kernel_size: 3 {more} }}"
 
 
+ALONE = "statistics that stand alone"  # from onnxruntime 1.25 on, they are optimized for each net
 NETWORKS = {
     "whole blocks": chain(conv(32), ("ReLU", ""), conv(16), ("Softmax", "")),
     "padded blocks": chain(conv(20), conv(10), ("InnerProduct", "inner_product_param { num_output: 7 }")),
@@ -41,7 +42,7 @@ NETWORKS = {
     "folded groups": chain(conv(48), conv(32, "group: 2"), ("BatchNorm", ""), ("Scale", ""), ("Bias", "")),
     "depthwise": chain(conv(32), conv(32, "group: 32"), ("BatchNorm", ""), ("ReLU", "")),
     "deconvolution": chain(("Deconvolution", "convolution_param { num_output: 16 kernel_size: 2 stride: 2 }"), conv(4)),
-    "statistics that stand alone": chain(conv(16), ("ReLU", ""), ("BatchNorm", ""), ("Scale", ""), conv(16)),
+    ALONE: chain(conv(16), ("ReLU", ""), ("BatchNorm", ""), ("Scale", ""), conv(16)),
     "slopes": chain(conv(16), ("PReLU", ""), conv(3), ("Scale", "scale_param { axis: 0 num_axes: -1 }")),
     "recurrent": chain(
         ("Reshape", "reshape_param { shape { dim: 4 dim: 2 dim: -1 } }"),
@@ -128,10 +129,9 @@ def test_other_weights_give_the_other_networks_results(network, images, text):
         np.testing.assert_allclose(fresh[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
 
 
-@pytest.mark.parametrize("text", NETWORKS.values(), ids=NETWORKS)
-def test_only_statistics_that_stand_alone_are_optimized_for_each_net(network, text):
-    found = engine._prepared(lower(network(text, 1)))
-    assert (found is None) == (text == NETWORKS["statistics that stand alone"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != ALONE])
+def test_all_but_statistics_that_stand_alone_are_optimized_once(network, name):
+    assert engine._prepared(lower(network(NETWORKS[name], 1)))
 
 
 def test_constants_of_weights_are_not_baked_in(network, images):
