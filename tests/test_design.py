@@ -149,3 +149,13 @@ def test_no_registry_host_and_no_absolute_path_of_a_machine():
     assert ROOT / ".github" / "CONTRIBUTING.md" in hidden
     for path in [*MODULES, ROOT / "pyproject.toml", ROOT / "README.md", *hidden]:
         assert not re.search(r"pypi\.org|registry\.npmjs|/work/", path.read_text()), path
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if relative(path) != "records.py"], ids=relative)
+def test_stored_words_are_spelt_in_one_place(path):
+    """Attribute keys and the parameters' prefix stand in `records`; docstrings may quote them."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            assert not re.match(r"autonuq:\w+$|ratio/", node.value), node.value
