@@ -148,10 +148,16 @@ def sections_of(model, data):
     return list(zip(["", *names], ends, strict=True))
 
 
+SLOW_WHERE_LARGE = pytest.mark.parametrize(
+    "model", [tiny_model, pytest.param(mixed, marks=pytest.mark.slow)], indirect=True, ids=["tiny", "mixed"]
+)
+
+
 def layer_at(sections, position):
     return next(name for name, end in sections if position < end) if position >= 24 else ""
 
 
+@SLOW_WHERE_LARGE
 def test_every_damaged_byte_is_refused_where_it_is(packed, model, tiny):
     *_, path = packed
     data = path.read_bytes()
@@ -169,6 +175,7 @@ def test_every_damaged_byte_is_refused_where_it_is(packed, model, tiny):
             assert (error.value.layer or "") == layer_at(sections, position), position
 
 
+@SLOW_WHERE_LARGE
 def test_every_truncation_is_refused_where_the_file_ends(packed, model, tiny):
     *_, path = packed
     data = path.read_bytes()

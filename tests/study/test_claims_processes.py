@@ -24,7 +24,7 @@ def start(url, name, log, pause_s=0.0, dies_at=0):
     "storage_url",
     [
         "journal",
-        "sqlite",
+        pytest.param("sqlite", marks=pytest.mark.slow),
         pytest.param("postgresql", marks=pytest.mark.postgres),
         pytest.param("mysql", marks=pytest.mark.slow),
         pytest.param("redis", marks=pytest.mark.slow),

@@ -72,7 +72,7 @@ def wait_for_calls(process, study, count):
 
 @pytest.mark.parametrize(
     "moment",
-    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3, 6],
+    [*(pytest.param(moment, marks=pytest.mark.slow) for moment in (1, 2, 3)), 6],
     ids=["baseline", "calibration", "first trial", "fourth trial"],
 )
 def test_kill_and_resume(slow_study, moment):
@@ -112,6 +112,7 @@ def test_interrupt_writes_the_best_so_far(slow_study):
     assert "failed" not in states
 
 
+@pytest.mark.slow
 def test_killed_trial_directories_do_not_stay(slow_study):
     process = start(slow_study, "tune")
     wait_for_calls(process, slow_study, 4)
