@@ -163,7 +163,7 @@ def test_metrics_that_should_fall_give_the_same_study(task):
 
 def test_a_class_typed_at_a_prompt_has_a_name_and_a_fingerprint(monkeypatch):
     """Asked for its source, Python raises OSError, not TypeError as for a built-in class."""
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     typed = type("Typed", (), {"__module__": "__main__", "evaluate_batch_num": 3})()
     assert evaluator_name(typed) == "__main__.Typed"
     assert len(evaluator_fingerprint(typed)) == 64
