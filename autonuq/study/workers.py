@@ -178,7 +178,9 @@ def run_local(runner: Runner, jobs: int, deadline: float | None) -> None:
 
 
 def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
-    crashes, finished, task = 0, -1, replace(runner.task, confirm=None)
+    crashes, finished = 0, -1
+    # As it was read: nobody reads, and warns of, a simplified configuration a second time.
+    task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None)
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:

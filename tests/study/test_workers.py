@@ -86,6 +86,18 @@ def test_the_backend_of_a_parallel_config_is_used(logging_study):
     assert {int(trial.worker.rpartition(":")[2]) for trial in trials} == {os.getpid()}
 
 
+def test_a_configuration_warns_once_however_many_jobs(logging_study):
+    folder = logging_study.parent
+    (folder / "quant.cfg").write_text("common_config { nuq_quantize { num_steps: 32 num_of_iteration: 0 } }\n")
+    logging_study.write_text(logging_study.read_text() + '[quantization]\ncfg = "quant.cfg"\n')
+    process = start(logging_study, "tune", "--jobs", "2")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    assert messages.count("warning: ") == 1
+    assert "UserWarning" not in messages
+    check_complete(logging_study, task_of(logging_study).storage, 14)
+
+
 def test_a_failing_evaluator_stops_all_jobs(logging_study):
     source = logging_study.parent / "evaluate.py"
     source.write_text(
