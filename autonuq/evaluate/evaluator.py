@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import importable
@@ -253,12 +255,18 @@ def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> b
     Raises
     ------
     EvaluatorError
-        `is_satisfied` raised.
+        `is_satisfied` raised, or returned anything but a bool, Python's or NumPy's.
     """
     try:
-        return bool(evaluator.is_satisfied(original_metric, new_metric))
+        verdict = evaluator.is_satisfied(original_metric, new_metric)
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"is_satisfied raised {_reason(error)}") from error
+    if not isinstance(verdict, bool | np.bool_):
+        raise EvaluatorError(
+            f"is_satisfied must return True or False. Got {verdict!r} ({type(verdict).__name__}) for "
+            f"is_satisfied({original_metric:g}, {new_metric:g}) instead."
+        )
+    return bool(verdict)
 
 
 def standard_error(evaluator: Any, metric: float) -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import write_fake_quant
+from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import is_satisfied, score, standard_error
 from autonuq.evaluate.verdict import margin
 from autonuq.graph.files import ModelPair
@@ -65,7 +67,7 @@ def score_candidate(task: Task, evaluator: Any, candidate: Candidate, folder: Pa
 def _margin(evaluator: Any, original: float, metric: float, satisfied: bool) -> float:
     """Return the margin that goes with a verdict; the verdict alone where the predicate says something else now."""
     try:
-        found = margin(evaluator.is_satisfied, original, metric)
-    except (Exception, SystemExit):
+        found = margin(partial(is_satisfied, evaluator), original, metric)
+    except EvaluatorError:
         return verdict_alone(satisfied)
     return found if (found <= 0) == satisfied else verdict_alone(satisfied)

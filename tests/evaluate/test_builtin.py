@@ -129,12 +129,14 @@ def test_a_tie_or_no_number_is_not_correct():
 
 
 def test_drops():
-    assert Drop(1.0).allows(0.9124, 0.9024)
-    assert not Drop(1.0).allows(0.9124, 0.9023)
+    assert Drop(1.0).allows(0.9124, 0.9025)
+    assert not Drop(1.0).allows(0.9124, 0.9024)  # less than a point, to the count
+    assert Drop(1.0).allows(0.9124, 0.9124)
     assert parse_drop(" 2 %") == Drop(2.0, "%")
-    assert parse_drop("2%").allows(0.5, 0.49)
-    assert not parse_drop("2%").allows(0.5, 0.4899)
+    assert parse_drop("2%").allows(0.5, 0.4901)
+    assert not parse_drop("2%").allows(0.5, 0.49)
     assert parse_drop(0).allows(0.5, 0.5)
+    assert not parse_drop(0).allows(0.5, 0.4999)
 
 
 @pytest.fixture

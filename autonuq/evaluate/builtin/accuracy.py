@@ -35,7 +35,7 @@ class Drop:
     Attributes
     ----------
     limit : float
-        Inclusive.
+        Exclusive: less may be lost; of 0 nothing may.
     unit : {"points", "%"}
         Percentage points of the metric, or per cent of the original metric.
     """
@@ -48,7 +48,8 @@ class Drop:
         lost = 100 * (original - new)
         if self.unit == "%":
             lost /= original or 1.0
-        return round(lost, 9) <= self.limit
+        lost = round(lost, 9)
+        return lost < self.limit or lost <= 0
 
     def __str__(self) -> str:
         return f"{self.limit:g} {self.unit}"
@@ -257,7 +258,7 @@ class Accuracy(Evaluator):
             self._forward(net, self._batch(self._calibrating, start, start + size))
 
     def is_satisfied(self, original_metric: float, new_metric: float) -> bool:
-        """Accept a drop within the limit."""
+        """Accept a drop below the limit."""
         return self._settings.drop.allows(original_metric, new_metric)
 
     def _net(self, model_file: str, weights_file: str) -> Net:
