@@ -26,6 +26,10 @@ LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 TASK = "autonuq:task"
+CONFIDENCE = "autonuq:confidence"
+UNIT = "autonuq:unit"
+ORIGINAL_SAMPLES = "autonuq:original_samples"
+CONFIRMING_SAMPLES = "autonuq:confirming_samples"
 CODEC = "autonuq:codec"
 CONFIRMATION = "autonuq:confirmation"
 STOPPED = "autonuq:stopped"
@@ -43,6 +47,8 @@ LEASE = "autonuq:lease"
 """The `storage.lease.Lease` of the worker that runs the trial; empty between two workers."""
 PLAN = "autonuq:plan"
 """A system attribute: the index of the proposed point of every layer, in the order of the curves."""
+LOSS_ERROR = "autonuq:loss_error"
+"""The paired error of a trial's loss, in allowed drops."""
 MARGIN_ERROR = "autonuq:margin_error"
 """The standard deviation of a constraint that is an estimate itself."""
 
@@ -60,6 +66,34 @@ def verdict_alone(satisfied: bool) -> float:
 def is_verdict_alone(margin: float) -> bool:
     """Say whether a margin says nothing but the verdict."""
     return abs(margin) == _VERDICT_ALONE
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What losses are said in.
+
+    Attributes
+    ----------
+    name : str
+        Empty for the metric's own.
+    factor : float
+        Of it in the metric's: 100 for points of a share.
+    samples : str
+        What is scored.
+    """
+
+    name: str = ""
+    factor: float = 1.0
+    samples: str = "samples"
+
+    def say(self, loss: float, error: float | None) -> str:
+        """Put a loss and its error into words."""
+        shown = (
+            f"{loss * self.factor:.3g}" if error is None else f"{loss * self.factor:.2f} ± {error * self.factor:.2f}"
+        )
+        if error is not None and self.factor == 1.0:
+            shown = f"{loss:.3g} ± {error:.2g}"
+        return f"{shown} {self.name}".strip()
 
 
 def say_verdict(satisfied: bool | None) -> str:
@@ -160,6 +194,13 @@ class TrialRecord:
         Of the metric, where the evaluator can tell.
     margin_error : float or None
         The standard deviation of `margin` where that is an estimate, as `metric` is then; None where it was measured.
+    loss_error : float or None
+        The paired standard error of the loss, in the metric's unit; None where samples are not known.
+    relative_error : float or None
+        The same in allowed drops; None unless the margin tells.
+    probability : float or None
+        That the plan keeps the limit on data like these; None unless margins tell. It is not stored: it follows from
+        all trials.
     """
 
     number: int
@@ -178,6 +219,9 @@ class TrialRecord:
     predicted: float | None = None
     standard_error: float | None = None
     margin_error: float | None = None
+    loss_error: float | None = None
+    relative_error: float | None = None
+    probability: float | None = None
 
     @property
     def outcome(self) -> str:
@@ -214,6 +258,21 @@ class Confirmation:
         Of both metrics, where the evaluator can tell.
     error : str
         Why it could not be had; empty otherwise.
+    loss, loss_error : float or None
+        What was lost, in the metric's unit, positive where it got worse, and its standard error. Of a second plan that
+        was tried and later ones: what both data together say, because the last of several looks is lucky.
+    limit : float or None
+        The loss that is allowed there.
+    samples : int or None
+        How many were scored.
+    tried : int
+        Plans that were scored until this one.
+    probability : float or None
+        That the plan keeps the limit, after both the search and this.
+    holds : bool or None
+        Whether it is confirmed: satisfied here, and probable enough.
+    finished : int
+        How many trials had finished when this was found.
     """
 
     evaluator: str
@@ -224,15 +283,38 @@ class Confirmation:
     original_standard_error: float | None = None
     standard_error: float | None = None
     error: str = ""
+    loss: float | None = None
+    loss_error: float | None = None
+    limit: float | None = None
+    samples: int | None = None
+    tried: int = 1
+    probability: float | None = None
+    holds: bool | None = None
+    finished: int = -1
 
-    @property
-    def summary(self) -> str:
-        """What was found, in one line."""
+    def say(self, unit: Unit) -> str:
+        """Put what was found into words."""
         if self.metric is None:
             return f"trial {self.trial} could not be confirmed: {self.error}"
-        before = format_metric(self.original_metric, self.original_standard_error)
-        after = format_metric(self.metric, self.standard_error)
-        return f"trial {self.trial} by {self.evaluator}: metric {before} -> {after}, {say_verdict(self.satisfied)}"
+        if self.loss is None:
+            before = format_metric(self.original_metric, self.original_standard_error)
+            after = format_metric(self.metric, self.standard_error)
+            return f"trial {self.trial} by {self.evaluator}: metric {before} -> {after}, {say_verdict(self.satisfied)}"
+        words = say_loss(self.loss, self.loss_error, unit, self.samples, self.limit, "that the search never saw")
+        tried = f"; {self.tried} plans were tried" if self.tried > 1 else ""
+        return f"{words}{say_probability(self.probability)}{tried}: {'confirmed' if self.holds else 'not confirmed'}"
+
+
+def say_loss(loss: float, error: float | None, unit: Unit, samples: int | None, limit: float | None, where: str) -> str:
+    """Say what was lost, on what, and what may be: `lost 0.71 ± 0.24 points on 5,000 images ... (limit 1)`."""
+    count = f" on {samples:,} {unit.samples} {where}" if samples else f" on data {where}"
+    allowed = "" if limit is None else f" (limit {limit * unit.factor:.3g})"
+    return f"lost {unit.say(loss, error)}{count}{allowed}"
+
+
+def say_probability(probability: float | None) -> str:
+    """Say how probable it is that the limit is kept."""
+    return "" if probability is None else f", kept with probability {probability:.2f}"
 
 
 @dataclass(frozen=True)
@@ -258,6 +340,12 @@ class StudyRecord:
         Of the original metric, where the evaluator can tell.
     stopped : str
         Why the study ended before it had all its trials; empty otherwise.
+    confidence : float
+        With which the winner shall keep the limit on data like these; 0 takes every measurement at its word.
+    unit : Unit
+        Of losses.
+    samples : int or None
+        How many the evaluator scores, where it tells.
     """
 
     name: str
@@ -270,6 +358,9 @@ class StudyRecord:
     confirmation: Confirmation | None = None
     original_standard_error: float | None = None
     stopped: str = ""
+    confidence: float = 0.0
+    unit: Unit = Unit()
+    samples: int | None = None
 
     @property
     def original_bytes(self) -> int:
@@ -278,9 +369,70 @@ class StudyRecord:
 
     @property
     def best(self) -> TrialRecord | None:
-        """Satisfied trial with the largest ratio; the earlier one of equals; None if there is none."""
+        """The trial that is exported: the confirmed one, or else what `chosen` finds; None if none is satisfied."""
+        found = self.confirmation
+        if found is not None and found.holds and found.finished == self.counts.finished:
+            return next((trial for trial in self.trials if trial.number == found.trial), None)
+        return self.chosen()
+
+    def chosen(self) -> TrialRecord | None:
+        """Return the satisfied trial with the largest ratio that keeps the limit with the study's confidence.
+
+        The earlier one of equals; the most probable one, if none is probable enough; None if none is satisfied.
+        """
         satisfied = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
-        return max(satisfied, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)
+        trusted = [trial for trial in satisfied if trial.probability is None or trial.probability >= self.confidence]
+        if trusted or not satisfied:
+            return max(trusted, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)
+        return max(satisfied, key=lambda trial: (trial.probability or 0.0, -trial.number))
+
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether the best trial held on data that the search never saw; None if there was no look at any."""
+        found, best = self.confirmation, self.best
+        if found is None or best is None or found.trial != best.number or found.metric is None:
+            return None
+        return bool(found.satisfied if found.holds is None else found.holds)
+
+    def loss(self, trial: TrialRecord) -> float | None:
+        """Return how much worse a trial's metric is than the original's, in the metric's unit."""
+        if trial.metric is None or self.original_metric is None:
+            return None
+        return (self.original_metric - trial.metric) * (1 if self.metric_rises else -1)
+
+    @property
+    def allowed(self) -> float | None:
+        """The loss that the limit allows, in the metric's unit; None if no margin tells."""
+        return None if self.limit is None or self.original_metric is None else abs(self.original_metric - self.limit)
+
+    @property
+    def metric_rises(self) -> bool:
+        """Whether a larger metric is the better one.
+
+        A verdict does not tell which way a metric improves (accuracy up, loss down). Where the constraint turns does;
+        else the metric is taken to improve upwards unless the unsatisfied trials (all, if none is unsatisfied) lie on
+        average above the original. Source: own derivation.
+        """
+        if self.original_metric is None:
+            return True
+        if self.limit is not None:
+            return self.limit <= self.original_metric
+        known = [trial for trial in self.trials if trial.state == "complete" and trial.metric is not None]
+        worse = [trial.metric for trial in known if not trial.satisfied] or [trial.metric for trial in known]
+        return not worse or sum(metric or 0.0 for metric in worse) / len(worse) <= self.original_metric
+
+    def say_best(self) -> str:
+        """Say what the best trial lost, on what, whether that holds; empty without one."""
+        best = self.best
+        if best is None:
+            return ""
+        found = self.confirmation
+        if found is not None and found.trial == best.number and found.metric is not None:
+            return found.say(self.unit)
+        words = say_loss(
+            self.loss(best) or 0.0, best.loss_error, self.unit, self.samples, self.allowed, "that chose it"
+        )
+        return f"{words}{say_probability(best.probability)}: not confirmed"
 
     @property
     def limit(self) -> float | None:

@@ -87,7 +87,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Make trained Caffe networks smaller without retraining.\n\nExit codes: 0 done, 2 usage, 3 model, "
     "4 quantization, 5 runtime, 6 study or storage, 7 evaluator, 8 finished but nothing satisfied the constraint, "
-    "130 interrupted.",
+    "9 finished but the best is not confirmed, 130 interrupted.",
 )
 
 

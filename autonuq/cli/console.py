@@ -21,7 +21,7 @@ err = Console(stderr=True, highlight=False)
 alarms = Console(stderr=True, highlight=False)
 """Errors and warnings; never silent."""
 
-NOT_SATISFIED, INTERRUPTED = 8, 130
+NOT_SATISFIED, NOT_CONFIRMED, INTERRUPTED = 8, 9, 130
 _PREFIX = "PREFIX: folder and beginning of the names."
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]

@@ -62,6 +62,10 @@ def _status(record: StudyRecord) -> dict[str, Any]:
             "trial": best.number,
             "ratio": best.ratio,
             "metric": best.metric,
+            "loss": record.loss(best),
+            "loss_error": best.loss_error,
+            "probability": best.probability,
+            "confirmed": record.confirmed,
             "levels": record.layer_levels(best),
             "bytes": best.size_bytes,
             "original_bytes": record.original_bytes,
@@ -94,8 +98,7 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
         table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
         before = format_metric(record.original_metric, record.original_standard_error)
         table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
-    if record.confirmation is not None:
-        table.add_row("confirmed", Text(record.confirmation.summary))
+        table.add_row("loss", Text(record.say_best()))
     if record.stopped:
         table.add_row("stopped", Text(record.stopped))
     for trial in now.running:

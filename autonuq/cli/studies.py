@@ -14,6 +14,7 @@ from rich.table import Table
 from autonuq import report
 from autonuq.cli.console import (
     INTERRUPTED,
+    NOT_CONFIRMED,
     NOT_SATISFIED,
     ArtifactsOption,
     JobsOption,
@@ -165,6 +166,8 @@ def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
         raise typer.Exit(INTERRUPTED)
     if record.best is None:
         raise typer.Exit(NOT_SATISFIED)
+    if record.confirmed is False:
+        raise typer.Exit(NOT_CONFIRMED)
 
 
 def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -> None:
@@ -190,8 +193,9 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
     before = format_metric(record.original_metric, record.original_standard_error)
     out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
-    if record.confirmation is not None:
-        say(f"confirm {record.confirmation.summary}")
+    say(f"loss    {record.say_best()}")
+    if record.confirmation is not None and record.confirmation.trial != best.number:
+        say(f"confirm {record.confirmation.say(record.unit)}")
     if record.stopped:
         say(f"stopped {record.stopped}")
     out.print("wrote")

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
+from autonuq.evaluate.score import Score
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import importable
+from autonuq.records import Unit
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class Evaluator:
     -----
     An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
     calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
-    source file; `standard_error(metric) -> float`; `name`, a str for the report.
+    source file; `standard_error(metric) -> float`; `name`, a str for the report; `unit`, a `records.Unit` that losses
+    are said in.
 
     Examples
     --------
@@ -64,7 +67,7 @@ class Evaluator:
             self.evaluate_batch_num = evaluate_batch_num
 
     def eval_model(self, model_file: str, weights_file: str, batch_num: int) -> float:
-        """Run `batch_num` batches of the network and return exactly one number.
+        """Run `batch_num` batches of the network and return exactly one number, a `Score` where samples are known.
 
         It is called with the original network, with the calibration network (its value is ignored then), and once
         a trial with the fake-quantized network.
@@ -233,6 +236,11 @@ def run_calibration(evaluator: Any, pair: ModelPair, batch_num: int) -> None:
 def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> float:
     """Return the metric of a network over `batch_num` batches, by default `evaluate_batch_num`.
 
+    Returns
+    -------
+    float
+        A `Score` where the evaluator returned one.
+
     Raises
     ------
     EvaluatorError
@@ -246,7 +254,7 @@ def score(evaluator: Any, pair: ModelPair, batch_num: int | None = None) -> floa
     if not math.isfinite(metric):
         got = f"{result!r} ({type(result).__name__})"
         raise EvaluatorError(f"eval_model must return one finite number. Got {got} instead.")
-    return metric
+    return result if isinstance(result, Score) else metric
 
 
 def is_satisfied(evaluator: Any, original_metric: float, new_metric: float) -> bool:
@@ -276,6 +284,12 @@ def standard_error(evaluator: Any, metric: float) -> float | None:
     except Exception:  # no such method, or one that fails: a result is not worth less for that
         return None
     return error if math.isfinite(error) and error >= 0 else None
+
+
+def loss_unit(evaluator: Any) -> Unit:
+    """Return what the evaluator's losses are said in: its own `unit`, or the metric's."""
+    unit = getattr(evaluator, "unit", None)
+    return unit if isinstance(unit, Unit) else Unit()
 
 
 def evaluator_name(evaluator: Any) -> str:

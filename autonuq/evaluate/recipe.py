@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.evaluate.builtin import AccuracySettings, make_accuracy
+from autonuq.evaluate.builtin.sources import Part
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.evaluate.isolation import IsolatedEvaluator
 
@@ -44,8 +45,17 @@ class EvaluatorRecipe:
     evaluate_batch_num: int = 1
     timeout_s: float | None = None
 
+    def of_part(self, part: Part) -> EvaluatorRecipe:
+        """Return the recipe for a part of the data, where it is of a built-in evaluator."""
+        return replace(self, what=replace(self.what, part=part)) if isinstance(self.what, AccuracySettings) else self
+
+    @property
+    def part(self) -> Part:
+        """The part of the data; all of a class's, which knows its own."""
+        return self.what.part if isinstance(self.what, AccuracySettings) else "all"
+
     def make(self, model_file: Path) -> Any:
-        """Make the evaluator for a network.
+        """Make the evaluator for a network; None of held-back data that are too few.
 
         Raises
         ------
@@ -55,7 +65,12 @@ class EvaluatorRecipe:
             A built-in evaluator cannot read the prototxt.
         """
         if self.timeout_s is not None:
-            return IsolatedEvaluator(partial(replace(self, timeout_s=None).make, model_file), self.timeout_s)
+            own = replace(self, timeout_s=None)
+            return (
+                None
+                if own.make(model_file) is None
+                else IsolatedEvaluator(partial(own.make, model_file), self.timeout_s)
+            )
         if isinstance(self.what, AccuracySettings):
             return make_accuracy(self.what, model_file)
         return load_evaluator(self.what, self.folder, self.evaluate_batch_num)

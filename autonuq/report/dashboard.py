@@ -208,7 +208,7 @@ def _study_note(record: StudyRecord) -> str:
     return (
         f"# {record.name}: {best.ratio:.2f}× smaller\n\n"
         f"Trial {best.number}, codec {record.codec}: {record.original_bytes:,} → {best.size_bytes:,} bytes of weights, "
-        f"metric {record.original_metric:.6g} → {best.metric:.6g}.\n\n{_plan_table(record, best)}"
+        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {record.say_best()}.\n\n{_plan_table(record, best)}"
     )
 
 

@@ -58,7 +58,7 @@ class FrontData:
     original_metric, limit : float or None
         Metric of the float network, and where the constraint turns.
     larger_is_better : bool
-        Which way the metric improves; see `metric_rises`.
+        Which way the metric improves; see `StudyRecord.metric_rises`.
     front : ndarray of int64
         Indices of the non-dominated satisfied trials, by falling ratio.
     """
@@ -240,7 +240,7 @@ def front_data(record: StudyRecord) -> FrontData:
     FrontData
     """
     history = history_data(record)
-    larger_is_better = metric_rises(record)
+    larger_is_better = record.metric_rises
     candidates = np.flatnonzero(np.isfinite(history.metrics) & history.satisfied)
     quality = history.metrics if larger_is_better else -history.metrics
     # By falling ratio, the better metric first among equals: who beats every metric before it, stays.
@@ -248,28 +248,6 @@ def front_data(record: StudyRecord) -> FrontData:
     before = np.concatenate(([-np.inf], np.maximum.accumulate(quality[order])))[: len(order)]
     front = order[quality[order] > before]
     return FrontData(history, record.original_metric, record.limit, larger_is_better, front)
-
-
-def metric_rises(record: StudyRecord) -> bool:
-    """Say whether a larger metric is the better one.
-
-    Notes
-    -----
-    A verdict does not tell which way a metric improves (accuracy up, loss down). Where the constraint turns does; else
-    the metric is taken to improve upwards unless the unsatisfied trials (all, if none is unsatisfied) lie on average
-    above the original.
-
-    **Source**: own derivation.
-    """
-    if record.original_metric is None:
-        return True
-    if record.limit is not None:
-        return record.limit <= record.original_metric
-    history = history_data(record)
-    known = np.isfinite(history.metrics)
-    worse = known & ~history.satisfied
-    worse = worse if worse.any() else known
-    return not worse.any() or bool(history.metrics[worse].mean() <= record.original_metric)
 
 
 def layers_data(record: StudyRecord) -> LayersData:

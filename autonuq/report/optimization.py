@@ -17,7 +17,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, create_trial
 
 from autonuq.records import CONSTRAINT, RATIO_PREFIX, LayerRecord, StudyRecord, TrialRecord
-from autonuq.report.data import Flags, Floats, metric_rises
+from autonuq.report.data import Flags, Floats
 
 FEWEST_TRIALS = 8
 """Below, importances are noise."""
@@ -143,7 +143,7 @@ def metric_of(trial: FrozenTrial) -> float:
 
 def _importances(record: StudyRecord, study: optuna.Study) -> ImportanceData:
     trials = len(study.get_trials(deepcopy=False))
-    sign = -1.0 if metric_rises(record) else 1.0  # Optuna takes smaller targets for the better ones
+    sign = -1.0 if record.metric_rises else 1.0  # Optuna takes smaller targets for the better ones
     found: dict[str, float] = {}
     if trials >= FEWEST_TRIALS:
         with warnings.catch_warnings():

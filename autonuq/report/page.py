@@ -18,7 +18,7 @@ import plotly.io
 import plotly.offline
 
 from autonuq.atomic import replace_text
-from autonuq.records import LayerRecord, LayerRow, StudyRecord, TrialRecord, format_metric, say_verdict
+from autonuq.records import LayerRecord, LayerRow, StudyRecord, TrialRecord, format_metric
 from autonuq.report.kinds import FIGURES
 from autonuq.report.layer_figures import FEW_LAYERS
 from autonuq.report.style import TEMPLATE, TITLE_PX, format_bytes
@@ -108,7 +108,7 @@ def _verdict(record: StudyRecord) -> str:
     if best is not None:
         whole = format_bytes(record.original_bytes)
         size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
-        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; metric {before} → {after}"
+        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; {_text(record.say_best())}"
     elif counts.complete:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
@@ -118,7 +118,7 @@ def _verdict(record: StudyRecord) -> str:
     tiles = [
         ("Weights, bytes", f"{sizes[0]} → {sizes[1]}", "float32 → compressed"),
         ("Metric", f"{before} → {after}", f"original → compressed; {limit}"),
-        *_confirmation(record),
+        ("Loss", *_loss(record)),
         ("Trials", f"{counts.complete} of {record.target_trials} done", record.stopped or f"{counts.running} running"),
         ("Verdicts", f"{counts.satisfied} satisfied, {counts.failed} failed", ""),
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
@@ -134,16 +134,14 @@ def _verdict(record: StudyRecord) -> str:
     )
 
 
-def _confirmation(record: StudyRecord) -> list[tuple[str, str, str]]:
-    """Return the tile of what the search never saw, if the study has it."""
+def _loss(record: StudyRecord) -> tuple[str, str]:
+    """Return what the best trial lost, and on what, whether that is confirmed, and what else was found."""
+    if record.best is None:
+        return ABSENT, ""
+    loss, _, rest = record.say_best().partition(" on ")
     found = record.confirmation
-    if found is None:
-        return []
-    if found.metric is None:
-        return [("Confirmation", "failed", found.error)]
-    before = _metric(found.original_metric, found.original_standard_error)
-    value = f"{before} → {_metric(found.metric, found.standard_error)}"
-    return [("Confirmation", value, f"trial {found.trial} {say_verdict(found.satisfied)}, by {found.evaluator}")]
+    other = "" if found is None or found.trial == record.best.number else f"; {found.say(record.unit)}"
+    return loss, f"on {rest}{other}"
 
 
 def _metric(metric: float | None, standard_error: float | None) -> str:

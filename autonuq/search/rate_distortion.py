@@ -9,9 +9,11 @@ that has none yet is about to be given one by another worker, which is worked ou
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,11 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
-from autonuq.records import CONSTRAINT, MARGIN_ERROR, MARGIN_LIMIT, PLAN, is_verdict_alone
+from autonuq.records import CONSTRAINT, LOSS_ERROR, MARGIN_ERROR, MARGIN_LIMIT, PLAN, is_verdict_alone
 from autonuq.search.allocation import stack_layers
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
+from autonuq.search.trust import BelievedLoss, target_loss
 
 FIXED = "fixed_params"
 """Optuna's system attribute of an enqueued trial."""
@@ -49,6 +52,9 @@ class RateDistortionSampler(BaseSampler):
         A random one if omitted.
     original_bytes : mapping of str to float, optional
         What the ratio of a layer refers to; its loosest point if omitted.
+    confidence : float
+        Plans are proposed that shall keep the limit with this probability on data like those that are scored; 0: on
+        the very data.
 
     Attributes
     ----------
@@ -92,7 +98,12 @@ class RateDistortionSampler(BaseSampler):
     """
 
     def __init__(
-        self, curves: Iterable[Curve], *, seed: int | None = None, original_bytes: Mapping[str, float] | None = None
+        self,
+        curves: Iterable[Curve],
+        *,
+        seed: int | None = None,
+        original_bytes: Mapping[str, float] | None = None,
+        confidence: float = 0.0,
     ) -> None:
         own = list(curves)
         names = [curve.layer for curve in own]
@@ -102,6 +113,7 @@ class RateDistortionSampler(BaseSampler):
         sizes = {curve.layer: float(curve.rates_bytes[0]) for curve in own} | dict(original_bytes or {})
         if any(not size > 0 for size in sizes.values()) or any(not curve.rates_bytes[-1] > 0 for curve in own):
             raise ValueError("Every layer's bytes, original and compressed, must be positive.")
+        self._confidence = confidence
         self._seed = secrets.randbits(32) if seed is None else seed % 2**64  # entropy cannot be negative
         self._space = Space({curve.layer: curve for curve in own}, {name: size / 4 for name, size in sizes.items()})
         self._names = list(self._space.curves)
@@ -142,6 +154,19 @@ class RateDistortionSampler(BaseSampler):
         history = self._history(study.get_trials(deepcopy=False), number)
         return self._proposer.predict(history, np.array([plan[name] for name in self._names], dtype=np.int64))
 
+    def believe(self, study: Study) -> dict[int, BelievedLoss]:
+        """Return what is believed of the loss of each complete trial's plan, by its number; see `trust`.
+
+        Trials whose verdict stands alone are left out: where the limit lies is not known then.
+        """
+        history, done = self._history_of(study.get_trials(deepcopy=False), None)
+        known = [i for i, trial in enumerate(done) if not is_verdict_alone(trial.constraints.get(CONSTRAINT, 1.0))]
+        if self._proposer is None or not known:
+            return {}
+        errors = np.array([done[index].user_attrs.get(LOSS_ERROR, np.nan) for index in known], dtype=float)
+        found = self._proposer.believe(history, history.plans[known], np.exp(history.margins[known]), errors)
+        return {done[index].number: belief for index, belief in zip(known, found.each(), strict=True)}
+
     def propose(self, study: Study) -> dict[str, float]:
         """Return the parameters that the study's next trial would be given, without making the trial."""
         trials = study.get_trials(deepcopy=False)
@@ -169,7 +194,7 @@ class RateDistortionSampler(BaseSampler):
         """
         if self._proposer is None:
             return False
-        history = self._history(study.get_trials(deepcopy=False), None)
+        history = self._aimed(*self._history_of(study.get_trials(deepcopy=False), None))
         gains = self._proposer.remaining_gains(history, self._generator(len(history.plans)))
         above = (int(gain > np.log1p(share)) for gain in gains)  # NumPy's True + True is True
         allowed = (1 - probability) * GAIN_DRAWS
@@ -202,7 +227,7 @@ class RateDistortionSampler(BaseSampler):
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
     def _propose(self, proposer: Proposer, trials: Sequence[FrozenTrial], number: int) -> NDArray[np.int64]:
-        history = self._history(trials, number)
+        history = self._aimed(*self._history_of(trials, number))
         blind = [
             other.number
             for other in trials
@@ -229,6 +254,24 @@ class RateDistortionSampler(BaseSampler):
 
     def _history(self, trials: Sequence[FrozenTrial], number: int | None) -> History:
         """Sort the trials that have our parameters; the one of that number is left out."""
+        return self._history_of(trials, number)[0]
+
+    def _aimed(self, history: History, done: Sequence[FrozenTrial]) -> History:
+        """Return the history with margins to the loss that is aimed at in place of the limit."""
+        if self._confidence <= 0 or self._proposer is None or not done:
+            return history
+        near = np.abs(history.margins) < 1
+        known = [
+            trial.user_attrs[LOSS_ERROR]
+            for trial, is_near in zip(done, near, strict=True)
+            if is_near and LOSS_ERROR in trial.user_attrs
+        ]
+        error = float(np.median(known)) if known else self._proposer.belief(history).model.prior.noise
+        shift = math.log(target_loss(error, self._confidence))
+        return replace(history, margins=history.margins - shift, feasible=history.feasible & (history.margins <= shift))
+
+    def _history_of(self, trials: Sequence[FrozenTrial], number: int | None) -> tuple[History, list[FrozenTrial]]:
+        """Return the history and the trials that its evaluations are of."""
         own = [trial for trial in trials if trial.number != number]
         done = [
             trial
@@ -241,7 +284,7 @@ class RateDistortionSampler(BaseSampler):
             for states in ((TrialState.RUNNING, TrialState.WAITING), (TrialState.FAIL, TrialState.PRUNED))
         )
         empty = np.empty((0, len(self._names)), dtype=np.int64)
-        return History(
+        history = History(
             plans=self._space.points([trial.params for trial in done]),
             margins=np.array([margin for margin, _, _ in verdicts], dtype=float),
             senses=np.array([sense for _, sense, _ in verdicts], dtype=np.int64),
@@ -250,6 +293,7 @@ class RateDistortionSampler(BaseSampler):
             pending=np.array(unfinished) if unfinished else empty,
             failed=np.array(failed) if failed else empty,
         )
+        return history, done
 
 
 def _verdict(trial: FrozenTrial) -> tuple[float, int, bool]:

@@ -10,15 +10,18 @@ from autonuq.errors import StudyError
 from autonuq.quant.curve import Curve
 from autonuq.search.rate_distortion import RateDistortionSampler
 
-MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int]], BaseSampler]
+MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int], float], BaseSampler]
 
 SAMPLERS: dict[str, MakeSampler] = {
-    "rate-distortion": lambda seed, curves, weights: RateDistortionSampler(
-        curves.values(), seed=seed, original_bytes={name: 4 * count for name, count in weights.items()}
+    "rate-distortion": lambda seed, curves, weights, confidence: RateDistortionSampler(
+        curves.values(),
+        seed=seed,
+        original_bytes={name: 4 * count for name, count in weights.items()},
+        confidence=confidence,
     ),
-    "gp": lambda seed, curves, weights: GPSampler(seed=seed),
-    "random": lambda seed, curves, weights: RandomSampler(seed=seed),
-    "tpe": lambda seed, curves, weights: TPESampler(seed=seed),
+    "gp": lambda seed, curves, weights, confidence: GPSampler(seed=seed),
+    "random": lambda seed, curves, weights, confidence: RandomSampler(seed=seed),
+    "tpe": lambda seed, curves, weights, confidence: TPESampler(seed=seed),
 }
 
 
@@ -29,6 +32,7 @@ def make_sampler(
     weights: Mapping[str, int] | None = None,
     *,
     trials: int = 0,
+    confidence: float = 0.0,
 ) -> BaseSampler:
     """Make a sampler.
 
@@ -42,6 +46,8 @@ def make_sampler(
     trials : int
         Trials that the study has already: samplers that keep their random state to themselves would otherwise begin
         with the same proposals again when a study goes on.
+    confidence : float
+        See `RateDistortionSampler`.
 
     Raises
     ------
@@ -53,4 +59,4 @@ def make_sampler(
     if name == "rate-distortion" and not curves:
         raise StudyError("sampler 'rate-distortion' needs the layers' curves; there are none")
     own_seed = seed if name == "rate-distortion" else seed + trials
-    return SAMPLERS[name](own_seed, curves or {}, weights or {})
+    return SAMPLERS[name](own_seed, curves or {}, weights or {}, confidence)

@@ -8,7 +8,7 @@ from typing import Any
 
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
-from autonuq.records import TARGET_TRIALS, TASK
+from autonuq.records import CONFIDENCE, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
@@ -47,6 +47,15 @@ def open_study(name: str, storage: str) -> Study:
     if file is not None and not file.exists():
         raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
     return Study(open_storage(storage).load(name))
+
+
+def task_of_study(task: Task) -> Task:
+    """Return the task as it has to be for its study, if that exists: one of an earlier version has no confidence."""
+    try:
+        study = open_study(task.name, task.storage).optuna
+    except StudyError:
+        return task
+    return task if CONFIDENCE in study.user_attrs or ORIGINAL_METRIC not in study.user_attrs else task.as_before()
 
 
 def _is_study_file(study: str | Path) -> bool:

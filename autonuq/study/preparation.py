@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import version
 
 import optuna
@@ -16,13 +17,14 @@ from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
-from autonuq.evaluate.evaluator import is_satisfied, run_calibration, score, standard_error
+from autonuq.evaluate.evaluator import is_satisfied, loss_unit, run_calibration, score, standard_error
+from autonuq.evaluate.score import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
-from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC
+from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
 from autonuq.runtime.memory import give_back_memory
 from autonuq.study.points_cache import load_points, store_points
-from autonuq.study.stored import store_layers, stored_layers
+from autonuq.study.stored import store_layers, store_long, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
 
@@ -36,8 +38,11 @@ def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> 
         raise EvaluatorError(
             f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
         )
+    if isinstance(metric, Score):
+        store_long(study, ORIGINAL_SAMPLES, samples_as_data(metric.samples))
+    study.set_user_attr(UNIT, asdict(loss_unit(task.evaluator)))
     study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
-    study.set_user_attr(ORIGINAL_METRIC, metric)
+    study.set_user_attr(ORIGINAL_METRIC, float(metric))
     on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
 
 

@@ -23,6 +23,7 @@ from autonuq.evaluate.recipe import make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file
+from autonuq.study.locate import task_of_study
 from autonuq.study.stored import FINISHED, check_fingerprint
 from autonuq.study.task import Task, fingerprint_of, quantized_model
 
@@ -101,7 +102,7 @@ class Rehearsal:
     """
 
     def __init__(self, task: Task) -> None:
-        self._task = task
+        self._task = task_of_study(task)
         self._finished: int | None = None  # trials of a study that exists
         self._steps: tuple[tuple[str, tuple[str, ...], Callable[[], str]], ...] = (
             ("network", (), self._network),

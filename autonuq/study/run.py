@@ -25,11 +25,21 @@ from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
 from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
 from autonuq.quant.config import QuantizationConfig
-from autonuq.records import CODEC, FINGERPRINT, PROVENANCE, STOPPED, TARGET_TRIALS, TASK, StudyRecord, TrialRecord
+from autonuq.records import (
+    CODEC,
+    CONFIDENCE,
+    FINGERPRINT,
+    PROVENANCE,
+    STOPPED,
+    TARGET_TRIALS,
+    TASK,
+    StudyRecord,
+    TrialRecord,
+)
 from autonuq.storage.open import Storage, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
-from autonuq.study.locate import load_stored_task, load_study
+from autonuq.study.locate import load_stored_task, load_study, task_of_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import load_task
@@ -56,6 +66,7 @@ def tune(
     sampler: str = "rate-distortion",
     seed: int = 0,
     stop_gain: float = 0.0,
+    confidence: float = 0.8,
     config: QuantizationConfig | None = None,
     cfg: str | Path | None = None,
     batch_num: int = 1,
@@ -91,6 +102,9 @@ def tune(
     seed : int
     stop_gain : float
         End when, with 90 % probability, no plan is better than the best by more than this share; 0 never.
+    confidence : float in [0, 1)
+        With which the winner shall keep the limit on data like those that are scored; 0 takes every measurement at its
+        word.
     config : QuantizationConfig, optional
         What is quantized and how; by default what `cfg` says.
     cfg : str or Path, optional
@@ -145,6 +159,7 @@ def tune(
         artifacts=artifacts,
         confirm=confirm,
         stop_gain=stop_gain,
+        confidence=confidence,
     )
     return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
@@ -228,8 +243,13 @@ class StudyRun:
     """
 
     def __init__(self, task: Task, on_progress: OnProgress = tell_nobody, *, graph: Graph | None = None) -> None:
-        self.task, self._on_progress, self._graph = task.made(), on_progress, graph
+        self._asked, self._on_progress, self._graph = task, on_progress, graph
         self._candidate: Candidate | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, its evaluators made; of an older study, as that version had it."""
+        return task_of_study(self._asked).made()
 
     @cached_property
     def model(self) -> QuantizedModel:
@@ -284,6 +304,7 @@ class StudyRun:
             study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
             study.set_user_attr(CODEC, task.codec)
             study.set_user_attr(FINGERPRINT, fingerprint)
+            study.set_user_attr(CONFIDENCE, task.confidence)
         study.set_user_attr(TASK, task.as_attribute())
         study.set_user_attr(TARGET_TRIALS, task.n_trials)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
@@ -345,6 +366,7 @@ class StudyRun:
             "codec": self.task.codec,
             "metric": f"{found.metric}",
             "original metric": f"{record.original_metric}",
+            "loss": record.say_best() if number is None else "",
             **_hashes(self.fingerprint),
         }
         return export(

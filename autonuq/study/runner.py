@@ -12,14 +12,24 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.records import ORIGIN, ORIGINAL_METRIC, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
+from autonuq.records import ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.scoring import score_plan
-from autonuq.study.stored import FINISHED, id_of, requeue, scored_record, store_record, stored_layers, trial_record
+from autonuq.study.stored import (
+    FINISHED,
+    Study,
+    id_of,
+    original_metric,
+    requeue,
+    scored_record,
+    store_record,
+    stored_layers,
+    trial_record,
+)
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 
@@ -47,7 +57,7 @@ class Runner:
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
-        self.original_metric = float(study.user_attrs[ORIGINAL_METRIC])
+        self.original_metric = original_metric(study)
         self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
@@ -140,6 +150,8 @@ class Runner:
                     margin=known.margin,
                     margin_error=known.margin_error,
                     standard_error=known.standard_error,
+                    loss_error=known.loss_error,
+                    relative_error=known.relative_error,
                     origin=f"copy of {known.number}",
                 )
             else:
@@ -175,17 +187,17 @@ class Tally:
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
-        self._best: TrialRecord | None = None
         self._seen: set[int] = set()
 
     def news(self, total: int) -> list[Progress]:
         """Describe the trials that finished since the last call."""
         trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        return [self._add(trial_record(trial), total) for trial in trials if trial.number not in self._seen]
+        new = [trial for trial in trials if trial.number not in self._seen]
+        if not new:
+            return []
+        best = Study(self._study).record().best
+        return [self._described(trial_record(trial), best, total) for trial in new]
 
-    def _add(self, record: TrialRecord, total: int) -> Progress:
+    def _described(self, record: TrialRecord, best: TrialRecord | None, total: int) -> Progress:
         self._seen.add(record.number)
-        best_ratio = 0.0 if self._best is None else self._best.ratio or 0.0
-        if record.state == "complete" and record.satisfied and (record.ratio or 0.0) > best_ratio:
-            self._best = record
-        return Progress("trial", record.summary, len(self._seen), total, record, self._best)
+        return Progress("trial", record.summary, len(self._seen), total, record, best)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import is_satisfied, score, standard_error
-from autonuq.evaluate.verdict import margin
+from autonuq.evaluate.score import paired_error
+from autonuq.evaluate.verdict import margin as find_margin
 from autonuq.graph.files import ModelPair
-from autonuq.records import TrialRecord, verdict_alone
+from autonuq.records import MARGIN_LIMIT, TrialRecord, is_verdict_alone, verdict_alone
 from autonuq.study.task import Task
 
 
@@ -27,6 +29,7 @@ def score_plan(task: Task, candidate: Candidate, original_metric: float, record:
     candidate : Candidate
         Of the trial's plan.
     original_metric : float
+        A `Score` where samples are known.
     record : TrialRecord
         With the trial's number.
 
@@ -41,14 +44,57 @@ def score_plan(task: Task, candidate: Candidate, original_metric: float, record:
         metric = score_candidate(task, task.evaluator, candidate, folder)
     finally:
         shutil.rmtree(folder)
-    satisfied = is_satisfied(task.evaluator, original_metric, metric)
+    judgement = judge(task.evaluator, original_metric, metric)
     return replace(
         record,
-        metric=metric,
-        satisfied=satisfied,
-        margin=_margin(task.evaluator, original_metric, metric, satisfied),
+        metric=float(metric),
+        satisfied=judgement.satisfied,
+        margin=judgement.margin,
         standard_error=standard_error(task.evaluator, metric),
+        loss_error=judgement.loss_error,
+        relative_error=judgement.relative_error,
     )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What an evaluator says of a metric beside the original's.
+
+    Attributes
+    ----------
+    satisfied : bool
+    margin : float
+        log(drop / allowed drop).
+    loss_error : float or None
+        The paired error of the drop, in the metric's unit, where samples are known.
+    allowed : float or None
+        The drop that is allowed, in the metric's unit, where the margin tells.
+    """
+
+    satisfied: bool
+    margin: float
+    loss_error: float | None
+    allowed: float | None
+
+    @property
+    def relative_error(self) -> float | None:
+        """The paired error in allowed drops."""
+        return self.loss_error / self.allowed if self.loss_error is not None and self.allowed else None
+
+
+def judge(evaluator: Any, original: float, metric: float) -> Judgement:
+    """Ask for the verdict and for what else can be known of it.
+
+    Raises
+    ------
+    EvaluatorError
+        `is_satisfied` raised or returned no bool, or the samples of the two scores are not as many.
+    """
+    satisfied = is_satisfied(evaluator, original, metric)
+    margin = _margin(evaluator, original, metric, satisfied)
+    telling = abs(margin) < MARGIN_LIMIT and not is_verdict_alone(margin)
+    allowed = abs(original - metric) / math.exp(margin) if telling else None
+    return Judgement(satisfied, margin, paired_error(original, metric), allowed)
 
 
 def score_candidate(task: Task, evaluator: Any, candidate: Candidate, folder: Path) -> float:
@@ -67,7 +113,7 @@ def score_candidate(task: Task, evaluator: Any, candidate: Candidate, folder: Pa
 def _margin(evaluator: Any, original: float, metric: float, satisfied: bool) -> float:
     """Return the margin that goes with a verdict; the verdict alone where the predicate says something else now."""
     try:
-        found = margin(partial(is_satisfied, evaluator), original, metric)
+        found = find_margin(partial(is_satisfied, evaluator), original, metric)
     except EvaluatorError:
         return verdict_alone(satisfied)
     return found if (found <= 0) == satisfied else verdict_alone(satisfied)

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
+from autonuq.evaluate.score import Score, samples_from_data
 from autonuq.notebook import html_table
+from autonuq.quant.curve import Curve
 from autonuq.records import (
     CODEC,
+    CONFIDENCE,
     CONFIRMATION,
     CONSTRAINT,
     FINGERPRINT,
     LAYERS,
     LEASE,
+    LOSS_ERROR,
     MARGIN_ERROR,
     ORIGIN,
     ORIGINAL_ERROR,
     ORIGINAL_METRIC,
+    ORIGINAL_SAMPLES,
     PROVENANCE,
     RUNNING,
     STOPPED,
     TARGET_TRIALS,
     TRIAL,
+    UNIT,
     Confirmation,
     LayerRecord,
     StudyRecord,
     TrialRecord,
+    Unit,
 )
+from autonuq.search.rate_distortion import RateDistortionSampler
+from autonuq.search.trust import BelievedLoss
 
 _PIECE = 60_000  # characters, all of them ASCII
 
@@ -86,18 +96,36 @@ class Study:
     def record(self) -> StudyRecord:
         """Read the study as plain data."""
         attributes = self.optuna.user_attrs
+        layers, samples = _layers(attributes), load_long(attributes, ORIGINAL_SAMPLES)
         return StudyRecord(
             name=self.name,
             codec=attributes.get(CODEC, ""),
             original_metric=attributes.get(ORIGINAL_METRIC),
-            layers=_layers(attributes),
-            trials=tuple(trial_record(trial) for trial in self.optuna.get_trials(deepcopy=False)),
+            layers=layers,
+            trials=tuple(self._trials(layers)),
             target_trials=attributes.get(TARGET_TRIALS, 0),
             provenance=attributes.get(PROVENANCE, {}),
             confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
             original_standard_error=attributes.get(ORIGINAL_ERROR),
             stopped=attributes.get(STOPPED, ""),
+            confidence=attributes.get(CONFIDENCE, 0.0),
+            unit=Unit(**attributes.get(UNIT, {})),
+            samples=samples and samples["count"],
         )
+
+    def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
+        """Yield the trials with the probability that each keeps the limit."""
+        believed = self.believe(layers)
+        for trial in self.optuna.get_trials(deepcopy=False):
+            found = believed.get(trial.number)
+            yield replace(trial_record(trial), probability=None if found is None else round(found.probability, 4))
+
+    def believe(self, layers: Sequence[LayerRecord] | None = None) -> dict[int, BelievedLoss]:
+        """Return what all trials say of each plan's loss, by trial number; see `search.trust`."""
+        curved = [layer for layer in layers or stored_layers(self.optuna) if layer.rates_bytes]
+        curves = [Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in curved]
+        sizes = {layer.name: float(layer.original_bytes) for layer in curved}
+        return RateDistortionSampler(curves, seed=0, original_bytes=sizes).believe(self.optuna) if curves else {}
 
     def _repr_html_(self) -> str:
         """Show a notebook how far the study is and what the best trial makes of each layer."""
@@ -147,6 +175,13 @@ def load_long(attributes: Mapping[str, Any], key: str) -> Any:
     if not isinstance(found, int):  # earlier versions stored it whole
         return found
     return json.loads("".join(attributes[f"{key}:{index}"] for index in range(found)))
+
+
+def original_metric(study: optuna.Study) -> float:
+    """Return the original network's metric, a `Score` where its samples are stored."""
+    metric = float(study.user_attrs[ORIGINAL_METRIC])
+    samples = load_long(study.user_attrs, ORIGINAL_SAMPLES)
+    return Score(metric, samples=samples_from_data(samples)) if samples else metric
 
 
 def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
@@ -201,11 +236,15 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
         It was finished already.
     """
     storage, own_id = trial.storage, id_of(trial)
-    trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state")})
+    trial.set_user_attr(
+        TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state", "probability")}
+    )
     if record.margin is not None:
         storage.set_trial_system_attr(own_id, f"constraints:{CONSTRAINT}", record.margin)
     if record.margin_error is not None:
         trial.set_user_attr(MARGIN_ERROR, record.margin_error)
+    if record.relative_error is not None:
+        trial.set_user_attr(LOSS_ERROR, record.relative_error)
     storage.set_trial_state_values(own_id, TrialState.RUNNING)  # if it was given back meanwhile
     if record.state == "failed" or record.margin is None:
         trial.study.tell(trial, state=TrialState.FAIL)

@@ -67,6 +67,8 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "seed": int,
         "artifacts": str,
         "stop_gain": _NUMBER,
+        "confidence": _NUMBER,
+        "confirm": bool,
     },
     "confirm": {},
 }
@@ -82,6 +84,7 @@ _FIELDS = {
     ("search", "sampler"): "sampler",
     ("search", "seed"): "seed",
     ("search", "stop_gain"): "stop_gain",
+    ("search", "confidence"): "confidence",
 }
 """Keys that are fields of `Task` as they stand, where defaults are."""
 _REQUIRED = (
@@ -143,11 +146,12 @@ def load_task(
     if trials is not None:
         values["search", "trials"] = trials
     folder = path.resolve().parent
+    evaluator, confirm = _evaluators(tables, values, confirming, path)
     target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
     return Task(
         source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
-        evaluator=_recipe(values, folder),
-        confirm=None if confirming is None else _confirming(tables, confirming, path),
+        evaluator=evaluator,
+        confirm=confirm,
         out=target,
         storage=_storage_url(values, folder, target, storage),
         artifacts=_location(artifacts, Path.cwd()) or _location(values.get(("search", "artifacts")), folder),
@@ -165,6 +169,23 @@ def _drop_retired(tables: Mapping[str, Any], path: Path) -> None:
         if isinstance(tables.get(table), dict) and key in tables[table]:
             _check_kind((table, key), tables[table].pop(key), kind, path)
             warnings.warn(f"'{_dotted(table, key)}' was taken out, {why}; it is ignored", stacklevel=3)
+
+
+def _evaluators(
+    tables: Mapping[str, Any], values: Mapping[tuple[str, str], Any], confirming: object, path: Path
+) -> tuple[EvaluatorRecipe, EvaluatorRecipe | None]:
+    """Return the evaluator and the confirming one: what [confirm] says, or data that a built-in one holds back."""
+    own = _recipe(values, path.resolve().parent)
+    if not values.get(("search", "confirm"), True):
+        if confirming is not None:
+            raise StudyError("'search.confirm' is false, but there is a [confirm]; remove one of them", path=path)
+        return own, None
+    if confirming is not None:
+        found = _confirming(tables, confirming, path)
+        if found == own:
+            raise StudyError("[confirm] must name other data than [evaluator]", path=path)
+        return own, found
+    return own.of_part("search"), own.of_part("held back") if isinstance(own.what, AccuracySettings) else None
 
 
 def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> EvaluatorRecipe:
@@ -279,6 +300,9 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     for place in _POSITIVE:
         if values.get(place, 1) <= 0:
             raise StudyError(f"'{_dotted(*place)}' must be positive. Got {values[place]} instead.", path=path)
+    if not 0 <= values.get(("search", "confidence"), 0) < 1:
+        got = values["search", "confidence"]
+        raise StudyError(f"'search.confidence' must be at least 0 and less than 1. Got {got} instead.", path=path)
     if values.get(("search", "stop_gain"), 0) < 0:
         raise StudyError("'search.stop_gain' must not be negative; 0 never stops", path=path)
     for place, choices in _CHOICES.items():

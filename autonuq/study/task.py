@@ -14,7 +14,7 @@ from typing import Any
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import evaluator_fingerprint
-from autonuq.evaluate.recipe import make_evaluator
+from autonuq.evaluate.recipe import EvaluatorRecipe, make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
@@ -22,6 +22,8 @@ from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import TrialRecord
 from autonuq.settings.simplified import load_simplified
+
+CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Task:
     stop_gain : float
         The study ends when the model says with 90 % probability that no plan is better than the best by more than
         this share, after ten trials at the earliest; 0 never.
+    confidence : float in [0, 1)
+        With which the winner shall keep the limit on data like those that are scored. 0 takes every measurement at its
+        word, for whoever's test set is the specification.
     study_file : Path or None
         Absolute, where the task comes from one.
     """
@@ -91,14 +96,26 @@ class Task:
     provenance: Mapping[str, str] = field(default_factory=dict)
     confirm: Any = None
     stop_gain: float = 0.0
+    confidence: float = CONFIDENCE
     study_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.codec not in CODEC_NAMES:
             rule = f"codec must be one of {', '.join(CODEC_NAMES)}"
             raise StudyError(f"{rule}. Got '{self.codec}' instead.", study=self.name)
+        if not 0 <= self.confidence < 1:
+            rule = "confidence must be in [0, 1)"
+            raise StudyError(f"{rule}. Got {self.confidence} instead.", study=self.name)
         if self.n_trials < 1:
             raise StudyError(f"the number of trials must be positive. Got {self.n_trials} instead.", study=self.name)
+
+    def as_before(self) -> Task:
+        """Return the task of a study that was started before there was a confidence: all data, nothing held back."""
+        if not isinstance(self.evaluator, EvaluatorRecipe):
+            return replace(self, confidence=0.0)
+        held = isinstance(self.confirm, EvaluatorRecipe) and self.confirm.part == "held back"
+        confirm = None if held else self.confirm
+        return replace(self, evaluator=self.evaluator.of_part("all"), confirm=confirm, confidence=0.0)
 
     def made(self) -> Task:
         """Return the task with its evaluators made from their recipes.
@@ -166,6 +183,7 @@ PLAIN_FIELDS = (
     "sampler",
     "seed",
     "stop_gain",
+    "confidence",
 )
 """Fields of `Task` that are JSON as they stand."""
 

@@ -30,6 +30,7 @@ from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage, open_storage
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.locate import task_of_study
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
@@ -68,7 +69,7 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         There is no such study, or this machine has another evaluator or other versions than the first.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    task = replace(task, confirm=None)  # the first worker's business
+    task = replace(task_of_study(task), confirm=None)  # that is the first worker's business
     check_folder(task)
     storage = open_storage(task.storage)
     study = storage.load(task.name)
@@ -148,7 +149,9 @@ def make_runner(
     weights = {name: uniform.codes.size for name, uniform in candidate.model.weights.items()}
     trials = len(study.get_trials(deepcopy=False))
     apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())
-    study.sampler = make_sampler(task.sampler, task.seed, curves, weights, trials=trials + apart)
+    study.sampler = make_sampler(
+        task.sampler, task.seed, curves, weights, trials=trials + apart, confidence=task.confidence
+    )
     return runner
 
 

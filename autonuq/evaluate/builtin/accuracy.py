@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.sources import DataSettings, LabelledImages, open_images
+from autonuq.evaluate.builtin.sources import DataSettings, LabelledImages, Part, open_images
 from autonuq.evaluate.builtin.transform import Transform, TransformSettings
 from autonuq.evaluate.evaluator import Evaluator
+from autonuq.evaluate.score import Score
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Shape
+from autonuq.records import Unit
 from autonuq.runtime.net import Net
 
 KINDS: Mapping[str, int] = MappingProxyType({"top1": 1, "top5": 5})
@@ -94,6 +96,8 @@ class AccuracySettings:
         Images of a batch; None: as the prototxt has it.
     input, output : str or None
         Blobs; None: the only one.
+    part : {"all", "search", "held back"}
+        Of the images in `data`; see `sources.part_of`.
     """
 
     kind: str
@@ -105,6 +109,7 @@ class AccuracySettings:
     batch_size: int | None = None
     input: str | None = None
     output: str | None = None
+    part: Part = "all"
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,8 @@ class Ends:
     classes: int
 
 
-def make_accuracy(settings: AccuracySettings, model_file: str | Path) -> Accuracy:
-    """Make the evaluator for a network.
+def make_accuracy(settings: AccuracySettings, model_file: str | Path) -> Accuracy | None:
+    """Make the evaluator for a network; None of a held-back part that would have too few images.
 
     Raises
     ------
@@ -136,7 +141,10 @@ def make_accuracy(settings: AccuracySettings, model_file: str | Path) -> Accurac
     ModelError
         The prototxt cannot be read.
     """
-    return Accuracy(settings, find_ends(load_graph(model_file), settings))
+    ends = find_ends(load_graph(model_file), settings)
+    if settings.part == "held back" and not len(open_images(settings.data, settings.part).labels):
+        return None
+    return Accuracy(settings, ends)
 
 
 def find_ends(graph: Graph, settings: AccuracySettings) -> Ends:
@@ -193,7 +201,7 @@ class Accuracy(Evaluator):
     def __init__(self, settings: AccuracySettings, ends: Ends) -> None:
         self._settings, self._ends = settings, ends
         self._transform = Transform(settings.transform, ends.shape[1:])
-        self._scored = open_images(settings.data)
+        self._scored = open_images(settings.data, settings.part)
         same = settings.calibration == settings.data
         self._calibrating = self._scored if same else open_images(settings.calibration)
         size, count = ends.shape[0], len(self._scored.labels)
@@ -205,7 +213,8 @@ class Accuracy(Evaluator):
                 path=settings.data.path,
             )
         batches = math.ceil(count / size)
-        super().__init__(evaluate_batch_num=settings.evaluate_batch_num or batches)
+        held = settings.part == "held back"
+        super().__init__(evaluate_batch_num=batches if held else settings.evaluate_batch_num or batches)
         if self.evaluate_batch_num > batches:
             raise EvaluatorError(
                 f"evaluate_batch_num {self.evaluate_batch_num} asks for {self.evaluate_batch_num * size} images in "
@@ -218,18 +227,17 @@ class Accuracy(Evaluator):
     @property
     def name(self) -> str:
         """What the report calls this evaluator."""
-        return f"{self._settings.kind} over {self._settings.data.path.name}"
+        part = {"all": "", "search": "", "held back": " (held back)"}[self._settings.part]
+        return f"{self._settings.kind} over {self._settings.data.path.name}{part}"
 
-    def standard_error(self, metric: float) -> float:
-        """Return the standard error of an accuracy over as many images as a scoring pass sees (binomial)."""
-        count = min(self.evaluate_batch_num * self._ends.shape[0], len(self._scored.labels))
-        return math.sqrt(max(0.0, metric * (1 - metric)) / count)
+    unit = Unit("points", 100.0, "images")
 
     def fingerprint(self) -> str:
         """Return a digest of the settings and of the data, wherever they lie."""
         settings = self._settings
         transform = repr(replace(settings.transform, mean_file=None)).encode() + self._transform.mean.tobytes()
-        rest = f"{settings.kind} {settings.drop} {self.evaluate_batch_num} {self._ends}".encode()
+        part = "" if settings.part == "all" else f" {settings.part} {len(self._scored.labels)}"
+        rest = f"{settings.kind} {settings.drop} {self.evaluate_batch_num} {self._ends}{part}".encode()
         digest = hashlib.sha256(transform + rest)
         for source in (self._scored, self._calibrating):
             digest.update(source.digest().encode())
@@ -238,12 +246,13 @@ class Accuracy(Evaluator):
     def eval_model(self, model_file: str, weights_file: str, batch_num: int) -> float:
         """Score the first `batch_num` batches; a last batch that is not full counts the images it has."""
         net, size = self._net(model_file, weights_file), self._ends.shape[0]
-        correct, count = 0, min(batch_num * size, len(self._scored.labels))
+        count = min(batch_num * size, len(self._scored.labels))
+        correct = np.empty(count, dtype=bool)
         for start in range(0, count, size):
             stop = min(start + size, count)
             scores = self._forward(net, self._kept_batch(start, stop))[: stop - start]
-            correct += count_correct(scores, self._scored.labels[start:stop], KINDS[self._settings.kind])
-        return correct / count
+            correct[start:stop] = are_correct(scores, self._scored.labels[start:stop], KINDS[self._settings.kind])
+        return Score(float(correct.mean()), samples=correct)
 
     def calibrate_model(self, model_file: str, weights_file: str, batch_num: int) -> None:
         """Run `batch_num` full batches of the calibration images."""
@@ -287,8 +296,8 @@ class Accuracy(Evaluator):
         return batch
 
 
-def count_correct(scores: Array, labels: NDArray[np.int64], top: int) -> int:
-    """Count the rows whose label is among the `top` largest scores.
+def are_correct(scores: Array, labels: NDArray[np.int64], top: int) -> NDArray[np.bool_]:
+    """Say of each row whether its label is among the `top` largest scores, shape (images,).
 
     Parameters
     ----------
@@ -303,4 +312,4 @@ def count_correct(scores: Array, labels: NDArray[np.int64], top: int) -> int:
     """
     own = scores[np.arange(len(labels)), labels][:, np.newaxis]
     rank = (scores >= own).sum(axis=1) - 1
-    return int(((rank >= 0) & (rank < top)).sum())
+    return np.asarray((rank >= 0) & (rank < top))

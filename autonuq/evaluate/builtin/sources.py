@@ -69,6 +69,9 @@ class LabelledImages(Protocol):
     wanted: Order
     """The order that a network takes if nobody says otherwise."""
 
+    def keep(self, places: NDArray[np.int64]) -> None:
+        """Forget all images but those at these places."""
+
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
         """Return images as uint8 or float32 arrays of shape (height, width, channels)."""
 
@@ -76,8 +79,25 @@ class LabelledImages(Protocol):
         """Return what changes with the data, but not with where they lie."""
 
 
-def open_images(settings: DataSettings) -> LabelledImages:
-    """Open a source.
+Part = Literal["all", "search", "held back"]
+
+HELD_EVERY = 4
+"""One image of so many is held back from the search, interleaved."""
+LEAST_HELD = 100
+"""Where fewer would be held back, none is: they could tell nothing."""
+
+
+def part_of(count: int, part: Part) -> NDArray[np.int64]:
+    """Return which of `count` images belong to a part, in order: the same ones each time."""
+    places = np.arange(count, dtype=np.int64)
+    held = places % HELD_EVERY == HELD_EVERY - 1
+    if part == "all" or held.sum() < LEAST_HELD:
+        return places[:0] if part == "held back" else places
+    return np.asarray(places[held if part == "held back" else ~held])
+
+
+def open_images(settings: DataSettings, part: Part = "all") -> LabelledImages:
+    """Open a source, or a part of it.
 
     Raises
     ------
@@ -91,6 +111,7 @@ def open_images(settings: DataSettings) -> LabelledImages:
         wanted = "one" if settings.count is None else f"{settings.count} images"
         have = f"there are {len(source.labels)} from number {settings.start} on"
         raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.path)
+    source.keep(part_of(len(source.labels), part))
     return source
 
 
@@ -115,10 +136,15 @@ class NpzImages:
                 f"Got {labels.dtype} of shape {labels.shape} instead."
             )
         self._images, self.labels = self._images[settings.span], labels[settings.span].astype(np.int64)
+        self._kept = np.arange(len(self.labels))
+
+    def keep(self, places: NDArray[np.int64]) -> None:
+        """See `LabelledImages`."""
+        self._kept, self.labels = places, self.labels[places]
 
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
         """See `LabelledImages`."""
-        images = self._images[start:stop]
+        images = self._images[self._kept[start:stop]]
         if images.ndim == 3:
             images = images[..., np.newaxis]
         elif self._layout(channels) == "NCHW":
@@ -179,6 +205,10 @@ class FolderImages:
         missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
         if missing is not None:
             raise EvaluatorError(f"picture '{missing}' of {settings.labels} is not there", path=self._folder)
+
+    def keep(self, places: NDArray[np.int64]) -> None:
+        """See `LabelledImages`."""
+        self._names, self.labels = [self._names[place] for place in places], self.labels[places]
 
     def _entries(self, file: Path) -> Iterator[tuple[str, int]]:
         try:
@@ -241,6 +271,10 @@ class LmdbImages:
             ]
         self._keys = [key for key, _ in found]
         self.labels = np.array([label for _, label in found], np.int64)
+
+    def keep(self, places: NDArray[np.int64]) -> None:
+        """See `LabelledImages`."""
+        self._keys, self.labels = [self._keys[place] for place in places], self.labels[places]
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
