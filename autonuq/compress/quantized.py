@@ -14,11 +14,7 @@ from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph, Layer, Shape
-from autonuq.graph.passes import (
-    WEIGHT_TYPES,
-    capabilities,
-    fold_batch_norm,
-)
+from autonuq.graph.passes import WEIGHT_TYPES, capabilities, fold_batch_norm
 from autonuq.graph.record import Factors
 from autonuq.quant.config import LayerSettings, QuantizationConfig
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes

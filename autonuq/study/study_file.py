@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.errors import StudyError, suggest_name
-from autonuq.evaluate.builtin import (
-    KINDS,
-    AccuracySettings,
-    DataSettings,
-    Drop,
-    TransformSettings,
-    parse_drop,
-)
+from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph.files import ModelPair
 from autonuq.quant.codecs import CODEC_NAMES

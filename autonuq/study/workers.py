@@ -34,15 +34,7 @@ from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
-from autonuq.study.task import (
-    OnProgress,
-    Progress,
-    Task,
-    check_folder,
-    fingerprint_of,
-    quantized_model,
-    tell_nobody,
-)
+from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model, tell_nobody
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
 """What can change a proposal or a measurement: all workers of a study have the same versions of these."""
