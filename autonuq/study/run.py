@@ -33,7 +33,7 @@ from autonuq.study.locate import load_stored_task, load_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import load_task
-from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model, tell_nobody
+from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.workers import PACKAGES, make_runner, run_local
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
@@ -50,18 +50,18 @@ def tune(
     out: str | Path,
     name: str | None = None,
     storage: str | None = None,
-    artifacts: str = "",
-    n_trials: int = 40,
-    codec: str = "entropy",
-    sampler: str = "rate-distortion",
-    seed: int = 0,
-    stop_gain: float = 0.0,
+    artifacts: str = Task.artifacts,
+    n_trials: int = Task.n_trials,
+    codec: str = Task.codec,
+    sampler: str = Task.sampler,
+    seed: int = Task.seed,
+    stop_gain: float = Task.stop_gain,
     config: QuantizationConfig | None = None,
     cfg: str | Path | None = None,
-    batch_num: int = 1,
-    activation_offset: bool = True,
-    amct_levels: bool = False,
-    python_layers: bool = False,
+    batch_num: int = Task.batch_num,
+    activation_offset: bool = Task.activation_offset,
+    amct_levels: bool = Task.amct_levels,
+    python_layers: bool = Task.python_layers,
     confirm: Any = None,
     jobs: int = 1,
     timeout: float | None = None,
@@ -274,7 +274,7 @@ class StudyRun:
     def _opened(self, exists: bool) -> tuple[Storage, optuna.Study]:
         """Open the study, or make it, and tell it what it is to be."""
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
-        check_folder(task)
+        make_folders(task)
         storage = open_storage(task.storage)
         if exists:
             study = storage.load(task.name)
