@@ -1,7 +1,21 @@
 """A study from outside: start it, go on with it, export what it found.
 
+`tune`, `tune_file` and `resume` make a `Task`, which is all that defines a study, and run it as the commands do::
+
+    task = load_task("study.toml")               # or Task(...), or load_stored_task(...) of a study that exists
+    run = StudyRun(task, on_progress)            # makes the evaluators; reads and hashes the network when first asked
+    study = run.run(exists=False)                # in this order, each step told to `on_progress`:
+                                                 #     make or open the study in its storage
+                                                 #     preparation: score_original, calibrate, prepare_points
+                                                 #     Artifacts.publish: what workers elsewhere need
+                                                 #     make_runner: Runner.run here, or run_local with several jobs
+                                                 #     confirm: the winner on data that the search never saw
+    run.export(study, formats=("packed", "onnx"))    # of the best trial
+    study.best.ratio, study.record()             # what is known now, read from the storage each time
+
 What a killed process leaves is always resumable: `preparation` stores each result as soon as it exists, `runner`
-finishes a trial by one transaction, and a trial whose worker died goes back into the queue (`claims`, `lease`).
+finishes a trial by one transaction, and a trial whose worker died goes back into the queue (`claims`,
+`storage.lease`).
 """
 
 from __future__ import annotations
@@ -167,6 +181,13 @@ def tune_file(
     study_file : str or Path
     trials, storage, out, artifacts : optional
         Override the file's.
+    jobs, timeout, on_progress : optional
+        As for `tune`.
+
+    Raises
+    ------
+    StudyError
+        The file is malformed, or the study exists already; otherwise as for `tune`.
     """
     task = load_task(study_file, out=out, storage=storage, artifacts=artifacts, trials=trials)
     return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
@@ -198,6 +219,8 @@ def resume(
         The new total.
     out, artifacts : optional
         Override what the study was started with.
+    jobs, timeout, on_progress : optional
+        As for `tune`.
 
     Raises
     ------
@@ -222,9 +245,15 @@ class StudyRun:
     Parameters
     ----------
     task : Task
+        Recipes in it are made: evaluators are loaded.
     on_progress : callable
     graph : Graph, optional
         The float network, where it has been read already.
+
+    Raises
+    ------
+    EvaluatorError, ModelError
+        See `Task.made`.
     """
 
     def __init__(self, task: Task, on_progress: OnProgress = tell_nobody, *, graph: Graph | None = None) -> None:
