@@ -184,7 +184,7 @@ def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRec
     return EvaluatorRecipe(
         what=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
         folder=folder,
-        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), 1),
+        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), EvaluatorRecipe.evaluate_batch_num),
         timeout_s=values.get(("evaluator", "timeout")),
     )
 
