@@ -45,6 +45,8 @@ RUNNING = "autonuq:running"
 RUNNING_FIELDS = ("size_bytes", "started", "worker")
 LEASE = "autonuq:lease"
 """The `storage.lease.Lease` of the worker that runs the trial; empty between two workers."""
+COPY_OF = "copy of "
+"""What an origin begins with where an equal plan had been scored; that trial's number follows."""
 PLAN = "autonuq:plan"
 """A system attribute: the index of the proposed point of every layer, in the order of the curves."""
 LOSS_ERROR = "autonuq:loss_error"
@@ -222,6 +224,11 @@ class TrialRecord:
     loss_error: float | None = None
     relative_error: float | None = None
     probability: float | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its numbers are those of an earlier trial of the same plan."""
+        return self.origin.startswith(COPY_OF)
 
     @property
     def outcome(self) -> str:

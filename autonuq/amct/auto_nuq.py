@@ -36,9 +36,9 @@ def auto_nuq(
     scale_offset_record_file: str,
     save_dir: str,
     *,
-    n_trials: int = 40,
-    codec: str = "entropy",
-    amct_levels: bool = False,
+    n_trials: int = Task.n_trials,
+    codec: str = Task.codec,
+    amct_levels: bool = Task.amct_levels,
 ) -> None:
     """Find the smallest network that still satisfies the evaluator, and write it.
 

@@ -22,6 +22,7 @@ from autonuq.compress.chip import judge_layer
 from autonuq.compress.outputs import (
     deploy_pair,
     fake_quant_pair,
+    record_path,
     write_deploy,
     write_fake_quant,
     write_nuq_layers,
@@ -194,7 +195,7 @@ def quantize_static(
         See `init`, `save_model` and `evaluate.evaluator`.
     """
     check_evaluator(evaluator)
-    record_file = Path(f"{prefix}_record.txt")
+    record_file = record_path(prefix)
     graph = init(config_file, model_file, weights_file, record_file)
     original = score(evaluator, ModelPair(Path(model_file), Path(weights_file)))
     with tempfile.TemporaryDirectory(dir=record_file.parent) as scratch:

@@ -124,9 +124,8 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
         "order and end of auto_nuq's trials": Choice(
             "free",
-            "The original is scored first, then uniform level counts from loose to tight, then plans as "
-            "the Optuna study proposes them; 40 plans in all, or n_trials. An interrupted call goes on "
-            "where it stopped.",
+            "The original is scored first, then plans as the Optuna study proposes them, each in the light of what "
+            "the earlier ones scored; as many as n_trials says. An interrupted call goes on where it stopped.",
             "Neither order nor stopping rule is published.",
         ),
         "calibration in auto_nuq": Choice(

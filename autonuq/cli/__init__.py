@@ -20,9 +20,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from autonuq.cli.console import Verbosity, common_options, show_error, warn
-from autonuq.errors import AutonuqError
+from autonuq.errors import AutonuqError, StudyError
 
-CANNOT_WRITE = 6
+CANNOT_WRITE = StudyError.exit_code
 
 COMMANDS: Mapping[str, str] = {
     "inspect": "models",

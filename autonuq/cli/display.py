@@ -57,7 +57,7 @@ def standing(record: StudyRecord) -> Standing:
     """Say how far a study is."""
     counts, done = record.counts, record.counts.finished
     running = tuple(trial for trial in record.trials if trial.state == "running")
-    scored = (trial for trial in record.trials if trial.state == "complete" and not trial.origin.startswith("copy"))
+    scored = (trial for trial in record.trials if trial.state == "complete" and not trial.is_copy)
     spent = [trial.duration_s for trial in scored if trial.duration_s]
     target = max(record.target_trials, done)
     left = (target - done) / max(1, len(running))

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autonuq.cli.console import (
-    OutOption,
-    StorageOption,
-    StudyArgument,
-    say,
-    shown,
-    unknown,
-)
+from autonuq.cli.console import OutOption, StorageOption, StudyArgument, say, shown, unknown
 from autonuq.cli.looking import task_and_study
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.report.dashboard import open_dashboard

@@ -11,14 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from autonuq.cli.console import (
-    JsonOption,
-    OutOption,
-    StorageOption,
-    StudyArgument,
-    duration,
-    show,
-)
+from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, show
 from autonuq.cli.display import Standing, standing
 from autonuq.records import StudyRecord, format_metric
 from autonuq.study.locate import open_study

@@ -9,17 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from autonuq.cli.console import (
-    JsonOption,
-    ModelArgument,
-    OutputOption,
-    WeightsArgument,
-    out,
-    say,
-    show,
-    shown,
-    unknown,
-)
+from autonuq.cli.console import JsonOption, ModelArgument, OutputOption, WeightsArgument, out, say, show, shown, unknown
 from autonuq.compress.chip import ChipView, view_on_chip
 from autonuq.compress.outputs import unpack as write_unpacked
 from autonuq.graph.capability import Capability

@@ -9,15 +9,7 @@ from typing import Annotated
 import typer
 
 from autonuq import amct
-from autonuq.cli.console import (
-    NOT_SATISFIED,
-    ModelArgument,
-    OutputOption,
-    WeightsArgument,
-    err,
-    say,
-    shown,
-)
+from autonuq.cli.console import NOT_SATISFIED, ModelArgument, OutputOption, WeightsArgument, err, say, shown
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.records import format_metric, say_verdict
 

@@ -16,12 +16,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair
 from autonuq.graph.lowering import lower
 from autonuq.graph.model import Graph, Layer
-from autonuq.graph.passes import (
-    QuantizedBlobs,
-    insert_observers,
-    insert_quantizers,
-    joint_groups,
-)
+from autonuq.graph.passes import QuantizedBlobs, insert_observers, insert_quantizers, joint_groups
 from autonuq.graph.record import load_record, write_record
 from autonuq.runtime.moments import is_observable, moments_file, request_moments
 from autonuq.runtime.session import Session

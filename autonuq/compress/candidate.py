@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from autonuq.errors import QuantizationError
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
 from autonuq.graph.record import Factors
+from autonuq.quant.curve import Curve
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.uniform import UniformWeights, quantize_bias
 
@@ -38,6 +40,11 @@ class Candidate:
     model: QuantizedModel
     points: Mapping[str, OperatingPoints] = field(default_factory=dict)
     plan: Plan = field(default_factory=dict)
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """The curve that a plan's points lie on, of every layer with int8 weights."""
+        return {name: found.curve for name, found in self.points.items()}
 
     def with_plan(self, plan: Plan) -> Candidate:
         """Return the same network under another plan."""

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph
-from autonuq.graph.passes import (
-    capabilities,
-)
+from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import Judgement, Mark, judge, predict_mark
 
 

@@ -27,6 +27,7 @@ from autonuq.compress.outputs import (
     fake_quant_pair,
     pack,
     packed_path,
+    record_path,
     write_deploy,
     write_fake_quant,
     write_nuq_layers,
@@ -91,8 +92,7 @@ def export(
     """
     wanted = check_formats(formats)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    record = record_file or Path(f"{prefix}_record.txt")
-    job = _Job(candidate, prefix, codec, record, provenance or {})
+    job = _Job(candidate, prefix, codec, record_file or record_path(prefix), provenance or {})
     return tuple(dict.fromkeys(path for name in wanted for path in _WRITERS[name](job)))
 
 

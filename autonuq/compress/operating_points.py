@@ -11,7 +11,7 @@ from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
 from autonuq.quant.points import OperatingPoints, build_points
-from autonuq.records import LayerRecord, encode_levels
+from autonuq.records import INT8_STEPS, LayerRecord, encode_levels
 from autonuq.runtime.moments import load_moments
 
 
@@ -76,7 +76,7 @@ def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]
                 reason,
                 tuple(int(rate) for rate in curve.rates_bytes),
                 tuple(float(distortion) for distortion in curve.distortions),
-                (256, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
+                (INT8_STEPS, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
                 tuple(code_histogram(model.weights[name].codes).tolist()),
                 tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
             )

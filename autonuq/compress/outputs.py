@@ -35,6 +35,11 @@ def packed_path(prefix: str) -> Path:
     return Path(f"{prefix}{SUFFIX}")
 
 
+def record_path(prefix: str) -> Path:
+    """Name the record file behind a prefix."""
+    return Path(f"{prefix}_record.txt")
+
+
 def write_fake_quant(candidate: Candidate, pair: ModelPair, *, python_layers: bool = False) -> None:
     """Write the network with a plan's weights and fake-quantized inputs, as it is scored.
 

@@ -11,16 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.graph.capability import Capability
+from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph, Layer, Shape
-from autonuq.graph.passes import (
-    WEIGHT_TYPES,
-    capabilities,
-    fold_batch_norm,
-)
+from autonuq.graph.passes import WEIGHT_TYPES, capabilities, fold_batch_norm
 from autonuq.graph.record import Factors
-from autonuq.quant.config import LayerSettings, QuantizationConfig
+from autonuq.quant.config import LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, on_grid, quantize_weights
 from autonuq.runtime.moments import load_moments
@@ -57,9 +53,18 @@ class QuantizedModel:
             name for name in self.weights if name in able and self.config.layers[name].weights.algorithm == "nuq"
         )
 
+    @cached_property
+    def weight_counts(self) -> dict[str, int]:
+        """Number of weights of every layer with int8 weights."""
+        return {name: uniform.codes.size for name, uniform in self.weights.items()}
+
 
 def default_config(
-    graph: Graph, *, batch_num: int = 1, activation_offset: bool = True, skip_layers: Iterable[str] = ()
+    graph: Graph,
+    *,
+    batch_num: int = QuantizationConfig.batch_num,
+    activation_offset: bool = QuantizationConfig.activation_offset,
+    skip_layers: Iterable[str] = (),
 ) -> QuantizationConfig:
     """Quantize every layer that can be, with a codebook wherever possible.
 
@@ -75,11 +80,10 @@ def default_config(
     settings = {}
     for capability in capabilities(graph):
         if capability.quantizable and capability.name not in skipped:
-            channel_wise = capability.type in ("Convolution", "Deconvolution")
-            weights = replace(
-                LayerSettings().weights, algorithm="nuq" if capability.nuq else "arq", channel_wise=channel_wise
+            weights = WeightSettings(
+                "nuq" if capability.nuq else "arq", channel_wise=capability.type in CHANNEL_WISE_TYPES
             )
-            settings[capability.name] = replace(LayerSettings(), weights=weights)
+            settings[capability.name] = LayerSettings(weights=weights)
     return QuantizationConfig(settings, batch_num=batch_num, activation_offset=activation_offset)
 
 
@@ -131,7 +135,7 @@ def _kernel(layer: Layer) -> NDArray[np.float32]:
 
 def _channel_axis(layer: Layer, channel_wise: bool) -> int | None:
     """Return the axis of output channels in the weight blob, or None for one scale."""
-    if not channel_wise or layer.type not in ("Convolution", "Deconvolution"):
+    if not channel_wise or layer.type not in CHANNEL_WISE_TYPES:
         return None
     return 0 if layer.type == "Convolution" else 1
 
@@ -197,8 +201,7 @@ def recorded(graph: Graph, records: Mapping[str, Factors], path: Path) -> Quanti
             uniform = on_grid(kernel, np.asarray(factors.scale_w, np.float32), axis)
             levels = np.asarray(factors.cluster, np.int8)
             weights[layer.name] = snap_codes(uniform, levels) if factors.cluster else uniform
-        by_codebook = replace(LayerSettings().weights, algorithm="nuq" if factors.cluster else "arq")
-        settings[layer.name] = replace(LayerSettings(), weights=by_codebook)
+        settings[layer.name] = LayerSettings(weights=WeightSettings("nuq" if factors.cluster else "arq"))
     return QuantizedModel(folded, replace(config, layers=settings), weights, records, able)
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The types whose weights may have one scale per output channel (manual-tuning page, channel_wise).
+CHANNEL_WISE_TYPES = ("Convolution", "Deconvolution")
+
 
 @dataclass(frozen=True)
 class Capability:

@@ -14,7 +14,7 @@ import numpy as np
 
 from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
-from autonuq.graph.capability import Capability
+from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
 from autonuq.graph.lowering import batch_norm_statistics
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
@@ -129,7 +129,7 @@ def capabilities(graph: Graph, *, skip_fusion: Iterable[str] = (), do_fusion: bo
     return tuple(found)
 
 
-WEIGHT_TYPES = frozenset({"Convolution", "Deconvolution", "InnerProduct"})
+WEIGHT_TYPES = frozenset({*CHANNEL_WISE_TYPES, "InnerProduct"})
 
 
 def _capability(layer: Layer, weight: Shape) -> tuple[bool, bool, str]:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from autonuq.report.data import (
-    Flags,
-    Floats,
-    FrontData,
-    HistoryData,
-    Integers,
-    PredictedData,
-    TimelineData,
-)
+from autonuq.report.data import Flags, Floats, FrontData, HistoryData, Integers, PredictedData, TimelineData
 from autonuq.report.style import (
     BLUE,
     GREY,

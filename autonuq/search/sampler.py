@@ -12,8 +12,11 @@ from autonuq.search.rate_distortion import RateDistortionSampler
 
 MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int], float], BaseSampler]
 
+RATE_DISTORTION = "rate-distortion"
+"""The one that knows the layers' curves."""
+
 SAMPLERS: dict[str, MakeSampler] = {
-    "rate-distortion": lambda seed, curves, weights, confidence: RateDistortionSampler(
+    RATE_DISTORTION: lambda seed, curves, weights, confidence: RateDistortionSampler(
         curves.values(),
         seed=seed,
         original_bytes={name: 4 * count for name, count in weights.items()},
@@ -56,7 +59,7 @@ def make_sampler(
     """
     if name not in SAMPLERS:
         raise StudyError(f"sampler must be one of {', '.join(SAMPLERS)}. Got '{name}' instead.")
-    if name == "rate-distortion" and not curves:
-        raise StudyError("sampler 'rate-distortion' needs the layers' curves; there are none")
-    own_seed = seed if name == "rate-distortion" else seed + trials
+    if name == RATE_DISTORTION and not curves:
+        raise StudyError(f"sampler '{name}' needs the layers' curves; there are none")
+    own_seed = seed if name == RATE_DISTORTION else seed + trials
     return SAMPLERS[name](own_seed, curves or {}, weights or {}, confidence)

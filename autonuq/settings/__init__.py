@@ -1,1 +1,5 @@
-"""AMCT's ways to say how a network is quantized: config.json, simplified configurations, ATC's mapping file."""
+"""AMCT's ways to say how a network is quantized; each becomes a `QuantizationConfig`.
+
+`config_json` reads, checks and writes config.json and owns the rules of its keys; `simplified` reads the `.cfg`, whose
+schema is `quant_config.proto`; `mapping` reads ATC's mapping file, or predicts what it would mark.
+"""

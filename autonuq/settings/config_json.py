@@ -21,13 +21,11 @@ import numpy as np
 
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError, suggest_name
-from autonuq.graph.capability import Capability
+from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 
 # AMCT's table of uniformly quantizable layer types (Caffe PTQ pages).
-QUANTIZABLE_TYPES = ("Convolution", "Deconvolution", "InnerProduct", "Pooling")
-# The types whose weights may have one scale per output channel (manual-tuning page, channel_wise).
-CHANNEL_WISE_TYPES = ("Convolution", "Deconvolution")
+QUANTIZABLE_TYPES = (*CHANNEL_WISE_TYPES, "InnerProduct", "Pooling")
 
 _GLOBAL_KEYS = (
     "version",

@@ -20,14 +20,13 @@ from google.protobuf import text_format
 from google.protobuf.message import EncodeError
 
 from autonuq.errors import QuantizationError, suggest_name
-from autonuq.graph.capability import Capability
+from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.model import Graph
 from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.settings import quant_config_pb2 as schema
 from autonuq.settings.config_json import (
     BATCH_NUM,
-    CHANNEL_WISE_TYPES,
     QUANTIZABLE_TYPES,
     LoadedConfig,
     Place,

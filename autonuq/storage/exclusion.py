@@ -2,7 +2,7 @@
 
 Trials are claimed, given back and proposed by one worker at a time, so that each sees what the others run. Every lock
 ends by itself when its holder dies or loses the storage; those of SQL databases are in `sql`. Through the gRPC proxy
-nothing can be locked; there `claims` lets workers take turns by their trials' numbers.
+nothing can be locked; there `study.claims` lets workers take turns by their trials' numbers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def patient(storage: BaseStorage, url: str, patience_s: float = PATIENCE_S) -> B
     Notes
     -----
     An operation whose answer was lost may have been done. Repeated settings of attributes and states do no harm; a
-    trial that was made twice is run once, because its twin has the same plan and no worker (see `claims`).
+    trial that was made twice is run once, because its twin has the same plan and no worker (see `study.claims`).
     """
     methods = {name: _retried(getattr(storage, name), url, patience_s) for name in dir(BaseStorage) if name[0] != "_"}
     kind = type("PatientStorage", (BaseStorage,), {name: staticmethod(method) for name, method in methods.items()})

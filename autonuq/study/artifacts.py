@@ -25,6 +25,7 @@ from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.records import ARTIFACTS
+from autonuq.study.points_cache import CODES_SUFFIX, INDEX
 from autonuq.study.stored import load_long, store_long
 from autonuq.study.task import Task, file_digest
 
@@ -100,7 +101,7 @@ class Artifacts:
         if not digests:
             raise StudyError("has no artifacts yet; let 'autonuq tune' finish its preparation", study=study.study_name)
         # The index of the points comes last, as when they were built.
-        for name in sorted(digests, key=lambda name: name.endswith("index.npz")):
+        for name in sorted(digests, key=lambda name: name.endswith(INDEX)):
             path = task.out / name
             if not path.exists() or file_digest(path) != digests[name]:
                 self._download(name, digests[name], path)
@@ -154,7 +155,7 @@ class _Folder(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         target = self._get_filepath(artifact_id)
         source = getattr(content_body, "name", "")
-        if source.endswith(".npy"):
+        if source.endswith(CODES_SUFFIX):
             try:
                 return os.link(source, target)
             except OSError:

@@ -3,8 +3,8 @@
 The total of a study is a matter of numbers: trials 0 to total - 1 are run, whoever makes them; one beyond stays queued
 until the total is raised. So no worker can start one too many. A plan is scored by one worker only, because a trial
 waits until every earlier trial of the same plan is finished, and then takes over its result. Both rules rest on what
-never changes, a trial's number and its plan, and hold without any lock; the lock of `exclusion` keeps proposals apart.
-Where there is none, a worker makes its trial first and proposes when every earlier trial has its plan.
+never changes, a trial's number and its plan, and hold without any lock; the lock of `storage.exclusion` keeps proposals
+apart. Where there is none, a worker makes its trial first and proposes when every earlier trial has its plan.
 """
 
 from __future__ import annotations

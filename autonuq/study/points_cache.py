@@ -20,7 +20,7 @@ from autonuq.quant.codebook import Codebook
 from autonuq.quant.curve import Curve
 from autonuq.quant.points import OperatingPoints
 
-_INDEX = "index.npz"
+INDEX, CODES_SUFFIX = "index.npz", ".npy"
 
 
 def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]]) -> dict[str, OperatingPoints]:
@@ -31,7 +31,7 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
     **Cost**: one layer's codes are in memory at a time.
     """
     folder.mkdir(exist_ok=True)
-    (folder / _INDEX).unlink(missing_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
     curves: dict[str, Curve] = {}
     for number, (name, points) in enumerate(built):
         codes = np.ascontiguousarray(points.codes)
@@ -41,14 +41,14 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
         curves[name] = points.curve
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **_index_arrays(key, curves))
-    replace_file(folder / _INDEX, [buffer.getbuffer()])
+    replace_file(folder / INDEX, [buffer.getbuffer()])
     return _mapped(folder, curves)
 
 
 def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
     """Map stored points, or return None if there are none under this key."""
     try:
-        with np.load(folder / _INDEX, allow_pickle=False) as arrays:
+        with np.load(folder / INDEX, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
             curves = {str(name): _curve(str(name), arrays, index) for index, name in enumerate(arrays["layers"])}
@@ -58,7 +58,7 @@ def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
 
 
 def _codes_file(folder: Path, number: int) -> Path:
-    return folder / f"{number}.npy"
+    return folder / f"{number}{CODES_SUFFIX}"
 
 
 def _mapped(folder: Path, curves: Mapping[str, Curve]) -> dict[str, OperatingPoints]:

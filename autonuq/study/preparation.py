@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 import optuna
 
@@ -34,16 +35,27 @@ def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> 
         return
     on_progress(Progress("baseline", "scoring the original network", 0, 1))
     metric = score(task.evaluator, task.source)
-    if not is_satisfied(task.evaluator, metric, metric):
-        raise EvaluatorError(
-            f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
-        )
+    check_original(task.evaluator, metric)
     if isinstance(metric, Score):
         store_long(study, ORIGINAL_SAMPLES, samples_as_data(metric.samples))
     study.set_user_attr(UNIT, asdict(loss_unit(task.evaluator)))
     study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
     study.set_user_attr(ORIGINAL_METRIC, float(metric))
     on_progress(Progress("baseline", f"original metric {metric:g}", 1, 1))
+
+
+def check_original(evaluator: Any, metric: float) -> None:
+    """Refuse a constraint that the original network breaks.
+
+    Raises
+    ------
+    EvaluatorError
+        It does.
+    """
+    if not is_satisfied(evaluator, metric, metric):
+        raise EvaluatorError(
+            f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
+        )
 
 
 def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:

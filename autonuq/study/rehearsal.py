@@ -17,15 +17,16 @@ from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.compress.quantized import QuantizedModel
-from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file
 from autonuq.study.locate import task_of_study
+from autonuq.study.preparation import check_original
 from autonuq.study.stored import FINISHED, check_fingerprint
-from autonuq.study.task import Task, fingerprint_of, quantized_model
+from autonuq.study.task import Task, check_folder, fingerprint_of, quantized_model
 
 SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
@@ -169,8 +170,7 @@ class Rehearsal:
         metric = score(self._own, pair, 1)
         first_s = time.monotonic() - started
         self._original_metric = metric
-        if not is_satisfied(self._own, metric, metric):
-            raise EvaluatorError(f"is_satisfied({metric:g}, {metric:g}) is false for the original network itself")
+        check_original(self._own, metric)
         self._float_timing = self._timed(pair, first_s)
         self._first_time_s = max(0.0, first_s - self._float_timing.of(1))
         return f"metric {metric:g} of the original network"
@@ -200,8 +200,7 @@ class Rehearsal:
         return f"ranges of {len(self._model.factors)} layers from one batch"
 
     def _curves(self) -> str:
-        sizes = {name: uniform.codes.size for name, uniform in self._model.weights.items()}
-        searched = {name: sizes[name] for name in self._model.nuq_layers}
+        searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}
         if not searched:
             raise StudyError("no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'")
         first = min(searched, key=searched.__getitem__)
@@ -240,14 +239,7 @@ class Rehearsal:
     def _folder(self) -> str:
         """Write into the folder, or into the nearest one there is: it is made when the study starts."""
         place = next(folder for folder in (self._task.out, *self._task.out.parents) if folder.exists())
-        try:
-            with tempfile.TemporaryFile(dir=place):
-                pass
-        except OSError as error:
-            raise StudyError(
-                f"the output folder {self._task.out} cannot be written: {error.strerror}; choose another with --out",
-                study=self._task.name,
-            ) from error
+        check_folder(self._task, place)
         return str(self._task.out)
 
     def _storage(self) -> str:
@@ -274,8 +266,7 @@ class Rehearsal:
         file = storage_file(self._task.storage)
         if file is not None and not file.exists():
             return True
-        backend = open_storage(self._task.storage).backend
-        return self._task.name not in {study.study_name for study in backend.get_all_studies()}
+        return self._task.name not in open_storage(self._task.storage).names()
 
 
 def _taken(name: str, step: Callable[[], str]) -> Check:

@@ -1,7 +1,21 @@
 """A study from outside: start it, go on with it, export what it found.
 
+`tune`, `tune_file` and `resume` make a `Task`, which is all that defines a study, and run it as the commands do::
+
+    task = load_task("study.toml")               # or Task(...), or load_stored_task(...) of a study that exists
+    run = StudyRun(task, on_progress)            # makes the evaluators; reads and hashes the network when first asked
+    study = run.run(exists=False)                # in this order, each step told to `on_progress`:
+                                                 #     make or open the study in its storage
+                                                 #     preparation: score_original, calibrate, prepare_points
+                                                 #     Artifacts.publish: what workers elsewhere need
+                                                 #     make_runner: Runner.run here, or run_local with several jobs
+                                                 #     confirm: the winner on data that the search never saw
+    run.export(study, formats=("packed", "onnx"))    # of the best trial
+    study.best.ratio, study.record()             # what is known now, read from the storage each time
+
 What a killed process leaves is always resumable: `preparation` stores each result as soon as it exists, `runner`
-finishes a trial by one transaction, and a trial whose worker died goes back into the queue (`claims`, `lease`).
+finishes a trial by one transaction, and a trial whose worker died goes back into the queue (`claims`,
+`storage.lease`).
 """
 
 from __future__ import annotations
@@ -43,7 +57,7 @@ from autonuq.study.locate import load_stored_task, load_study, task_of_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import load_task
-from autonuq.study.task import OnProgress, Progress, Task, check_folder, fingerprint_of, quantized_model, tell_nobody
+from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.workers import PACKAGES, make_runner, run_local
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
@@ -60,19 +74,19 @@ def tune(
     out: str | Path,
     name: str | None = None,
     storage: str | None = None,
-    artifacts: str = "",
-    n_trials: int = 40,
-    codec: str = "entropy",
-    sampler: str = "rate-distortion",
-    seed: int = 0,
-    stop_gain: float = 0.0,
-    confidence: float = 0.8,
+    artifacts: str = Task.artifacts,
+    n_trials: int = Task.n_trials,
+    codec: str = Task.codec,
+    sampler: str = Task.sampler,
+    seed: int = Task.seed,
+    stop_gain: float = Task.stop_gain,
+    confidence: float = Task.confidence,
     config: QuantizationConfig | None = None,
     cfg: str | Path | None = None,
-    batch_num: int = 1,
-    activation_offset: bool = True,
-    amct_levels: bool = False,
-    python_layers: bool = False,
+    batch_num: int = Task.batch_num,
+    activation_offset: bool = Task.activation_offset,
+    amct_levels: bool = Task.amct_levels,
+    python_layers: bool = Task.python_layers,
     confirm: Any = None,
     jobs: int = 1,
     timeout: float | None = None,
@@ -182,6 +196,13 @@ def tune_file(
     study_file : str or Path
     trials, storage, out, artifacts : optional
         Override the file's.
+    jobs, timeout, on_progress : optional
+        As for `tune`.
+
+    Raises
+    ------
+    StudyError
+        The file is malformed, or the study exists already; otherwise as for `tune`.
     """
     task = load_task(study_file, out=out, storage=storage, artifacts=artifacts, trials=trials)
     return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
@@ -213,6 +234,8 @@ def resume(
         The new total.
     out, artifacts : optional
         Override what the study was started with.
+    jobs, timeout, on_progress : optional
+        As for `tune`.
 
     Raises
     ------
@@ -237,9 +260,15 @@ class StudyRun:
     Parameters
     ----------
     task : Task
+        Recipes in it are made: evaluators are loaded.
     on_progress : callable
     graph : Graph, optional
         The float network, where it has been read already.
+
+    Raises
+    ------
+    EvaluatorError, ModelError
+        See `Task.made`.
     """
 
     def __init__(self, task: Task, on_progress: OnProgress = tell_nobody, *, graph: Graph | None = None) -> None:
@@ -294,7 +323,7 @@ class StudyRun:
     def _opened(self, exists: bool) -> tuple[Storage, optuna.Study]:
         """Open the study, or make it, and tell it what it is to be."""
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
-        check_folder(task)
+        make_folders(task)
         storage = open_storage(task.storage)
         if exists:
             study = storage.load(task.name)

@@ -12,8 +12,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.records import ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
+from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
+from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
@@ -52,11 +53,10 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
-        curves = {name: found.curve for name, found in candidate.points.items()}
-        self.space = Space(curves, {name: uniform.codes.size for name, uniform in candidate.model.weights.items()})
+        self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
-        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        self.predictor = RateDistortionSampler(candidate.curves.values(), seed=task.seed, original_bytes=sizes)
         self.original_metric = original_metric(study)
         self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
@@ -86,7 +86,7 @@ class Runner:
 
     def enqueue_seeds(self) -> None:
         """Queue the plans that a study begins with whose sampler does not know where to begin."""
-        if self.task.sampler != "rate-distortion":
+        if self.task.sampler != RATE_DISTORTION:
             self.claims.enqueue(self.space.seeds(), "seed")
 
     def tell_end(self) -> None:
@@ -98,7 +98,7 @@ class Runner:
     def _is_done(self) -> bool:
         """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
         share = self.task.stop_gain
-        if self.task.sampler != "rate-distortion" or share <= 0:
+        if self.task.sampler != RATE_DISTORTION or share <= 0:
             return False
         if not LEAST_TRIALS <= self._finished() < self.claims.total():
             return False
@@ -129,35 +129,19 @@ class Runner:
             return self._finish(trial, scored_record(trial))
         started = time.monotonic()
         plan = self.space.plan(trial.params)
-        origin = trial.user_attrs.get(ORIGIN, "sampler")
         record = TrialRecord(
             trial.number,
             "running",
             size_bytes=self._size_bytes(plan),
             points=plan,
-            origin=origin,
+            origin=trial.user_attrs.get(ORIGIN, TrialRecord.origin),
             started=datetime.now(UTC).isoformat(timespec="milliseconds"),
             worker=self.session.lease.worker,
         )
         trial.set_user_attr(RUNNING, {key: getattr(record, key) for key in RUNNING_FIELDS})
-        known = self._scored(plan)
+        known = self.claims.scored(plan)
         try:
-            if known is not None:
-                record = replace(
-                    record,
-                    metric=known.metric,
-                    satisfied=known.satisfied,
-                    margin=known.margin,
-                    margin_error=known.margin_error,
-                    standard_error=known.standard_error,
-                    loss_error=known.loss_error,
-                    relative_error=known.relative_error,
-                    origin=f"copy of {known.number}",
-                )
-            else:
-                expected = self.predictor.predict(self.study, plan, trial.number)
-                record = replace(record, predicted=expected and expected[0])
-                record = score_plan(self.task, self.candidate.with_plan(plan), self.original_metric, record)
+            record = self._scored(plan, record) if known is None else _copied(record, trial_record(known))
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:
@@ -168,9 +152,11 @@ class Runner:
     def _size_bytes(self, plan: Mapping[str, int]) -> int:
         return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
 
-    def _scored(self, plan: dict[str, int]) -> TrialRecord | None:
-        found = self.claims.scored(plan)
-        return None if found is None else trial_record(found)
+    def _scored(self, plan: dict[str, int], record: TrialRecord) -> TrialRecord:
+        """Return the record with what was expected of the plan and what it scored."""
+        expected = self.predictor.predict(self.study, plan, record.number)
+        record = replace(record, predicted=expected and expected[0])
+        return score_plan(self.task, self.candidate.with_plan(plan), self.original_metric, record)
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
         """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""
@@ -180,6 +166,21 @@ class Runner:
             return trial_record(trial.storage.get_trial(id_of(trial)))
         append_trial(self.task.log_file, record)
         return record
+
+
+def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:
+    """Return the record with what another trial of the same plan scored."""
+    return replace(
+        record,
+        metric=known.metric,
+        satisfied=known.satisfied,
+        margin=known.margin,
+        margin_error=known.margin_error,
+        standard_error=known.standard_error,
+        loss_error=known.loss_error,
+        relative_error=known.relative_error,
+        origin=f"{COPY_OF}{known.number}",
+    )
 
 
 class Tally:

@@ -216,7 +216,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Read one trial as plain data."""
     is_running = trial.state == TrialState.RUNNING
     stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
-    origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, "sampler")
+    origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, TrialRecord.origin)
     return TrialRecord(
         **{**_trial_fields(stored), "number": trial.number, "state": _STATES[trial.state], "origin": origin}
     )

@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.errors import StudyError, suggest_name
-from autonuq.evaluate.builtin import (
-    KINDS,
-    AccuracySettings,
-    DataSettings,
-    Drop,
-    TransformSettings,
-    parse_drop,
-)
+from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph.files import ModelPair
 from autonuq.quant.codecs import CODEC_NAMES
@@ -212,7 +205,7 @@ def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRec
     return EvaluatorRecipe(
         what=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
         folder=folder,
-        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), 1),
+        evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), EvaluatorRecipe.evaluate_batch_num),
         timeout_s=values.get(("evaluator", "timeout")),
     )
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from autonuq.graph.passes import capabilities
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import TrialRecord
+from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
 
 CONFIDENCE = 0.8
@@ -28,7 +30,7 @@ CONFIDENCE = 0.8
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that defines a study.
+    """Everything that defines a study; the defaults of `tune`, study files and AMCT's call stand here alone.
 
     Attributes
     ----------
@@ -84,12 +86,12 @@ class Task:
     storage: str
     config: QuantizationConfig | None = None
     cfg: Path | None = None
-    batch_num: int = 1
-    activation_offset: bool = True
-    amct_levels: bool = False
+    batch_num: int = QuantizationConfig.batch_num
+    activation_offset: bool = QuantizationConfig.activation_offset
+    amct_levels: bool = QuantizationConfig.amct_levels
     python_layers: bool = False
     codec: str = "entropy"
-    sampler: str = "rate-distortion"
+    sampler: str = RATE_DISTORTION
     seed: int = 0
     n_trials: int = 40
     artifacts: str = ""
@@ -133,7 +135,7 @@ class Task:
         )
 
     def as_attribute(self) -> dict[str, Any]:
-        """Return what `locate.stored_task` makes the task from again, in JSON; evaluators are not data."""
+        """Return what `locate.load_stored_task` makes the task from again, in JSON; evaluators are not data."""
         paths = {"out": self.out, "prototxt": self.source.model, "weights": self.source.weights}
         optional = {"cfg": self.cfg, "study_file": self.study_file}
         return {
@@ -194,7 +196,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"baseline", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
+    stage : {"study", "baseline", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.
@@ -233,12 +235,29 @@ def _configuration(task: Task, graph: Graph) -> QuantizationConfig:
     return loaded.config
 
 
-def check_folder(task: Task) -> None:
-    """Make the folders and write into them once, before hours are spent."""
-    try:
+def make_folders(task: Task) -> None:
+    """Make the study's folders and write into them once, before hours are spent; see `check_folder`."""
+    with _folder_errors(task):
         task.record_file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=task.out):
-            pass
+    check_folder(task, task.out)
+
+
+def check_folder(task: Task, place: Path) -> None:
+    """Write once into a folder: the study's, or the one that it will be made in.
+
+    Raises
+    ------
+    StudyError
+        That is not possible.
+    """
+    with _folder_errors(task), tempfile.TemporaryFile(dir=place):
+        pass
+
+
+@contextmanager
+def _folder_errors(task: Task) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StudyError(
             f"the output folder {task.out} cannot be written: {error.strerror}; choose another with --out",

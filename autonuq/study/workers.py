@@ -35,15 +35,7 @@ from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
-from autonuq.study.task import (
-    OnProgress,
-    Progress,
-    Task,
-    check_folder,
-    fingerprint_of,
-    quantized_model,
-    tell_nobody,
-)
+from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
 """What can change a proposal or a measurement: all workers of a study have the same versions of these."""
@@ -70,7 +62,7 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     task = replace(task_of_study(task), confirm=None)  # that is the first worker's business
-    check_folder(task)
+    make_folders(task)
     storage = open_storage(task.storage)
     study = storage.load(task.name)
     check_versions(study)
@@ -115,23 +107,21 @@ def _wait_for_preparation(study: optuna.Study, on_progress: OnProgress, deadline
 
 def _materials(task: Task, study: optuna.Study) -> tuple[Task, Candidate]:
     """Return the task and its network with what can become of it: the output folder's, or the artifacts'."""
-    fingerprint = study.user_attrs[FINGERPRINT]
-    try:
-        model = quantized_model(task)
-        if fingerprint_of(task, model) == fingerprint:
-            points = load_points(task.points_folder, points_key(fingerprint))
-            if points is not None:
-                return task, Candidate(calibrated(model, task.record_file), points)
-    except (AutonuqError, OSError):
-        pass  # not the machine where the study was started
+    with suppress(AutonuqError, OSError):  # elsewhere than where the study was started
+        return task, _prepared(task, study)
     task = Artifacts(task.artifacts_location).fetch(task, study).made()
     check_evaluator(task.evaluator)
+    return task, _prepared(task, study)
+
+
+def _prepared(task: Task, study: optuna.Study) -> Candidate:
+    """Return what lies in the task's folder, if it is the study's."""
     model = quantized_model(task)
     check_fingerprint(study, fingerprint_of(task, model))
-    points = load_points(task.points_folder, points_key(fingerprint))
+    points = load_points(task.points_folder, points_key(study.user_attrs[FINGERPRINT]))
     if points is None:
         raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
-    return task, Candidate(calibrated(model, task.record_file), points)
+    return Candidate(calibrated(model, task.record_file), points)
 
 
 def make_runner(
@@ -145,12 +135,15 @@ def make_runner(
 ) -> Runner:
     """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
     runner = Runner(task, storage, study, candidate, on_progress)
-    curves = {name: found.curve for name, found in candidate.points.items()}
-    weights = {name: uniform.codes.size for name, uniform in candidate.model.weights.items()}
     trials = len(study.get_trials(deepcopy=False))
     apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())
     study.sampler = make_sampler(
-        task.sampler, task.seed, curves, weights, trials=trials + apart, confidence=task.confidence
+        task.sampler,
+        task.seed,
+        candidate.curves,
+        candidate.model.weight_counts,
+        trials=trials + apart,
+        confidence=task.confidence,
     )
     return runner
 

@@ -70,7 +70,7 @@ def test_check_passes_estimates_and_leaves_nothing(run, tiny_study):
     [
         ("def eval_model(self, model_file, weights_file, batch_num)", "def eval_model(self, model_file)", "too many"),
         ("def is_satisfied(self, original_metric, new_metric)", "def is_satisfied(self)", "too many"),
-        ("return original_metric - new_metric < self.limit", "return new_metric > 2", "for the original network"),
+        ("return original_metric - new_metric < self.limit", "return new_metric > 2", "not even the original network"),
         ("return float(np.mean(", "return str(np.mean(", "must return one finite number"),
     ],
 )

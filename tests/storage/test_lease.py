@@ -1,4 +1,4 @@
-"""Who is taken for dead: judged by the observer's clock alone."""
+"""Who is taken for dead: judged by the watcher's clock alone."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def clock():
 
 
 @pytest.fixture
-def observer(clock):
+def watch(clock):
     return LeaseWatch(clock)
 
 
@@ -45,77 +45,77 @@ def numbers(trials):
     return [trial.number for trial in trials]
 
 
-def test_silence_is_death(observer, clock):
-    assert not observer.dead([running(AFAR)])
+def test_silence_is_death(watch, clock):
+    assert not watch.dead([running(AFAR)])
     clock.now += 24
-    assert not observer.dead([running(AFAR)])
+    assert not watch.dead([running(AFAR)])
     clock.now += 2
-    assert numbers(observer.dead([running(AFAR)])) == [0]
+    assert numbers(watch.dead([running(AFAR)])) == [0]
 
 
-def test_a_beat_is_life(observer, clock):
+def test_a_beat_is_life(watch, clock):
     for beat in range(20):
-        assert not observer.dead([running(replace(AFAR, beat=beat))])
+        assert not watch.dead([running(replace(AFAR, beat=beat))])
         clock.now += 24
 
 
-def test_a_worker_may_announce_longer_intervals(observer, clock):
+def test_a_worker_may_announce_longer_intervals(watch, clock):
     slow = replace(AFAR, interval_s=60.0)
-    assert not observer.dead([running(slow)])
+    assert not watch.dead([running(slow)])
     clock.now += 180
-    assert not observer.dead([running(slow)])
+    assert not watch.dead([running(slow)])
     clock.now += 20
-    assert numbers(observer.dead([running(slow)])) == [0]
+    assert numbers(watch.dead([running(slow)])) == [0]
 
 
-def test_another_worker_starts_a_new_count(observer, clock):
-    assert not observer.dead([running(AFAR)])
+def test_another_worker_starts_a_new_count(watch, clock):
+    assert not watch.dead([running(AFAR)])
     clock.now += 24
-    assert not observer.dead([running(replace(AFAR, session="s2"))])
+    assert not watch.dead([running(replace(AFAR, session="s2"))])
     clock.now += 24
-    assert not observer.dead([running(replace(AFAR, session="s2"))])
+    assert not watch.dead([running(replace(AFAR, session="s2"))])
 
 
-def test_a_trial_without_a_lease_has_the_same_time(observer, clock):
+def test_a_trial_without_a_lease_has_the_same_time(watch, clock):
     """One that was just claimed, one of an earlier version, one that somebody asked for by hand."""
-    assert not observer.dead([running(None)])
+    assert not watch.dead([running(None)])
     clock.now += 26
-    assert numbers(observer.dead([running(None)])) == [0]
+    assert numbers(watch.dead([running(None)])) == [0]
 
 
-def test_clocks_are_not_compared(observer, clock):
+def test_clocks_are_not_compared(watch, clock):
     """Start times of another host's clock, a century off, play no part."""
     trial = running(AFAR)
     trial.datetime_start = datetime(2126, 1, 1)
-    assert not observer.dead([trial])
+    assert not watch.dead([trial])
     trial.datetime_start = datetime(1926, 1, 1)
     clock.now += 20
-    assert not observer.dead([trial])
+    assert not watch.dead([trial])
 
 
-def test_on_one_machine_a_dead_process_is_seen_at_once(observer):
+def test_on_one_machine_a_dead_process_is_seen_at_once(watch):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with WorkerSession() as own:
         since = lease_module._started(process.pid)
         lease = replace(own.lease, session="other", pid=process.pid, since=since)
-        assert not observer.dead([running(lease)])
-        assert observer.dead([running(replace(lease, since="1"))])  # its number was another process's before
+        assert not watch.dead([running(lease)])
+        assert watch.dead([running(replace(lease, since="1"))])  # its number was another process's before
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet collected by its parent
-        assert observer.dead([running(lease)])
+        assert watch.dead([running(lease)])
         process.wait()
-        assert observer.dead([running(lease)])
+        assert watch.dead([running(lease)])
         process.stdin.close()
 
 
-def test_sessions_of_one_process_are_told_apart(observer):
+def test_sessions_of_one_process_are_told_apart(watch):
     with WorkerSession() as first:
-        assert not observer.dead([running(first.lease)])
+        assert not watch.dead([running(first.lease)])
         with WorkerSession() as second:
             pass
-        assert observer.dead([running(second.lease)])
-        assert not observer.dead([running(first.lease)])
-    assert observer.dead([running(first.lease)])
+        assert watch.dead([running(second.lease)])
+        assert not watch.dead([running(first.lease)])
+    assert watch.dead([running(first.lease)])
 
 
 class Attributes(list):

@@ -15,13 +15,11 @@ import joblib
 import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
-from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.graph.files import ModelPair
 from autonuq.study import workers
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
-from autonuq.study.task import Task
+from autonuq.study.study_file import load_task
 from autonuq.study.workers import work
 
 CLI = [sys.executable, "-c", "from autonuq.cli import main; main()"]
@@ -53,16 +51,7 @@ def check_complete(study, url, total, *, stopped=0):
 
 
 def task_of(study, **changes):
-    folder = study.parent
-    task = Task(
-        name="tiny",
-        source=ModelPair(folder / "tiny.prototxt", folder / "tiny.caffemodel"),
-        evaluator=load_evaluator("evaluate.py:Top1", folder, 8),
-        out=folder / "out/tiny",
-        storage=f"journal://{folder}/out/tiny/study.journal",
-        n_trials=14,
-    )
-    return replace(task, **changes)
+    return replace(load_task(study).made(), **changes)
 
 
 def test_jobs_run_in_processes_of_their_own(logging_study):
