@@ -116,6 +116,7 @@ def _say_winner(record: StudyRecord, winner: TrialRecord, save_dir: str) -> None
     for name, levels in record.layer_levels(winner).items():
         log.info("layer '%s': %d levels", name, levels)
     log.info("trial %d wins: ratio %.2f, metric %g", winner.number, winner.ratio, winner.metric)
+    log.info("%s", record.say_best())
     log.info("the quantized model is stored as %s_*", save_dir)
 
 

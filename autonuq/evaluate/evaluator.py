@@ -42,8 +42,8 @@ class Evaluator:
     -----
     An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
     calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
-    source file; `standard_error(metric) -> float`; `name`, a str for the report; `unit`, a `records.Unit` that losses
-    are said in.
+    source file; `standard_error(metric) -> float`; `name`, a str for the report; `unit`, what losses are said in, a
+    tuple like ("points", 100, "images"): its name, how many are 1 of the metric, and what is scored.
 
     Examples
     --------
@@ -288,8 +288,7 @@ def standard_error(evaluator: Any, metric: float) -> float | None:
 
 def loss_unit(evaluator: Any) -> Unit:
     """Return what the evaluator's losses are said in: its own `unit`, or the metric's."""
-    unit = getattr(evaluator, "unit", None)
-    return unit if isinstance(unit, Unit) else Unit()
+    return Unit(*getattr(evaluator, "unit", ()))
 
 
 def evaluator_name(evaluator: Any) -> str:

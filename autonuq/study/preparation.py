@@ -6,6 +6,7 @@ Each result is stored as soon as it exists, so that a killed study loses at most
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
 from autonuq.runtime.memory import give_back_memory
 from autonuq.study.points_cache import load_points, store_points
+from autonuq.study.resolution import resolution_warning
 from autonuq.study.stored import store_layers, store_long, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
@@ -38,6 +40,7 @@ def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> 
     check_original(task.evaluator, metric)
     if isinstance(metric, Score):
         store_long(study, ORIGINAL_SAMPLES, samples_as_data(metric.samples))
+        warn_of_resolution(task, metric, len(metric.samples))
     study.set_user_attr(UNIT, asdict(loss_unit(task.evaluator)))
     study.set_user_attr(ORIGINAL_ERROR, standard_error(task.evaluator, metric))
     study.set_user_attr(ORIGINAL_METRIC, float(metric))
@@ -56,6 +59,12 @@ def check_original(evaluator: Any, metric: float) -> None:
         raise EvaluatorError(
             f"is_satisfied({metric:g}, {metric:g}) is false: not even the original network satisfies it"
         )
+
+
+def warn_of_resolution(task: Task, original: float, samples: int) -> None:
+    """Warn where the limit is below what the data can tell."""
+    if message := resolution_warning(task.evaluator, original, samples, task.confidence):
+        warnings.warn(message, stacklevel=2)
 
 
 def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:

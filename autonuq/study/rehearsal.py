@@ -20,11 +20,12 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
+from autonuq.evaluate.score import Score
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file
 from autonuq.study.locate import task_of_study
-from autonuq.study.preparation import check_original
+from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.stored import FINISHED, check_fingerprint
 from autonuq.study.task import Task, check_folder, fingerprint_of, quantized_model
 
@@ -171,6 +172,8 @@ class Rehearsal:
         first_s = time.monotonic() - started
         self._original_metric = metric
         check_original(self._own, metric)
+        if isinstance(metric, Score):
+            warn_of_resolution(self._task, metric, len(metric.samples) * self._own.evaluate_batch_num)
         self._float_timing = self._timed(pair, first_s)
         self._first_time_s = max(0.0, first_s - self._float_timing.of(1))
         return f"metric {metric:g} of the original network"

@@ -175,10 +175,23 @@ def _evaluators(
         return own, None
     if confirming is not None:
         found = _confirming(tables, confirming, path)
-        if found == own:
-            raise StudyError("[confirm] must name other data than [evaluator]", path=path)
+        _check_apart(own, found, path)
         return own, found
     return own.of_part("search"), own.of_part("held back") if isinstance(own.what, AccuracySettings) else None
+
+
+def _check_apart(own: EvaluatorRecipe, confirming: EvaluatorRecipe, path: Path) -> None:
+    """Refuse to confirm on images that the search sees."""
+    same = own == confirming
+    if isinstance(own.what, AccuracySettings) and isinstance(confirming.what, AccuracySettings):
+        one, other = own.what.data, confirming.what.data
+        same = one.path.resolve() == other.path.resolve() and one.overlaps(other)
+    if same:
+        raise StudyError(
+            "[confirm] scores data that the search sees; name others ('start' and 'count' choose images), or leave it "
+            "out: built-in evaluators hold images back by themselves",
+            path=path,
+        )
 
 
 def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> EvaluatorRecipe:

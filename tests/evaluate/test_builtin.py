@@ -13,7 +13,7 @@ from PIL import Image
 import autonuq as nuq
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.builtin import DataSettings, Drop, TransformSettings, parse_drop
-from autonuq.evaluate.builtin.accuracy import count_correct
+from autonuq.evaluate.builtin.accuracy import are_correct
 from autonuq.evaluate.builtin.sources import open_images
 from autonuq.evaluate.builtin.transform import Transform
 from autonuq.graph import caffe_pb2
@@ -124,8 +124,8 @@ def test_crop_mean_and_scale_in_caffes_order(tmp_path):
 
 def test_a_tie_or_no_number_is_not_correct():
     scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [np.nan, 0.1, 0.2], [0.0, np.nan, 0.5]], np.float32)
-    assert count_correct(scores, np.array([1, 0, 0, 0]), 1) == 1
-    assert count_correct(scores, np.array([2, 0, 0, 0]), 2) == 3
+    assert are_correct(scores, np.array([1, 0, 0, 0]), 1).sum() == 1
+    assert are_correct(scores, np.array([2, 0, 0, 0]), 2).sum() == 3
 
 
 def test_drops():

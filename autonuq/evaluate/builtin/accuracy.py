@@ -21,7 +21,6 @@ from autonuq.evaluate.score import Score
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Shape
-from autonuq.records import Unit
 from autonuq.runtime.net import Net
 
 KINDS: Mapping[str, int] = MappingProxyType({"top1": 1, "top5": 5})
@@ -230,7 +229,7 @@ class Accuracy(Evaluator):
         part = {"all": "", "search": "", "held back": " (held back)"}[self._settings.part]
         return f"{self._settings.kind} over {self._settings.data.path.name}{part}"
 
-    unit = Unit("points", 100.0, "images")
+    unit = ("points", 100, "images")
 
     def fingerprint(self) -> str:
         """Return a digest of the settings and of the data, wherever they lie."""

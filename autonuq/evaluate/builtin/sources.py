@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,11 @@ class DataSettings:
     layout: str | None = None
     start: int = 0
     count: int | None = None
+
+    def overlaps(self, other: DataSettings) -> bool:
+        """Say whether two settings of one source have an image in common."""
+        last = [math.inf if one.count is None else one.start + one.count for one in (self, other)]
+        return self.start < last[1] and other.start < last[0]
 
     @property
     def span(self) -> slice:
