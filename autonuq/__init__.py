@@ -36,7 +36,7 @@ _OWNERS = {
     "Net": "autonuq.runtime.net",
     "QuantizationError": "autonuq.errors",
     "RuntimeFailure": "autonuq.errors",
-    "Score": "autonuq.evaluate.score",
+    "Score": "autonuq.evaluate.samples",
     "Study": "autonuq.study.stored",
     "StudyError": "autonuq.errors",
     "load_study": "autonuq.study.locate",
@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from autonuq.errors import RuntimeFailure as RuntimeFailure
     from autonuq.errors import StudyError as StudyError
     from autonuq.evaluate.evaluator import Evaluator as Evaluator
-    from autonuq.evaluate.score import Score as Score
+    from autonuq.evaluate.samples import Score as Score
     from autonuq.graph.hosted import register_layer as register_layer
     from autonuq.report.page import write_report as write_report
     from autonuq.runtime.net import Net as Net

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
-from autonuq.evaluate.score import Score
+from autonuq.evaluate.samples import Score
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import importable
 from autonuq.records import Unit

@@ -165,14 +165,14 @@ class Proposer:
         ----------
         plans : ndarray of int64, shape (n, L)
         measured, errors : ndarray of float64, shape (n,)
-            In allowed drops; an error that is not known is NaN, and the noise of the evaluations stands for it.
+            In allowed drops; an error that is not known is NaN.
         """
         belief = self.belief(history)
         margins, slopes = belief.margins_and_slopes(self.layers.distortions_of(plans))
         variances = ((slopes @ belief.posterior.covariance) * slopes).sum(axis=1)
         modelled, noise = np.exp(np.clip(margins, -7.0, 7.0)), belief.model.prior.noise
         deviations = modelled * np.sqrt(variances + belief.model.prior.near**2)
-        return believe(measured, np.where(np.isnan(errors), noise, errors), modelled, deviations, noise)
+        return believe(measured, errors, modelled, deviations, noise)
 
     def remaining_gains(self, history: History, rng: np.random.Generator) -> Iterator[float]:
         """Draw GAIN_DRAWS times from the posterior of log(best possible ratio / best feasible ratio so far).

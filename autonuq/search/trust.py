@@ -98,13 +98,16 @@ def believe(measured: Floats, errors: Floats, modelled: Floats, deviations: Floa
     Parameters
     ----------
     measured, errors : ndarray of float64, shape (n,)
-        Losses and their paired errors, in allowed drops.
+        Losses and their paired errors, in allowed drops. Where an error is NaN, because samples are not known, the
+        noise stands for it, all of it the plan's own.
     modelled, deviations : ndarray of float64, shape (n,)
         The model's losses and their standard deviations.
     noise : float
         By which evaluations scatter around the model.
     """
-    own = (1 - SHARED) * errors**2
+    known = ~np.isnan(errors)
+    own = np.where(known, (1 - SHARED) * errors**2, noise**2)
+    errors = np.where(known, errors, noise)
     prior = deviations**2 + np.maximum(0.0, noise**2 - own)
     weights = prior / np.maximum(prior + own, 1e-300)
     means = modelled + weights * (measured - modelled)

@@ -18,10 +18,10 @@ import optuna
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, score, standard_error
-from autonuq.evaluate.score import Score, samples_as_data, samples_from_data
+from autonuq.evaluate.samples import Score, samples_as_data, samples_from_data
 from autonuq.records import CONFIRMATION, CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
 from autonuq.search.trust import BelievedLoss, HeldLoss
-from autonuq.study.scoring import Judgement, judge, score_candidate
+from autonuq.study.scoring import MetricJudgement, judge_metric, score_candidate
 from autonuq.study.stored import Study, load_long, store_long
 from autonuq.study.task import OnProgress, Progress, Task
 
@@ -42,12 +42,12 @@ def confirm(task: Task, study: optuna.Study, candidate: Candidate, on_progress: 
     known = stored["found"] if stored.get("evaluator") == fingerprint else {}
     if known.get("finished") == record.counts.finished and not known["error"]:
         return
-    found = _Search(task, study, candidate, record, on_progress).run(known.get("original_metric"))
+    found = _Confirming(task, study, candidate, record, on_progress).run(known.get("original_metric"))
     study.set_user_attr(CONFIRMATION, {"evaluator": fingerprint, "found": asdict(found)})
     on_progress(Progress("confirmation", found.say(record.unit), 1, 1))
 
 
-class _Search:
+class _Confirming:
     """One search for a plan that holds, from the largest ratio down."""
 
     def __init__(
@@ -117,7 +117,7 @@ class _Search:
         evaluator = self._task.confirm
         with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
             metric = score_candidate(self._task, evaluator, self._candidate.with_plan(trial.points), Path(folder))
-        judgement = judge(evaluator, original, metric)
+        judgement = judge_metric(evaluator, original, metric)
         believed = self._believed.get(trial.number)
         if believed is not None and judgement.relative_error is not None:
             self._held.append(HeldLoss(believed, math.exp(judgement.margin), judgement.relative_error))
@@ -142,7 +142,7 @@ class _Search:
         return found if tried == 1 or believed is None else _corrected(found, believed.after(self._held), judgement)
 
 
-def _corrected(found: Confirmation, believed: BelievedLoss, judgement: Judgement) -> Confirmation:
+def _corrected(found: Confirmation, believed: BelievedLoss, judgement: MetricJudgement) -> Confirmation:
     """Say of a later plan what both data together say: the one of several that holds was lucky there."""
     if judgement.allowed is None:
         return found

@@ -20,7 +20,7 @@ from autonuq.compress.operating_points import build_network_points, describe_lay
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, loss_unit, run_calibration, score, standard_error
-from autonuq.evaluate.score import Score, samples_as_data
+from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT

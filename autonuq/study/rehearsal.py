@@ -20,7 +20,7 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
-from autonuq.evaluate.score import Score
+from autonuq.evaluate.samples import Score
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file

@@ -9,12 +9,12 @@ from typing import Any
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import is_satisfied, loss_unit
-from autonuq.evaluate.score import Score
+from autonuq.evaluate.samples import Score
 from autonuq.evaluate.verdict import margin
 from autonuq.records import MARGIN_LIMIT, is_verdict_alone
 
 CHANGED = 3.4
-"""Samples that score otherwise for each one that is lost, near the limit: measured on four networks (`studies/LOG.md`)."""
+"""Samples that score otherwise for each one that is lost, near the limit (measured, see `studies/LOG.md`)."""
 WIDEST = 0.5
 """Of the limit: what luck may hide with the study's confidence before it is worth a warning."""
 _PROBED = 1e-3  # of the metric
@@ -55,8 +55,8 @@ def resolution_warning(evaluator: Any, original: float, samples: int, confidence
 
     Notes
     -----
-    Of samples that are right or wrong, a network that loses a share A of n changes some CHANGED A n, so that its loss has
-    the error sqrt(CHANGED A / n).
+    Of samples that are right or wrong, a network that loses a share A of n changes some CHANGED A n, so that its loss
+    has the error sqrt(CHANGED A / n).
     """
     allowed = allowed_loss(evaluator, original) if isinstance(original, Score) else None
     if not isinstance(original, Score) or original.samples.dtype != bool or allowed is None or confidence <= 0:

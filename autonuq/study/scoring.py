@@ -13,7 +13,7 @@ from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import is_satisfied, score, standard_error
-from autonuq.evaluate.score import paired_error
+from autonuq.evaluate.samples import paired_error
 from autonuq.evaluate.verdict import margin as find_margin
 from autonuq.graph.files import ModelPair
 from autonuq.records import MARGIN_LIMIT, TrialRecord, is_verdict_alone, verdict_alone
@@ -44,7 +44,7 @@ def score_plan(task: Task, candidate: Candidate, original_metric: float, record:
         metric = score_candidate(task, task.evaluator, candidate, folder)
     finally:
         shutil.rmtree(folder)
-    judgement = judge(task.evaluator, original_metric, metric)
+    judgement = judge_metric(task.evaluator, original_metric, metric)
     return replace(
         record,
         metric=float(metric),
@@ -57,7 +57,7 @@ def score_plan(task: Task, candidate: Candidate, original_metric: float, record:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class MetricJudgement:
     """What an evaluator says of a metric beside the original's.
 
     Attributes
@@ -82,7 +82,7 @@ class Judgement:
         return self.loss_error / self.allowed if self.loss_error is not None and self.allowed else None
 
 
-def judge(evaluator: Any, original: float, metric: float) -> Judgement:
+def judge_metric(evaluator: Any, original: float, metric: float) -> MetricJudgement:
     """Ask for the verdict and for what else can be known of it.
 
     Raises
@@ -94,7 +94,7 @@ def judge(evaluator: Any, original: float, metric: float) -> Judgement:
     margin = _margin(evaluator, original, metric, satisfied)
     telling = abs(margin) < MARGIN_LIMIT and not is_verdict_alone(margin)
     allowed = abs(original - metric) / math.exp(margin) if telling else None
-    return Judgement(satisfied, margin, paired_error(original, metric), allowed)
+    return MetricJudgement(satisfied, margin, paired_error(original, metric), allowed)
 
 
 def score_candidate(task: Task, evaluator: Any, candidate: Candidate, folder: Path) -> float:

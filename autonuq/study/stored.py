@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
-from autonuq.evaluate.score import Score, samples_from_data
+from autonuq.evaluate.samples import Score, samples_from_data
 from autonuq.notebook import html_table
 from autonuq.quant.curve import Curve
 from autonuq.records import (

@@ -1,7 +1,7 @@
 """How near the optimum each sampler comes: a surrogate of 54 ResNet-50 layers, where an evaluation costs nothing.
 
     python studies/bench/search.py [--seeds 10] [--first-seed 0] [--evaluations 40] [--sigma 0.5] [--noise 0.05]
-                                   [--misspecified] [--only ours,ours-4] [--slow]
+                                   [--misspecified] [--only ours,ours-4] [--slow] [--confidence]
 
 Layers have the weight counts of ResNet-50 and 8 points, k = 256, 128 ... 2 levels: rate n log2(k) + 32 k bits,
 distortion s c / k^2 with s log-normal (1.5), c such that k = 16 everywhere costs 1.5 points; the drop is
@@ -11,6 +11,10 @@ misspecified truth has other exponents per layer (1.6 to 2.4), interactions of n
 
 The gap is 1 - ratio / optimum of the best trial that is feasible as measured and in truth: medians over the seeds. The
 optimum is an exact knapsack's; where the truth is misspecified, the best of a frontier and exchanges of two layers.
+
+With --confidence, which knows nothing of the truth either, the last lines say what a study would choose after the last
+evaluation: the plan of the largest ratio that keeps the limit with this probability, its gap whether it is feasible or
+not, and how many of the choices are infeasible in truth; 0 is the largest ratio that was measured feasible.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from autonuq.search.space import Space
 
 LEVELS = 2.0 ** np.arange(8, 0, -1)
 BLOCKS = ((3, 64), (4, 128), (6, 256), (3, 512))  # bottleneck blocks and their width: He et al., CVPR 2016, table 1
+CHOICES = (0.0, 0.7, 0.8, 0.9)
 UNIFORM = (0, 3, 4)  # 256, 32 and 16 levels: what seeded contestants evaluate first
 REPORTED = (3, 5, 10, 20, 40, 100, 200)
 WORKERS = 4
@@ -241,6 +246,36 @@ NAMES = {
 }
 
 
+def choose(surrogate: Surrogate, seed: int, evaluations: int, confidence: float) -> np.ndarray:
+    """Return the plan that a study chooses, as `StudyRecord.chosen` does."""
+    original = {curve.layer: size for curve, size in zip(surrogate.curves, surrogate.original_bytes, strict=True)}
+    sampler = RateDistortionSampler(surrogate.curves, seed=seed, original_bytes=original, confidence=confidence)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    plans = []
+    for _ in range(evaluations):
+        trial = study.ask()
+        own = {n: trial.suggest_float(n, d.low, d.high, log=True) for n, d in sampler.distributions.items()}
+        plans.append(np.array(list(sampler.plan(own).values())))
+        trial.set_constraint("satisfied", margin(surrogate.measure(plans[-1])))
+        study.tell(trial, surrogate.ratio(plans[-1]))
+    believed = sampler.believe(study)
+    satisfied = [t.number for t in study.get_trials() if t.constraints["satisfied"] <= 0]
+    trusted = [number for number in satisfied if believed[number].probability >= confidence]
+    probable = sorted(satisfied, key=lambda number: -believed[number].probability)
+    return plans[max(trusted, key=lambda number: surrogate.ratio(plans[number])) if trusted else probable[0]]
+
+
+def choices(options: argparse.Namespace, confidence: float) -> str:
+    """Describe what is chosen with a confidence."""
+    gaps, infeasible = [], 0
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        surrogate = Surrogate(seed, sigma=options.sigma, noise=options.noise, misspecified=options.misspecified)
+        plan = choose(surrogate, seed, options.evaluations, confidence)
+        gaps.append(100 * (1 - surrogate.ratio(plan) / surrogate.optimum))
+        infeasible += surrogate.drop(plan) >= 1
+    return f"| {confidence:g} | {statistics.median(gaps):.1f} | {infeasible} of {options.seeds} |"
+
+
 def evaluations_to(gaps: Sequence[Sequence[float]], limit: float) -> float:
     """Return the median over runs of the evaluations until the gap is at most so; infinite if never."""
     return statistics.median(next((i + 1 for i, gap in enumerate(run) if gap <= limit), math.inf) for run in gaps)
@@ -264,6 +299,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.05, help="of a measurement, in points")
     parser.add_argument("--misspecified", action="store_true")
     parser.add_argument("--only", help="contestants, separated by commas: " + ", ".join([*CONTESTANTS, *SLOW]))
+    parser.add_argument("--confidence", action="store_true", help="only what studies choose with each of several")
     parser.add_argument("--slow", action="store_true", help="with GP, which takes seconds a proposal")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -277,6 +313,11 @@ def main() -> None:
         f"{truth}; {platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}, "
         f"Optuna {optuna.__version__}\n"
     )
+    if options.confidence:
+        print("| confidence | gap % of the choice | infeasible in truth |\n|---:|---:|---:|")
+        for confidence in CHOICES:
+            print(choices(options, confidence), flush=True)
+        return
     print("| search | " + " | ".join(f"gap % @{c}" for c in columns) + " | to 5 % | to 3 % | to 1.5 % | ms/trial |")
     print("|---|" + "---:|" * (len(columns) + 4))
     for name in chosen:

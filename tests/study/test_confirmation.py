@@ -1,65 +1,95 @@
-"""Confirmation: the winner is scored on what the search never saw, once, and again when another plan wins."""
+"""Confirmation: the winner is scored on what the search never saw, and the next plan where it does not hold there."""
 
 from dataclasses import replace
 
 import pytest
 
+from autonuq.records import CONFIDENCE
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
 
 
 class Confirming:
-    """Scores the original with 0.9 and anything else with 0.7; it keeps what it was asked."""
+    """Scores the original with 0.9 and compressed networks with one number after the other; it keeps what it was asked."""
 
     evaluate_batch_num = 3
 
-    def __init__(self, fails=False):
-        self.asked, self.fails = [], fails
+    def __init__(self, *metrics, fails=False):
+        self.asked, self.fails, self.metrics = [], fails, list(metrics)
 
     def eval_model(self, model_file, weights_file, batch_num):
         self.asked.append(model_file)
         if self.fails:
             raise OSError("no such data")
-        return 0.9 if len(self.asked) == 1 else 0.7
+        if "tiny.prototxt" in model_file:
+            return 0.9
+        return self.metrics.pop(0) if len(self.metrics) > 1 else self.metrics[0]
 
     def is_satisfied(self, original_metric, new_metric):
         return original_metric - new_metric < 0.1
 
-    def standard_error(self, metric):
-        return metric / 10
+
+def confirmed_by(task, *metrics, **changes):
+    return replace(task, confirm=Confirming(*metrics), **{"n_trials": 8, **changes})
 
 
-@pytest.fixture
-def confirmed(task):
-    return replace(task, confirm=Confirming(), n_trials=6)
+def test_original_and_winner_once(task):
+    asked = confirmed_by(task, 0.85)
+    study = StudyRun(asked).run(exists=False)
+    record, found = study.record(), study.record().confirmation
+    assert found.trial == record.chosen().number == record.best.number
+    assert (found.original_metric, found.metric, found.satisfied, found.holds, found.tried) == (0.9, 0.85, True, True, 1)
+    assert found.loss == pytest.approx(0.05)
+    assert record.confirmed is True
+    assert record.say_best() == "lost 0.05 on data that the search never saw (limit 0.1): confirmed"
+    assert len(asked.confirm.asked) == 2
+    StudyRun(asked).run(exists=True)
+    assert len(asked.confirm.asked) == 2
 
 
-def test_original_and_winner_once(confirmed):
-    study = StudyRun(confirmed).run(exists=False)
-    found = study.record().confirmation
-    assert found.trial == study.best.trial
-    assert (found.original_metric, found.metric, found.satisfied) == (0.9, 0.7, False)
-    assert (found.original_standard_error, found.standard_error) == pytest.approx((0.09, 0.07))
-    assert "0.9 ± 0.09 -> 0.7 ± 0.07, not satisfied" in found.summary
-    assert len(confirmed.confirm.asked) == 2
-    StudyRun(confirmed).run(exists=True)
-    assert len(confirmed.confirm.asked) == 2
+def test_where_no_plan_holds_the_first_is_the_best_and_not_confirmed(task):
+    asked = confirmed_by(task, 0.7)
+    record = StudyRun(asked).run(exists=False).record()
+    found = record.confirmation
+    assert found.trial == record.chosen().number == record.best.number
+    assert (found.satisfied, found.holds, record.confirmed) == (False, False, False)
+    assert found.tried == len(asked.confirm.asked) - 1 > 1
+    assert record.say_best().endswith(f"{found.tried} plans were tried: not confirmed")
 
 
-def test_another_winner_is_scored_and_the_original_is_not(confirmed):
-    first = StudyRun(confirmed).run(exists=False).record().confirmation
-    study = StudyRun(replace(confirmed, n_trials=16)).run(exists=True)
-    assert study.best.trial != first.trial
-    assert study.record().confirmation.trial == study.best.trial
-    assert len(confirmed.confirm.asked) == 3
+def test_the_next_plan_down_is_tried(task):
+    asked = confirmed_by(task, 0.7, 0.85)
+    record = StudyRun(asked).run(exists=False).record()
+    assert (record.confirmation.tried, record.confirmed) == (2, True)
+    assert record.best.number == record.confirmation.trial != record.chosen().number
+    assert record.best.ratio < record.chosen().ratio
 
 
-def test_a_failure_is_told_and_tried_again(confirmed):
-    study = StudyRun(replace(confirmed, confirm=Confirming(fails=True))).run(exists=False)
+def test_new_trials_are_confirmed_anew_and_the_original_is_not_scored_again(task):
+    asked = confirmed_by(task, 0.85)
+    StudyRun(asked).run(exists=False)
+    record = StudyRun(replace(asked, n_trials=12)).run(exists=True).record()
+    assert record.confirmation.finished == 12
+    assert record.confirmation.trial == record.best.number
+    assert len(asked.confirm.asked) == 3
+
+
+def test_a_failure_is_told_and_tried_again(task):
+    study = StudyRun(replace(task, confirm=Confirming(fails=True), n_trials=4)).run(exists=False)
     assert study.best is not None
-    assert "could not be confirmed: eval_model raised OSError: no such data" in study.record().confirmation.summary
-    StudyRun(confirmed).run(exists=True)
-    assert load_study(confirmed.name, confirmed.storage).record().confirmation.metric == 0.7
+    words = study.record().confirmation.say(study.record().unit)
+    assert "could not be confirmed: eval_model raised OSError: no such data" in words
+    asked = confirmed_by(task, 0.85, n_trials=4)
+    StudyRun(asked).run(exists=True)
+    assert load_study(asked.name, asked.storage).record().confirmation.metric == 0.85
+
+
+def test_a_study_of_an_earlier_version_keeps_its_rule(task):
+    study = StudyRun(replace(task, n_trials=4)).run(exists=False)
+    assert study.record().confidence == 0.8
+    study.optuna.set_user_attr(CONFIDENCE, 0.0)
+    satisfied = [trial.ratio for trial in study.record().trials if trial.satisfied]
+    assert study.best.ratio == max(satisfied)
 
 
 def test_none_without_a_confirming_evaluator(task):

@@ -17,7 +17,7 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.sources import DataSettings, LabelledImages, Part, open_images
 from autonuq.evaluate.builtin.transform import Transform, TransformSettings
 from autonuq.evaluate.evaluator import Evaluator
-from autonuq.evaluate.score import Score
+from autonuq.evaluate.samples import Score
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Shape
