@@ -401,7 +401,7 @@ def test_usage(run, tiny_study, arguments):
     assert run(*arguments).returncode == 2
 
 
-@pytest.mark.parametrize("command", ["status", "plot", "report", "export", "resume"])
+@pytest.mark.parametrize("command", ["status", "plot", "report", "export", "resume", "work"])
 def test_a_study_that_was_never_started(run, tiny_study, command):
     before = set(tiny_study.parent.rglob("*"))
     result = run(command, tiny_study)
