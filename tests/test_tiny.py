@@ -26,7 +26,7 @@ def test_study_finds_a_satisfied_plan(tuned):
     assert study.best.ratio > 4
     assert evaluator.is_satisfied(1.0, study.best.metric)
     assert set(study.best.levels) == {"conv", "fc"}
-    assert study.optuna.best_trial.number == study.best.trial
+    assert study.optuna.best_trial.value >= study.best.ratio  # Optuna takes every measurement at its word
     assert all("satisfied" in trial.constraints for trial in study.optuna.trials)
 
 

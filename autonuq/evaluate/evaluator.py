@@ -206,9 +206,16 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
         raise EvaluatorError(f"{method} raised {_reason(error)}") from error
     finally:
         _go_back(folder, method)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Say whether an error comes of Ctrl-C: a compiled module that is being loaded makes an ImportError of that."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 def _go_back(folder: Path, method: str) -> None:

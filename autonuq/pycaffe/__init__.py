@@ -4,6 +4,8 @@ from autonuq.pycaffe.module import TEST as TEST
 from autonuq.pycaffe.module import TRAIN as TRAIN
 from autonuq.pycaffe.module import Layer as Layer
 from autonuq.pycaffe.module import Net as Net
+from autonuq.pycaffe.module import __all__ as __all__
+from autonuq.pycaffe.module import __version__ as __version__
 from autonuq.pycaffe.module import init_log as init_log
 from autonuq.pycaffe.module import install as install
 from autonuq.pycaffe.module import io as io

@@ -9,10 +9,10 @@ from typing import Any
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.records import CONFIDENCE, ORIGINAL_METRIC, TARGET_TRIALS, TASK
-from autonuq.storage.open import default_url, open_storage, storage_file
+from autonuq.storage.open import absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
-from autonuq.study.study_file import load_task
+from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import PLAIN_FIELDS, Task
 
 
@@ -33,7 +33,7 @@ def load_study(study: str | Path, storage: str | None = None, *, out: str | Path
     StudyError
         It does not exist, or the storage cannot be read.
     """
-    if _is_study_file(study):
+    if _is_study_file(study, storage):
         task = load_task(study, out=out, storage=storage)
         return open_study(task.name, task.storage)
     if storage is not None:
@@ -58,8 +58,9 @@ def task_of_study(task: Task) -> Task:
     return task if CONFIDENCE in study.user_attrs or ORIGINAL_METRIC not in study.user_attrs else task.as_before()
 
 
-def _is_study_file(study: str | Path) -> bool:
-    return Path(study).suffix == ".toml" or Path(study).is_file()
+def _is_study_file(study: str | Path, storage: str | None) -> bool:
+    """Say whether a study file is meant; beside a storage, any other file may have the study's name by chance."""
+    return Path(study).suffix == ".toml" or (storage is None and Path(study).is_file())
 
 
 def _left_in(folder: Path) -> Study:
@@ -101,7 +102,7 @@ def load_stored_task(
     StudyError
         It does not exist, or needs an evaluator.
     """
-    if _is_study_file(study):
+    if _is_study_file(study, storage):
         task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
         open_study(task.name, task.storage)  # before folders are made for a study that is not there
         return task if evaluator is None else replace(task, evaluator=evaluator)
@@ -109,8 +110,8 @@ def load_stored_task(
     stored = found.optuna.user_attrs.get(TASK)
     if stored is None:
         raise StudyError("was started by a version that did not store its task; give its study file", study=found.name)
-    url = storage or default_url(Path(study).resolve())
-    folder = Path(out) if out is not None else Path(stored["out"]) if storage else Path(study)
+    url = absolute_url(storage, Path.cwd()) if storage else default_url(Path(study).resolve())
+    folder = Path(out or (stored["out"] if storage else study)).resolve()
     if stored["study_file"] and evaluator is None:
         if not Path(stored["study_file"]).exists():
             raise StudyError(
@@ -137,7 +138,7 @@ def _stored_task(
         **{key: stored[key] for key in PLAIN_FIELDS},
     )
     if artifacts is not None:
-        task = replace(task, artifacts=artifacts)
+        task = replace(task, artifacts=absolute_location(artifacts, Path.cwd()))
     gone = [path for path in (task.source.model, task.source.weights, task.cfg) if path and not path.exists()]
     if stored["has_config"] or gone:
         return Artifacts(task.artifacts_location).fetch(task, study.optuna)

@@ -50,13 +50,13 @@ from autonuq.records import (
     StudyRecord,
     TrialRecord,
 )
-from autonuq.storage.open import Storage, default_url, open_storage
+from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
-from autonuq.study.locate import load_stored_task, load_study, task_of_study
+from autonuq.study.locate import load_stored_task, open_study, task_of_study
 from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
-from autonuq.study.study_file import load_task
+from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.workers import PACKAGES, make_runner, run_local
 
@@ -153,15 +153,15 @@ def tune(
     ModelError, QuantizationError, RuntimeFailure, EvaluatorError
         See `errors`; EvaluatorError after three failed trials in a row, too.
     """
-    folder = Path(out).resolve()
-    task = Task(
+    folder, here = Path(out).resolve(), Path.cwd()
+    task = Task(  # with absolute paths: local workers may be in another folder, and so may be who resumes
         name=name or folder.name,
-        source=ModelPair(Path(model_file), Path(weights_file)),
+        source=ModelPair(here / model_file, here / weights_file),
         evaluator=evaluator,
-        out=Path(out),
-        storage=storage or default_url(folder),
+        out=folder,
+        storage=absolute_url(storage, here) if storage else default_url(folder),
         config=config,
-        cfg=None if cfg is None else Path(cfg),
+        cfg=None if cfg is None else here / cfg,
         batch_num=batch_num,
         activation_offset=activation_offset,
         amct_levels=amct_levels,
@@ -170,7 +170,7 @@ def tune(
         sampler=sampler,
         seed=seed,
         n_trials=n_trials,
-        artifacts=artifacts,
+        artifacts=absolute_location(artifacts, here),
         confirm=confirm,
         stop_gain=stop_gain,
         confidence=confidence,
@@ -293,7 +293,7 @@ class StudyRun:
     def is_resumable(self) -> bool:
         """Say whether the study exists, is of the same model, configuration and evaluator, and is unfinished."""
         try:
-            study = load_study(self.task.name, self.task.storage).optuna
+            study = open_study(self.task.name, self.task.storage).optuna
             check_fingerprint(study, self.fingerprint)
         except StudyError:
             return False

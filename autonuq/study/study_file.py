@@ -147,7 +147,8 @@ def load_task(
         confirm=confirm,
         out=target,
         storage=_storage_url(values, folder, target, storage),
-        artifacts=_location(artifacts, Path.cwd()) or _location(values.get(("search", "artifacts")), folder),
+        artifacts=absolute_location(artifacts, Path.cwd())
+        or absolute_location(values.get(("search", "artifacts")), folder),
         cfg=folder / values["quantization", "cfg"] if ("quantization", "cfg") in values else None,
         amct_levels=values.get(("quantization", "levels")) == "amct",
         provenance={"study file": text},
@@ -223,7 +224,8 @@ def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRec
     )
 
 
-def _location(artifacts: str | None, folder: Path) -> str:
+def absolute_location(artifacts: str | None, folder: Path) -> str:
+    """Make the folder of artifacts relative to `folder`."""
     is_absolute = not artifacts or "://" in artifacts
     return artifacts or "" if is_absolute else str((folder / str(artifacts)).resolve())
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -44,7 +44,9 @@ MOST_CRASHES = 3
 """How often local workers are replaced without a trial having finished."""
 
 
-def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None) -> Study:
+def work(
+    task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None, is_sent: bool = False
+) -> Study:
     """Run trials of a study that another process has started, until none is left.
 
     Parameters
@@ -54,6 +56,8 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         `artifacts`, `python_layers` and `out`, a folder of this machine, count. The network may be missing here.
     timeout : float, optional
         Seconds after which no trial is started.
+    is_sent : bool
+        The task came from the study's first worker, its evaluator with it.
 
     Raises
     ------
@@ -71,7 +75,7 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         check_evaluator(task.evaluator)
     _wait_for_preparation(study, on_progress, deadline)
     with FileLock(task.out / ".fetch"):
-        task, candidate = _materials(task, study)
+        task, candidate = _materials(task, study, is_sent=is_sent)
     make_runner(task, storage, study, candidate, on_progress, is_first=False).run(deadline)
     return Study(study)
 
@@ -105,23 +109,30 @@ def _wait_for_preparation(study: optuna.Study, on_progress: OnProgress, deadline
         time.sleep(POLL_S)
 
 
-def _materials(task: Task, study: optuna.Study) -> tuple[Task, Candidate]:
+def _materials(task: Task, study: optuna.Study, *, is_sent: bool) -> tuple[Task, Candidate]:
     """Return the task and its network with what can become of it: the output folder's, or the artifacts'."""
+    # A class of the first worker's script or prompt is sent by value, and has no file in this process.
+    known = {"evaluator"} if is_sent and _is_of_main(task.evaluator) else set()
     with suppress(AutonuqError, OSError):  # elsewhere than where the study was started
-        return task, _prepared(task, study)
+        return task, _prepared(task, study, known)
     task = Artifacts(task.artifacts_location).fetch(task, study).made()
     check_evaluator(task.evaluator)
-    return task, _prepared(task, study)
+    return task, _prepared(task, study, known)
 
 
-def _prepared(task: Task, study: optuna.Study) -> Candidate:
-    """Return what lies in the task's folder, if it is the study's."""
+def _prepared(task: Task, study: optuna.Study, known: Collection[str]) -> Candidate:
+    """Return what lies in the task's folder, if it is the study's; what is known to be the same is not compared."""
     model = quantized_model(task)
-    check_fingerprint(study, fingerprint_of(task, model))
+    fingerprint = fingerprint_of(task, model)
+    check_fingerprint(study, {key: value for key, value in fingerprint.items() if key not in known})
     points = load_points(task.points_folder, points_key(study.user_attrs[FINGERPRINT]))
     if points is None:
         raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
     return Candidate(calibrated(model, task.record_file), points)
+
+
+def _is_of_main(evaluator: object) -> bool:
+    return type(evaluator).__module__ == "__main__"
 
 
 def make_runner(
@@ -199,7 +210,7 @@ def _work_quietly(task: Task, timeout: float | None, parent: int) -> None:
     """Work in a process of joblib's; on Ctrl-C the parent ends it."""
     if os.getpid() != parent and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work(task, timeout=timeout)
+    work(task, timeout=timeout, is_sent=True)
 
 
 @contextmanager

@@ -33,7 +33,11 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     status = json.loads(run("status", tiny_study, "--json").stdout)
     jsonschema.validate(status, SCHEMAS["status"])
     assert status["trials"] == {"complete": 8, "satisfied": status["trials"]["satisfied"], "failed": 0, "running": 0}
-    assert set(status["best"]) == {"trial", "ratio", "metric", "levels", "bytes", "original_bytes"}
+    said = {"loss", "loss_error", "probability", "confirmed"}
+    assert set(status["best"]) == {"trial", "ratio", "metric", "levels", "bytes", "original_bytes"} | said
+    assert status["best"]["confirmed"] is None
+    assert "that chose it" in tuned.stdout
+    assert "not confirmed" in tuned.stdout
     assert "8 of 8" in run("status", tiny_study).stdout
 
     plots = run("plot", tiny_study)
@@ -401,7 +405,7 @@ def test_usage(run, tiny_study, arguments):
     assert run(*arguments).returncode == 2
 
 
-@pytest.mark.parametrize("command", ["status", "plot", "report", "export", "resume"])
+@pytest.mark.parametrize("command", ["status", "plot", "report", "export", "resume", "work"])
 def test_a_study_that_was_never_started(run, tiny_study, command):
     before = set(tiny_study.parent.rglob("*"))
     result = run(command, tiny_study)

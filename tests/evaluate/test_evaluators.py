@@ -167,3 +167,11 @@ def test_a_class_typed_at_a_prompt_has_a_name_and_a_fingerprint(monkeypatch):
     typed = type("Typed", (), {"__module__": "__main__", "evaluate_batch_num": 3})()
     assert evaluator_name(typed) == "__main__.Typed"
     assert len(evaluator_fingerprint(typed)) == 64
+
+
+def test_an_interrupt_while_a_compiled_module_is_loaded_is_one(tmp_path):
+    (tmp_path / "weird.py").write_text(
+        WEIRD.replace("self.calls += 1", 'raise ImportError("initialization failed") from KeyboardInterrupt()')
+    )
+    with pytest.raises(KeyboardInterrupt):
+        score(load_evaluator("weird.py:Weird", tmp_path, 3), PAIR)

@@ -138,3 +138,12 @@ def test_install_gives_scripts_their_caffe(files, request):
     assert isinstance(caffe.Net(*files, caffe.TEST), nuq.Net)
     with pytest.raises(RuntimeFailure, match="onnxruntime-gpu"):
         caffe.set_mode_gpu()
+
+
+def test_the_package_has_the_names_of_the_module_that_a_script_gets():
+    from autonuq.pycaffe import module
+
+    names = {}
+    exec("from autonuq.pycaffe import *", names)
+    assert {name for name in names if not name.startswith("__")} == set(module.__all__)
+    assert nuq.pycaffe.__version__ == module.__version__

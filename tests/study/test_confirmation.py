@@ -10,7 +10,7 @@ from autonuq.study.run import StudyRun
 
 
 class Confirming:
-    """Scores the original with 0.9 and compressed networks with one number after the other; it keeps what it was asked."""
+    """Scores the original with 0.9, compressed networks with one number after the other; it keeps what it was asked."""
 
     evaluate_batch_num = 3
 
@@ -38,7 +38,13 @@ def test_original_and_winner_once(task):
     study = StudyRun(asked).run(exists=False)
     record, found = study.record(), study.record().confirmation
     assert found.trial == record.chosen().number == record.best.number
-    assert (found.original_metric, found.metric, found.satisfied, found.holds, found.tried) == (0.9, 0.85, True, True, 1)
+    assert (found.original_metric, found.metric, found.satisfied, found.holds, found.tried) == (
+        0.9,
+        0.85,
+        True,
+        True,
+        1,
+    )
     assert found.loss == pytest.approx(0.05)
     assert record.confirmed is True
     assert record.say_best() == "lost 0.05 on data that the search never saw (limit 0.1): confirmed"
@@ -48,7 +54,7 @@ def test_original_and_winner_once(task):
 
 
 def test_where_no_plan_holds_the_first_is_the_best_and_not_confirmed(task):
-    asked = confirmed_by(task, 0.7)
+    asked = confirmed_by(task, 0.7, confidence=0.0)
     record = StudyRun(asked).run(exists=False).record()
     found = record.confirmation
     assert found.trial == record.chosen().number == record.best.number
@@ -58,7 +64,7 @@ def test_where_no_plan_holds_the_first_is_the_best_and_not_confirmed(task):
 
 
 def test_the_next_plan_down_is_tried(task):
-    asked = confirmed_by(task, 0.7, 0.85)
+    asked = confirmed_by(task, 0.7, 0.85, confidence=0.0)
     record = StudyRun(asked).run(exists=False).record()
     assert (record.confirmation.tried, record.confirmed) == (2, True)
     assert record.best.number == record.confirmation.trial != record.chosen().number

@@ -10,6 +10,8 @@ from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.records import TASK
 from autonuq.storage.open import open_storage
+from autonuq.study.run import StudyRun
+from autonuq.study.study_file import load_task
 
 
 @pytest.fixture
@@ -107,3 +109,23 @@ def test_mistakes(tuned, tmp_path):
     with pytest.raises(StudyError, match="not found: there is no"):
         nuq.resume(file)
     assert not folder.exists()
+
+
+def test_a_file_of_the_studys_name_is_not_taken_for_its_study_file(tuned, tmp_path, monkeypatch):
+    file, _, storage = tuned
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_text("a file that has nothing to do with the study")
+    assert count(nuq.load_study("tiny", storage)) == 2
+    assert count(nuq.resume("tiny", storage, trials=3)) == 3
+    assert StudyRun(load_task(file)).is_resumable()  # how AMCT's call finds what it left
+
+
+def test_relative_paths_are_those_of_the_start(tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    evaluator = load_evaluator("evaluate.py:Agreement", tiny, 8)
+    places = {"out": "own", "storage": "journal://my.journal", "artifacts": "shared"}
+    nuq.tune("tiny.prototxt", "tiny.caffemodel", evaluator, n_trials=1, **places)
+    (tiny / "elsewhere").mkdir()
+    monkeypatch.chdir(tiny / "elsewhere")
+    assert count(nuq.resume("own", "journal://../my.journal", evaluator=evaluator, trials=2)) == 2
+    assert not list((tiny / "elsewhere").iterdir())

@@ -78,6 +78,8 @@ storage = "sqlite:///unusual.db"
 seed = 7
 artifacts = "shared"
 stop_gain = 0.25
+confidence = 0.25
+confirm = true
 [confirm]
 class = "evaluate.py:Confirming"
 evaluate_batch_num = 4
@@ -165,6 +167,7 @@ def expected_of_a_class(folder):
         provenance={"study file": OF_A_CLASS},
         confirm=EvaluatorRecipe("evaluate.py:Confirming", folder, 4),
         stop_gain=0.25,
+        confidence=0.25,
         study_file=folder / "class.toml",
     )
 

@@ -67,6 +67,33 @@ def test_jobs_run_in_processes_of_their_own(logging_study):
     assert steps[-1].best.ratio == study.best.ratio
 
 
+SCRIPT = """
+import os
+
+import autonuq as nuq
+
+{evaluator}
+
+if __name__ == "__main__":
+    options = {{"storage": "journal://my.journal", "jobs": 2}}
+    nuq.tune("tiny.prototxt", "tiny.caffemodel", Agreement(), out="one", n_trials=2, **options)
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")  # joblib's processes stay where they are
+    options["storage"] = "journal://../my.journal"
+    study = nuq.resume("one", evaluator=Agreement(), trials=4, **options)
+    print(study.record().counts.complete, os.listdir())
+"""
+
+
+@pytest.mark.parametrize("is_typed_in", [False, True])
+def test_jobs_of_a_script_with_its_own_evaluator_that_goes_to_another_folder(tiny, is_typed_in):
+    script = SCRIPT.format(evaluator=(tiny / "evaluate.py").read_text())
+    (tiny / "script.py").write_text(script)
+    command = [sys.executable, "-c", script] if is_typed_in else [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tiny, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("4 []\n", 0), done.stderr
+
+
 def test_the_backend_of_a_parallel_config_is_used(logging_study):
     task = task_of(logging_study)
     with joblib.parallel_config(backend="threading"):
