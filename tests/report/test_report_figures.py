@@ -194,8 +194,8 @@ def test_the_limit_is_where_the_margins_say_it_is():
 
 
 def test_the_limit_tells_which_way_the_metric_improves():
-    assert not study(trial(0, 2.0, 0.95, True, margin=-(0.5).metric_rises))
-    assert study(trial(0, 2.0, 0.85, True, margin=-(0.5).metric_rises))
+    assert not study(trial(0, 2.0, 0.95, True, margin=-0.5)).metric_rises
+    assert study(trial(0, 2.0, 0.85, True, margin=-0.5)).metric_rises
 
 
 def test_predictions_are_metrics():

@@ -89,7 +89,7 @@ Part = Literal["all", "search", "held back"]
 
 HELD_EVERY = 4
 """One image of so many is held back from the search, interleaved."""
-LEAST_HELD = 100
+LEAST_HELD = 500
 """Where fewer would be held back, none is: they could tell nothing."""
 
 
