@@ -58,6 +58,7 @@ from autonuq.study.preparation import calibrate, prepare_points, score_original
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
+from autonuq.study.trial_log import append_conclusion
 from autonuq.study.workers import PACKAGES, make_runner, run_local
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
@@ -318,7 +319,15 @@ class StudyRun:
         else:
             run_local(runner, jobs, deadline)
         confirm(task, study, candidate, on_progress)
-        return Study(study)
+        return self._concluded(Study(study))
+
+    def _concluded(self, study: Study) -> Study:
+        """Write into the log what the run ended with, and return the study."""
+        record = study.record()
+        best = record.best
+        words = "no trial satisfied" if best is None else f"best trial {best.number} {record.say_best()}"
+        append_conclusion(self.task.log_file, words)
+        return study
 
     def _opened(self, exists: bool) -> tuple[Storage, optuna.Study]:
         """Open the study, or make it, and tell it what it is to be."""

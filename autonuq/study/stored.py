@@ -54,7 +54,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
 @dataclass(frozen=True)
 class Best:
-    """The best satisfied trial.
+    """The trial that a study chooses, see `StudyRecord.best`.
 
     Attributes
     ----------
@@ -63,6 +63,12 @@ class Best:
     levels : mapping of str to int
         Of every quantized layer.
     size_bytes : int
+    loss, loss_error : float or None
+        How much worse the metric got, in its unit, and the paired error of that.
+    probability : float or None
+        That the plan keeps the limit on data like those that were scored.
+    confirmed : bool or None
+        Whether it held on data that the search never saw; None if there was no look at any.
     """
 
     trial: int
@@ -70,6 +76,10 @@ class Best:
     metric: float
     levels: Mapping[str, int]
     size_bytes: int
+    loss: float | None = None
+    loss_error: float | None = None
+    probability: float | None = None
+    confirmed: bool | None = None
 
     def _repr_html_(self) -> str:
         """Show a notebook the trial and its levels."""
@@ -133,12 +143,22 @@ class Study:
 
     @property
     def best(self) -> Best | None:
-        """The satisfied trial with the largest ratio, None if there is none."""
+        """The trial that the study chooses, None if none satisfied the constraint."""
         record = self.record()
         found = record.best
         if found is None or found.ratio is None or found.metric is None or found.size_bytes is None:
             return None
-        return Best(found.number, found.ratio, found.metric, record.layer_levels(found), found.size_bytes)
+        return Best(
+            found.number,
+            found.ratio,
+            found.metric,
+            record.layer_levels(found),
+            found.size_bytes,
+            record.loss(found),
+            found.loss_error,
+            found.probability,
+            record.confirmed,
+        )
 
 
 def _study_html(record: StudyRecord) -> str:

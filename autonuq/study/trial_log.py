@@ -14,11 +14,20 @@ def append_trial(path: Path, record: TrialRecord) -> None:
         file.write(trial_line(record, datetime.now(UTC)) + "\n")
 
 
+def append_conclusion(path: Path, words: str) -> None:
+    """Append what a run ended with."""
+    with path.open("a") as file:
+        file.write(f"{_stamp(datetime.now(UTC))} {words}\n")
+
+
+def _stamp(at: datetime) -> str:
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def trial_line(record: TrialRecord, at: datetime) -> str:
     """Put a trial into one line: when, which, what came of it, on what, by whom."""
     if record.state == "failed":
         result = f"failed: {record.error}"
     else:
         result = f"ratio {record.ratio:.4f} metric {record.metric:.6g} {record.outcome} bytes {record.size_bytes}"
-    when = at.isoformat(timespec="seconds").replace("+00:00", "Z")
-    return f"{when} trial {record.number} {result} [{record.origin}; {record.duration_s:.3f} s; {record.worker}]"
+    return f"{_stamp(at)} trial {record.number} {result} [{record.origin}; {record.duration_s:.3f} s; {record.worker}]"

@@ -29,7 +29,10 @@ def test_a_study_from_tune_to_report(run, tiny_study):
     for word in ("retention", "conv", "fc", "ratio ", "metric ", "out/tiny/report.html"):
         assert word in tuned.stdout
 
-    assert len((tiny_study.parent / "out/tiny/tiny.log").read_text().splitlines()) == 8
+    log = (tiny_study.parent / "out/tiny/tiny.log").read_text().splitlines()
+    assert len(log) == 9
+    assert " best trial " in log[-1]
+    assert log[-1].partition(" lost ")[2] in " ".join(tuned.stdout.split())
     status = json.loads(run("status", tiny_study, "--json").stdout)
     jsonschema.validate(status, SCHEMAS["status"])
     assert status["trials"] == {"complete": 8, "satisfied": status["trials"]["satisfied"], "failed": 0, "running": 0}

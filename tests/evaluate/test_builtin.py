@@ -1,6 +1,7 @@
 """Evaluators that a study file names: what they read, what the network is fed, what they count."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -14,9 +15,10 @@ import autonuq as nuq
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.builtin import DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.builtin.accuracy import are_correct
-from autonuq.evaluate.builtin.sources import open_images
+from autonuq.evaluate.builtin.sources import open_images, part_of
 from autonuq.evaluate.builtin.transform import Transform
 from autonuq.graph import caffe_pb2
+from autonuq.runtime.net import Net
 from autonuq.study.study_file import load_task
 
 RNG = np.random.default_rng(11)
@@ -257,3 +259,78 @@ def test_real_networks_from_a_study_file_alone(tmp_path, shared):
     task = load_task(tmp_path / "s.toml").made()
     model, weights = map(str, (task.source.model, task.source.weights))
     assert task.evaluator.eval_model(model, weights, 10) == pytest.approx(0.69, abs=0.01)
+
+
+def test_a_part_is_held_back_interleaved_where_there_are_enough():
+    search, held = part_of(4000, "search"), part_of(4000, "held back")
+    assert (len(search), len(held)) == (3000, 1000)
+    assert sorted([*search, *held]) == list(range(4000)) == part_of(4000, "all").tolist()
+    assert np.diff(held).tolist() == [4] * 999
+    assert (len(part_of(1999, "search")), len(part_of(1999, "held back"))) == (1999, 0)
+
+
+@pytest.fixture
+def large(tiny):
+    """2,000 images that the tiny network labels itself, a fifth of them wrongly."""
+    images = np.random.default_rng(0).standard_normal((2000, 2, 8, 8), np.float32)
+    labels = Net(tiny / "tiny.prototxt", tiny / "tiny.caffemodel").forward_all(data=images)["prob"].argmax(1)
+    wrong = np.random.default_rng(1).random(2000) < 0.2
+    np.savez(tiny / "images.npz", images=images, labels=np.where(wrong, (labels + 1) % 10, labels))
+    path = tiny / "large.toml"
+    path.write_text(
+        'name = "large"\n[model]\nprototxt = "tiny.prototxt"\nweights = "tiny.caffemodel"\n'
+        '[evaluator]\nkind = "top1"\ndrop = 3\nbatch_size = 100\ndata = {npz = "images.npz"}\n[search]\ntrials = 6\n'
+    )
+    return path
+
+
+def test_the_search_and_the_confirmation_score_other_images(large):
+    task = load_task(large).made()
+    pair = str(task.source.model), str(task.source.weights)
+    search, held = (e.eval_model(*pair, e.evaluate_batch_num) for e in (task.evaluator, task.confirm))
+    assert (len(search.samples), len(held.samples)) == (1500, 500)
+    whole = load_task(large).as_before().made()
+    everything = whole.evaluator.eval_model(*pair, 20).samples
+    assert (everything[np.arange(2000) % 4 == 3] == held.samples).all()
+    assert (everything[np.arange(2000) % 4 != 3] == search.samples).all()
+    assert whole.confirm is None
+    assert len({e.fingerprint() for e in (task.evaluator, task.confirm, whole.evaluator)}) == 3
+
+
+def test_a_study_of_a_built_in_evaluator_is_confirmed_by_default(large, run):
+    tuned = run("tune", large)
+    status = json.loads(run("status", large, "--json").stdout)
+    assert tuned.returncode == {True: 0, False: 9}[status["best"]["confirmed"]]
+    words = "on 500 images that the search never saw (limit 3)"
+    assert words in tuned.stdout
+    assert words in " ".join(run("status", large).stdout.split())
+    assert words in (large.parent / "out/large/report.html").read_text()
+    assert status["best"]["loss_error"] > 0
+    assert 0 <= status["best"]["probability"] <= 1
+
+
+def test_confirm_false_holds_nothing_back_and_says_so(large, run):
+    large.write_text(large.read_text() + "confirm = false\n")
+    tuned = run("tune", large)
+    assert tuned.returncode == 0
+    assert "on 2,000 images that chose it (limit 3)" in tuned.stdout
+    assert "not confirmed" in tuned.stdout
+
+
+@pytest.mark.parametrize(
+    ("confirm", "refused"),
+    [
+        ('data = {npz = "images.npz"}', True),
+        ('data = {npz = "./images.npz", start = 999}', True),
+        ('data = {npz = "images.npz", start = 1000}', False),
+        ('data = {npz = "other.npz"}', False),
+    ],
+)
+def test_a_confirmation_on_images_of_the_search_is_refused(large, confirm, refused):
+    text = large.read_text().replace('npz = "images.npz"', 'npz = "images.npz", count = 1000')
+    large.write_text(f"{text}[confirm]\n{confirm}\n")
+    if refused:
+        with pytest.raises(StudyError, match=r"\[confirm\] scores data that the search sees"):
+            load_task(large)
+    else:
+        assert load_task(large).confirm.what.data != load_task(large).evaluator.what.data

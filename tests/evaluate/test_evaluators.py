@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, load_evaluator, score
+from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, is_satisfied, load_evaluator, score
 from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.graph.files import ModelPair
 from autonuq.study.run import StudyRun
@@ -102,7 +103,7 @@ class Wrapped:
     evaluate_batch_num = 8
 
     def __init__(self, inner, predicate):
-        self.eval_model, self.is_satisfied = inner.eval_model, predicate
+        self.eval_model, self.is_satisfied = getattr(inner, "eval_model", None), predicate
 
 
 def without_edge(original, new):
@@ -118,6 +119,17 @@ def test_a_predicate_without_an_edge_leaves_the_verdict_and_says_so(task):
     assert trials
     assert all(trial.margin == (-1.0 if trial.satisfied else 1.0) for trial in trials)
     assert any("verdict alone: is_satisfied shows no single edge" in message for message in messages)
+
+
+@pytest.mark.parametrize("verdict", [None, float("nan"), "no", 1, np.array([True]), []], ids=repr)
+def test_a_verdict_is_a_bool(verdict):
+    with pytest.raises(EvaluatorError, match=r"is_satisfied must return True or False. Got .* instead"):
+        is_satisfied(Wrapped(Wrapped, lambda original, new: verdict), 0.9, 0.8)
+
+
+@pytest.mark.parametrize("verdict", [True, np.True_, np.bool_(False)])
+def test_a_verdict_may_be_numpys(verdict):
+    assert is_satisfied(Wrapped(Wrapped, lambda original, new: verdict), 0.9, 0.8) is bool(verdict)
 
 
 def test_a_predicate_that_changes_its_mind(task):
