@@ -21,7 +21,7 @@ from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, sc
 from autonuq.evaluate.samples import Score, samples_as_data, samples_from_data
 from autonuq.records import CONFIRMATION, CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
 from autonuq.search.trust import BelievedLoss, HeldLoss
-from autonuq.study.scoring import MetricJudgement, judge_metric, score_candidate
+from autonuq.study.scoring import judge_metric, score_candidate
 from autonuq.study.stored import Study, load_long, store_long
 from autonuq.study.task import OnProgress, Progress, Task
 
@@ -35,14 +35,15 @@ def confirm(task: Task, study: optuna.Study, candidate: Candidate, on_progress: 
     A failure of that evaluator is stored and told, and tried again when the study is resumed; it loses no trial.
     """
     record = Study(study).record()
-    if task.confirm is None or record.chosen() is None:
+    first = record.chosen()
+    if task.confirm is None or first is None:
         return
     fingerprint = evaluator_fingerprint(task.confirm)
     stored: dict[str, Any] = study.user_attrs.get(CONFIRMATION, {})
     known = stored["found"] if stored.get("evaluator") == fingerprint else {}
     if known.get("finished") == record.counts.finished and not known["error"]:
         return
-    found = _Confirming(task, study, candidate, record, on_progress).run(known.get("original_metric"))
+    found = _Confirming(task, study, candidate, record, on_progress).run(first, known.get("original_metric"))
     study.set_user_attr(CONFIRMATION, {"evaluator": fingerprint, "found": asdict(found)})
     on_progress(Progress("confirmation", found.say(record.unit), 1, 1))
 
@@ -57,27 +58,22 @@ class _Confirming:
         self._record, self._believed = record, Study(study).believe(record.layers)
         self._held: list[HeldLoss] = []
 
-    def run(self, original_metric: float | None) -> Confirmation:
-        """Return the first plan that holds, or the first that was tried, which then is not confirmed."""
-        first: Confirmation | None = None
-        tried: list[int] = []
+    def run(self, first: TrialRecord, original_metric: float | None) -> Confirmation:
+        """Return what came of the first plan that holds; of the first of all, not confirmed, where none does."""
+        trial: TrialRecord | None = first
+        found: list[Confirmation] = []
         try:
             original = self._original(original_metric)
-            while len(tried) < MOST_TRIED and (trial := self._next(tried)) is not None:
-                tried.append(trial.number)
-                self._on_progress(Progress("confirmation", f"scoring trial {trial.number}", len(tried) - 1, len(tried)))
-                found = self._scored(trial, original, len(tried))
-                first = first or found
-                if found.holds:
-                    return found
+            while trial is not None and len(found) < MOST_TRIED:
+                step = len(found) + 1
+                self._on_progress(Progress("confirmation", f"scoring trial {trial.number}", step - 1, step))
+                found.append(self._scored(trial, original, step))
+                if found[-1].holds:
+                    return found[-1]
+                trial = self._next([one.trial for one in found])
         except AutonuqError as error:
-            return replace(first or self._blank(tried[-1] if tried else self._best().number), error=str(error))
-        return replace(first, tried=len(tried)) if first is not None else self._blank(self._best().number)
-
-    def _best(self) -> TrialRecord:
-        best = self._record.chosen()
-        assert best is not None  # `confirm` asked
-        return best
+            return replace(found[0] if found else self._blank(first.number), error=str(error))
+        return replace(found[0], tried=len(found))
 
     def _blank(self, trial: int) -> Confirmation:
         evaluator = self._task.confirm
@@ -93,21 +89,24 @@ class _Confirming:
             return metric
         self._on_progress(Progress("confirmation", "scoring the original", 0, 1))
         found = score(self._task.confirm, self._task.source)
-        if isinstance(found, Score):
-            store_long(self._study, CONFIRMING_SAMPLES, samples_as_data(found.samples))
+        store_long(
+            self._study, CONFIRMING_SAMPLES, samples_as_data(found.samples) if isinstance(found, Score) else None
+        )
         return found
 
     def _next(self, tried: list[int]) -> TrialRecord | None:
-        """Return the untried trial of the largest ratio that is probable enough by all that is known."""
+        """Return the untried trial of the largest ratio that is probable enough by all that is known now."""
         corrected = [
             replace(trial, probability=self._after(trial.number))
             for trial in self._record.trials
             if trial.number not in tried
         ]
         chosen = replace(self._record, trials=tuple(corrected), confirmation=None).chosen()
-        if chosen is None or (tried and (chosen.probability or 0.0) < self._record.confidence):
-            return None
-        return chosen
+        return chosen if chosen is not None and self._is_sure(chosen.probability) else None
+
+    def _is_sure(self, probability: float | None) -> bool:
+        """Say whether a plan is probable enough; where margins tell nothing, verdicts alone decide."""
+        return probability is None or probability >= self._record.confidence
 
     def _after(self, number: int) -> float | None:
         found = self._believed.get(number)
@@ -118,12 +117,11 @@ class _Confirming:
         with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
             metric = score_candidate(self._task, evaluator, self._candidate.with_plan(trial.points), Path(folder))
         judgement = judge_metric(evaluator, original, metric)
-        believed = self._believed.get(trial.number)
-        if believed is not None and judgement.relative_error is not None:
-            self._held.append(HeldLoss(believed, math.exp(judgement.margin), judgement.relative_error))
+        believed, allowed = self._believed.get(trial.number), judgement.allowed or self._record.allowed
+        loss = float(original - metric) * (1 if self._record.metric_rises else -1)
+        if believed is not None and judgement.loss_error is not None and allowed:
+            self._held.append(HeldLoss(believed, loss / allowed, judgement.loss_error / allowed))
         probability = self._after(trial.number) if self._held else None
-        sure = probability is None or probability >= self._record.confidence
-        rises = 1 if self._record.metric_rises else -1
         found = replace(
             self._blank(trial.number),
             original_metric=float(original),
@@ -131,20 +129,20 @@ class _Confirming:
             satisfied=judgement.satisfied,
             original_standard_error=standard_error(evaluator, original),
             standard_error=standard_error(evaluator, metric),
-            loss=rises * float(original - metric),
+            loss=loss,
             loss_error=judgement.loss_error,
-            limit=judgement.allowed,
+            limit=allowed,
             samples=len(metric.samples) if isinstance(metric, Score) else None,
             tried=tried,
             probability=probability,
-            holds=judgement.satisfied and sure,
+            holds=judgement.satisfied and self._is_sure(probability),
         )
-        return found if tried == 1 or believed is None else _corrected(found, believed.after(self._held), judgement)
+        return _corrected(found, believed.after(self._held)) if tried > 1 and self._held and believed else found
 
 
-def _corrected(found: Confirmation, believed: BelievedLoss, judgement: MetricJudgement) -> Confirmation:
+def _corrected(found: Confirmation, believed: BelievedLoss) -> Confirmation:
     """Say of a later plan what both data together say: the one of several that holds was lucky there."""
-    if judgement.allowed is None:
+    if found.limit is None:
         return found
     spread = math.hypot(believed.deviation, believed.shared)
-    return replace(found, loss=believed.mean * judgement.allowed, loss_error=spread * judgement.allowed)
+    return replace(found, loss=believed.mean * found.limit, loss_error=spread * found.limit)

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 
 from autonuq.errors import StudyError
-from autonuq.records import MARGIN_ERROR, PLAN
+from autonuq.records import LOSS_ERROR, MARGIN_ERROR, PLAN
 from autonuq.search import Curve, RateDistortionSampler
 from autonuq.search.allocation import Relaxed, frontier, stack_layers
 from autonuq.search.loss_model import Evidence, Model, Prior, fit
 from autonuq.search.sampler import make_sampler
+from autonuq.search.trust import target_loss
 
 BITS = np.arange(8.0, 0.0, -1.0)
 
@@ -465,3 +466,33 @@ def test_by_name():
         make_sampler("rate-distortion", 0)
     with pytest.raises(StudyError, match="must be one of"):
         make_sampler("nothing", 0)
+
+
+def test_with_a_confidence_plans_are_proposed_further_inside_the_limit():
+    drops = {}
+    for confidence in (0.0, 0.9):
+        curves = build_curves()
+        problem, sampler = Problem(curves), RateDistortionSampler(curves, seed=3, confidence=confidence)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        found = []
+        for _ in range(16):
+            trial = study.ask()
+            own = {n: trial.suggest_float(n, d.low, d.high, log=True) for n, d in sampler.distributions.items()}
+            found.append(problem.drop(sampler.plan(own)))
+            trial.set_constraint("satisfied", math.log(found[-1]))
+            trial.set_user_attr(LOSS_ERROR, 0.4)
+            study.tell(trial, problem.ratio(sampler.plan(own)))
+        drops[confidence] = np.median(found[8:])
+    assert drops[0.9] < target_loss(0.4, 0.9) + 0.1 < 0.75 < drops[0.0]
+
+
+def test_what_is_believed_of_trials_is_told_by_number():
+    curves = build_curves()
+    study = start(curves)
+    for margin in (-0.5, 1.0, 0.4):  # measured, the verdict alone, measured
+        trial, _ = proposed(study)
+        trial.set_constraint("satisfied", margin)
+        study.tell(trial, 8.0)
+    found = study.sampler.believe(study)
+    assert sorted(found) == [0, 2]
+    assert found[0].probability > 0.5 > found[2].probability
