@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from autonuq.search.allocation import Floats, Ints, Layers, Relaxed, frontier
 from autonuq.search.loss_model import Belief, Evidence, Model, Prior, learn, normal_cdf
-from autonuq.search.trust import BelievedLosses, believe
+from autonuq.search.trust import BelievedLoss
 
 MIDDLE = 0.45
 """Where the edge is expected, between the loosest plan's log size (0) and the tightest's (1)."""
@@ -158,21 +158,23 @@ class Proposer:
         noise = float(belief.model.deviations(np.maximum(margins, -5.0))[0])
         return float(margins[0]), math.hypot(math.sqrt(variance), noise)
 
-    def believe(self, history: History, plans: Ints, measured: Floats, errors: Floats) -> BelievedLosses:
-        """Return what is believed of the losses of n plans that were measured; see `trust`.
+    def believe(self, history: History, plans: Ints, errors: Floats) -> list[BelievedLoss]:
+        """Return what is believed of the losses of n plans; see `trust`.
 
         Parameters
         ----------
         plans : ndarray of int64, shape (n, L)
-        measured, errors : ndarray of float64, shape (n,)
-            In allowed drops; an error that is not known is NaN.
+        errors : ndarray of float64, shape (n,)
+            Paired errors of what they measured, in allowed drops. NaN where samples are not known: the noise of the
+            evaluations stands for it.
         """
         belief = self.belief(history)
         margins, slopes = belief.margins_and_slopes(self.layers.distortions_of(plans))
         variances = ((slopes @ belief.posterior.covariance) * slopes).sum(axis=1)
-        modelled, noise = np.exp(np.clip(margins, -7.0, 7.0)), belief.model.prior.noise
-        deviations = modelled * np.sqrt(variances + belief.model.prior.near**2)
-        return believe(measured, errors, modelled, deviations, noise)
+        losses = np.exp(np.clip(margins, -7.0, 7.0))
+        deviations = losses * np.sqrt(variances + belief.model.prior.near**2)
+        luck = np.where(np.isnan(errors), belief.model.prior.noise, errors)
+        return [BelievedLoss(*map(float, row)) for row in zip(losses, deviations, luck, strict=True)]
 
     def remaining_gains(self, history: History, rng: np.random.Generator) -> Iterator[float]:
         """Draw GAIN_DRAWS times from the posterior of log(best possible ratio / best feasible ratio so far).

@@ -164,8 +164,8 @@ class RateDistortionSampler(BaseSampler):
         if self._proposer is None or not known:
             return {}
         errors = np.array([done[index].user_attrs.get(LOSS_ERROR, np.nan) for index in known], dtype=float)
-        found = self._proposer.believe(history, history.plans[known], np.exp(history.margins[known]), errors)
-        return {done[index].number: belief for index, belief in zip(known, found.each(), strict=True)}
+        found = self._proposer.believe(history, history.plans[known], errors)
+        return {done[index].number: belief for index, belief in zip(known, found, strict=True)}
 
     def propose(self, study: Study) -> dict[str, float]:
         """Return the parameters that the study's next trial would be given, without making the trial."""

@@ -144,5 +144,5 @@ def _corrected(found: Confirmation, believed: BelievedLoss) -> Confirmation:
     """Say of a later plan what both data together say: the one of several that holds was lucky there."""
     if found.limit is None:
         return found
-    spread = math.hypot(believed.deviation, believed.shared)
+    spread = math.hypot(believed.deviation, believed.luck)
     return replace(found, loss=believed.mean * found.limit, loss_error=spread * found.limit)
