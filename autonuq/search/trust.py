@@ -1,10 +1,10 @@
 """How probable it is that a plan keeps the limit on data that nobody looked at.
 
 Losses are in units of the allowed drop, so that the limit is 1. Two kinds of luck stand between what a plan measured
-and what it loses in truth. Its own: it is independent from plan to plan, so that the model of the loss, which learnt from
-all trials (`loss_model`), is not fooled by it; what the model says, L with deviation s, takes the measurement's place.
-And the original network's, on these very samples: all plans share it, and no number of trials removes it. The paired
-error e of the measurement covers it. So the loss on other samples is normal with mean L and variance s^2 + e^2.
+and what it loses in truth. Its own: it is independent from plan to plan, so that the model of the loss, which learnt
+from all trials (`loss_model`), is not fooled by it; what the model says, L with deviation s, takes the measurement's
+place. And the original network's, on these very samples: all plans share it, and no number of trials removes it. The
+paired error e of the measurement covers it. So the loss on other samples is normal with mean L and variance s^2 + e^2.
 
 Source: own derivation. On real networks half of e^2 is shared by all plans; to take all of it, and the model's mean
 alone, was the simplest of a dozen rules, the best calibrated, and lost to none (`studies/LOG.md`).
