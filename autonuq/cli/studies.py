@@ -194,7 +194,7 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
     before = format_metric(record.original_metric, record.original_standard_error)
     out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
-    say(f"loss    {record.say_best()}")
+    say(record.say_best())
     if record.confirmation is not None and record.confirmation.trial != best.number:
         say(f"confirm {record.confirmation.say(record.unit)}")
     if record.stopped:
