@@ -201,8 +201,10 @@ class TrialRecord:
     relative_error : float or None
         The same in allowed drops; None unless the margin tells.
     probability : float or None
-        That the plan keeps the limit on data like these; None unless margins tell. It is not stored: it follows from
-        all trials.
+        That the plan keeps the limit on data like these; None unless margins tell.
+    scatter : float or None
+        By which trials scatter around the model of the loss, in allowed drops: what stands for the error of a loss
+        whose samples are not known. Neither of these two is stored: they follow from all trials.
     """
 
     number: int
@@ -224,6 +226,7 @@ class TrialRecord:
     loss_error: float | None = None
     relative_error: float | None = None
     probability: float | None = None
+    scatter: float | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -436,10 +439,12 @@ class StudyRecord:
         found = self.confirmation
         if found is not None and found.trial == best.number and found.metric is not None:
             return found.say(self.unit)
-        words = say_loss(
-            self.loss(best) or 0.0, best.loss_error, self.unit, self.samples, self.allowed, "that chose it"
-        )
-        return f"{words}{say_probability(best.probability)}: not confirmed"
+        error, allowed = best.loss_error, self.allowed
+        by = ""
+        if error is None and best.scatter is not None and allowed is not None:
+            error, by = best.scatter * allowed, " (± by the scatter of the trials, not of samples)"
+        words = say_loss(self.loss(best) or 0.0, error, self.unit, self.samples, allowed, "that chose it")
+        return f"{words}{by}{say_probability(best.probability)}: not confirmed"
 
     @property
     def limit(self) -> float | None:

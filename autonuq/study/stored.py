@@ -47,6 +47,8 @@ from autonuq.records import (
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
 
+NOT_STORED = ("number", "state", "probability", "scatter")
+"""Fields of a trial's record that its attribute does not hold: Optuna has them, or they follow from all trials."""
 _PIECE = 60_000  # characters, all of them ASCII
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
@@ -128,7 +130,11 @@ class Study:
         believed = self.believe(layers)
         for trial in self.optuna.get_trials(deepcopy=False):
             found = believed.get(trial.number)
-            yield replace(trial_record(trial), probability=None if found is None else round(found.probability, 4))
+            record = trial_record(trial)
+            if found is not None:
+                scatter = found.luck if record.loss_error is None else None
+                record = replace(record, probability=round(found.probability, 4), scatter=scatter)
+            yield record
 
     def believe(self, layers: Sequence[LayerRecord] | None = None) -> dict[int, BelievedLoss]:
         """Return what all trials say of each plan's loss, by trial number; see `search.trust`."""
@@ -256,9 +262,7 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
         It was finished already.
     """
     storage, own_id = trial.storage, id_of(trial)
-    trial.set_user_attr(
-        TRIAL, {key: value for key, value in asdict(record).items() if key not in ("number", "state", "probability")}
-    )
+    trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in NOT_STORED})
     if record.margin is not None:
         storage.set_trial_system_attr(own_id, f"constraints:{CONSTRAINT}", record.margin)
     if record.margin_error is not None:

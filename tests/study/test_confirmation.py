@@ -100,3 +100,37 @@ def test_a_study_of_an_earlier_version_keeps_its_rule(task):
 
 def test_none_without_a_confirming_evaluator(task):
     assert StudyRun(replace(task, n_trials=3)).run(exists=False).record().confirmation is None
+
+
+class Falling(Confirming):
+    """A loss, where less is better."""
+
+    def is_satisfied(self, original_metric, new_metric):
+        return new_metric - original_metric < 0.1
+
+
+def test_a_metric_where_less_is_better_loses_by_rising(task):
+    evaluator = task.evaluator
+
+    class Errors:
+        evaluate_batch_num = 8
+
+        def eval_model(self, *arguments):
+            return 1 - evaluator.eval_model(*arguments)
+
+        def is_satisfied(self, original_metric, new_metric):
+            return new_metric - original_metric < 0.1
+
+    asked = replace(task, evaluator=Errors(), confirm=Falling(0.95), n_trials=8)
+    record = StudyRun(asked).run(exists=False).record()
+    assert not record.metric_rises
+    assert record.loss(record.best) >= 0
+    assert record.confirmation.loss == pytest.approx(0.05)
+    assert record.say_best() == "lost 0.05 on data that the search never saw (limit 0.1): confirmed"
+
+
+def test_without_samples_the_scatter_of_the_trials_stands_for_the_error_and_is_called_so(task):
+    record = StudyRun(replace(task, n_trials=8)).run(exists=False).record()
+    assert record.best.loss_error is None
+    assert "that chose it (limit 0.1) (± by the scatter of the trials, not of samples), kept with" in record.say_best()
+    assert record.say_best().endswith(": not confirmed")

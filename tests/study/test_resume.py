@@ -90,7 +90,8 @@ def test_kill_and_resume(slow_study, moment):
     after = load_study("tiny", storage_of(slow_study)).record()
     assert [trial.state for trial in after.trials if trial.state != "waiting"] == ["complete"] * 12
     for number, trial in finished.items():  # what is believed of it changes with every other trial
-        assert replace(after.trials[number], probability=None) == replace(trial, probability=None)
+        believed = {"probability": None, "scatter": None}
+        assert replace(after.trials[number], **believed) == replace(trial, **believed)
     plans = {tuple(trial.points.items()) for trial in after.trials if trial.state == "complete"}
     scored = calls(slow_study)
     killed_twice = {1: "tiny.prototxt", 2: "modified_model.prototxt"}.get(moment, "model.prototxt")
