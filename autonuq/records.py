@@ -90,11 +90,8 @@ class Unit:
 
     def say(self, loss: float, error: float | None) -> str:
         """Put a loss and its error into words."""
-        shown = (
-            f"{loss * self.factor:.3g}" if error is None else f"{loss * self.factor:.2f} ± {error * self.factor:.2f}"
-        )
-        if error is not None and self.factor == 1.0:
-            shown = f"{loss:.3g} ± {error:.2g}"
+        own, spread = (".3g", ".2g") if self.factor == 1.0 or error is None else (".2f", ".2f")
+        shown = f"{loss * self.factor:{own}}" + ("" if error is None else f" ± {error * self.factor:{spread}}")
         return f"{shown} {self.name}".strip()
 
 

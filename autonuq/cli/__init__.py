@@ -1,8 +1,9 @@
 """The commands: thin layers over the public functions, and the only room that prints.
 
 Results go to stdout, progress and messages to stderr. Exit codes are those of `errors`, and 8 where a study finished
-without a satisfied trial, 130 where it was interrupted. `COMMANDS` says which module has which command; `console` has
-the consoles and what every command takes, `display` the progress of a study, `documents` the schemas of `--json`.
+without a satisfied trial, 9 where its best is not confirmed, 130 where it was interrupted. `COMMANDS` says which module
+has which command; `console` has the consoles and what every command takes, `display` the progress of a study,
+`documents` the schemas of `--json`.
 """
 
 from __future__ import annotations
