@@ -235,6 +235,8 @@ class Rehearsal:
 
     def _confirmation(self) -> str:
         confirming = make_evaluator(self._task.confirm, self._task.source.model)
+        if confirming is None:
+            return "too few images to hold any back from the search; the winner will not be confirmed"
         check_evaluator(confirming)
         metric = score(confirming, self._task.source, 1)
         return f"{evaluator_name(confirming)}: metric {metric:g} of the original network"

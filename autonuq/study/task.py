@@ -25,7 +25,7 @@ from autonuq.records import TrialRecord
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
 
-CONFIDENCE = 0.75
+CONFIDENCE = 0.8
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Whether the loss that a study promises is kept on images that it never saw, less than one point of top-1 lost.
 
     python studies/bench/trust.py [--shared ../shared] [--networks lenet-fashion ...] [--seeds 4] [--first-seed 0]
-                                  [--trials 40] [--confidence 0.75] [--without-today]
+                                  [--trials 40] [--confidence 0.8] [--without-today]
 
 Every study has a random split of its own of the network's labelled images, because studies on one split share its luck:
 4,000 of them (2,000 of CIFAR-10, 200 for EfficientNet) are what its study file names, and it does with them what its

@@ -284,6 +284,13 @@ def large(tiny):
     return path
 
 
+def test_check_says_where_the_data_are_too_few(study, run):
+    checked = run("check", study)
+    assert checked.returncode == 0, checked.stderr
+    assert "too few images to hold any back from the search" in " ".join(checked.stdout.split())
+    assert "52 images cannot tell a loss of 10 points" in checked.stderr
+
+
 def test_the_search_and_the_confirmation_score_other_images(large):
     task = load_task(large).made()
     pair = str(task.source.model), str(task.source.weights)
