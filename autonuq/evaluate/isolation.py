@@ -33,19 +33,20 @@ class IsolatedEvaluator:
 
     Parameters
     ----------
+    here : object
+        The evaluator that is asked for the verdicts.
     make : callable
-        Makes the evaluator; called here once, for the verdicts, and in each process. It must be picklable.
+        Makes the evaluator of each process. It must be picklable.
     timeout_s : float
         Seconds for one call of `eval_model`; the calibration may take as long.
 
     Notes
     -----
-    Everything else is asked of the evaluator made here: what `eval_model` changes about itself stays in the process.
+    Everything else is asked of the evaluator here: what `eval_model` changes about itself stays in the process.
     """
 
-    def __init__(self, make: Callable[[], Any], timeout_s: float) -> None:
-        self._make, self._timeout_s = make, timeout_s
-        self._here = make()
+    def __init__(self, here: Any, make: Callable[[], Any], timeout_s: float) -> None:
+        self._here, self._make, self._timeout_s = here, make, timeout_s
         self._process: ProcessPoolExecutor | None = None
         self.name = evaluator_name(self._here)
 

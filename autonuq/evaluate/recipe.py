@@ -64,13 +64,10 @@ class EvaluatorRecipe:
         ModelError
             A built-in evaluator cannot read the prototxt.
         """
-        if self.timeout_s is not None:
-            own = replace(self, timeout_s=None)
-            return (
-                None
-                if own.make(model_file) is None
-                else IsolatedEvaluator(partial(own.make, model_file), self.timeout_s)
-            )
         if isinstance(self.what, AccuracySettings):
-            return make_accuracy(self.what, model_file)
-        return load_evaluator(self.what, self.folder, self.evaluate_batch_num)
+            evaluator = make_accuracy(self.what, model_file)
+        else:
+            evaluator = load_evaluator(self.what, self.folder, self.evaluate_batch_num)
+        if evaluator is None or self.timeout_s is None:
+            return evaluator
+        return IsolatedEvaluator(evaluator, partial(replace(self, timeout_s=None).make, model_file), self.timeout_s)

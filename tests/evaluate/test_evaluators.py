@@ -48,7 +48,8 @@ class Weird:
 @pytest.fixture
 def isolated(tmp_path):
     (tmp_path / "weird.py").write_text(WEIRD)
-    return IsolatedEvaluator(partial(load_evaluator, "weird.py:Weird", tmp_path, 3), timeout_s=4)
+    make = partial(load_evaluator, "weird.py:Weird", tmp_path, 3)
+    return IsolatedEvaluator(make(), make, timeout_s=4)
 
 
 @pytest.mark.slow
