@@ -71,8 +71,10 @@ def test_other_files(tuned):
 
 
 def test_packed_file_is_the_fake_quant_pair(tuned):
-    folder, *_ = tuned
-    unpacked = unpack(folder / "out/tiny.nuq", f"{folder}/unpacked")
+    folder, _, study = tuned
+    network = load_packed(folder / "out/tiny.nuq")
+    assert network.origin == f"study {study.name}, trial {study.best.trial}: {study.record().say_best()}"
+    unpacked = unpack(network, f"{folder}/unpacked")
     assert unpacked.model.read_bytes() == (folder / "out/tiny_fake_quant_model.prototxt").read_bytes()
     assert unpacked.weights.read_bytes() == (folder / "out/tiny_fake_quant_weights.caffemodel").read_bytes()
 

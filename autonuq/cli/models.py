@@ -9,9 +9,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from autonuq.cli.console import JsonOption, ModelArgument, OutputOption, WeightsArgument, out, say, show, shown, unknown
+from autonuq.cli.console import (
+    JsonOption,
+    ModelArgument,
+    OutputOption,
+    WeightsArgument,
+    err,
+    out,
+    say,
+    show,
+    shown,
+    unknown,
+)
 from autonuq.compress.chip import ChipView, view_on_chip
 from autonuq.compress.outputs import unpack as write_unpacked
+from autonuq.compress.packed_file import load_packed
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
@@ -87,8 +99,13 @@ def unpack(
 ) -> None:
     """Write the network of a packed file as a fake-quant pair, bit for bit the one that was scored.
 
+    Which study and trial it is and what it lost is said too.
+
     Example: `autonuq unpack out/fashion_lenet/fashion_lenet.nuq -o nets/lenet`
     """
-    pair = write_unpacked(file, output)
+    network = load_packed(file)
+    pair = write_unpacked(network, output)
+    if network.origin:
+        err.print(network.origin, soft_wrap=True, markup=False)
     for path in (pair.model, pair.weights):
         say(str(shown(path)))

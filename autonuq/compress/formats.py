@@ -77,7 +77,7 @@ def export(
     record_file : Path, optional
         Where the record goes; `<prefix>_record.txt` by default.
     provenance : mapping of str to str, optional
-        Where the plan comes from: metadata of ONNX files.
+        Where the plan comes from: metadata of ONNX files; a packed file has study, trial and loss.
 
     Raises
     ------
@@ -151,8 +151,13 @@ def _write_weights_only(job: _Job) -> Iterator[Path]:
 
 def _write_packed(job: _Job) -> Iterator[Path]:
     path = packed_path(job.prefix)
-    pack(job.candidate, job.codec, path)
+    pack(job.candidate, job.codec, path, _origin(job.provenance))
     yield path
+
+
+def _origin(provenance: Mapping[str, str]) -> str:
+    where = ", ".join(f"{key} {provenance[key]}" for key in ("study", "trial") if key in provenance)
+    return ": ".join(filter(None, (where, provenance.get("loss"))))
 
 
 def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:

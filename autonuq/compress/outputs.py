@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autonuq.atomic import replace_text
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.packed_file import SUFFIX, PackedLayer, load_packed, write_packed
+from autonuq.compress.packed_file import SUFFIX, PackedLayer, PackedNetwork, write_packed
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.files import ModelPair, write_caffemodel, write_model
 from autonuq.graph.model import Graph
@@ -78,8 +78,14 @@ def write_deploy(candidate: Candidate, pair: ModelPair) -> None:
     write_model(candidate.deploy_graph(), pair.model, pair.weights)
 
 
-def pack(candidate: Candidate, codec: str, path: Path) -> None:
-    """Write the network of `write_fake_quant` as one file that holds the codec's bytes instead of weights."""
+def pack(candidate: Candidate, codec: str, path: Path, origin: str = "") -> None:
+    """Write the network of `write_fake_quant` as one file that holds the codec's bytes instead of weights.
+
+    Parameters
+    ----------
+    origin : str, optional
+        Where the network comes from and what it lost; `autonuq unpack` says it.
+    """
     layers = {}
     for name, factors in candidate.model.factors.items():
         layers[name] = PackedLayer(factors)
@@ -87,27 +93,25 @@ def pack(candidate: Candidate, codec: str, path: Path) -> None:
             codes = candidate.codes(name)
             stream = make_codec(codec, codes.shape).encode(codes)
             layers[name] = PackedLayer(factors, codec, candidate.model.weights[name].channel_axis, stream)
-    write_packed(candidate.fake_quant_graph(), layers, path)
+    write_packed(candidate.fake_quant_graph(), layers, path, origin)
 
 
-def unpack(path: str | Path, prefix: str) -> ModelPair:
+def unpack(network: PackedNetwork, prefix: str) -> ModelPair:
     """Write the fake-quant pair that a packed file holds.
 
     Parameters
     ----------
-    path : str or Path
-        The packed file.
+    network : PackedNetwork
+        As `load_packed` reads it.
     prefix : str
         Folder and beginning of the file names; the folder is made if need be.
 
     Raises
     ------
-    QuantizationError
-        The file cannot be read, is no packed file, damaged or truncated; nothing is written then.
     OSError
         The folder cannot be written.
     """
-    network, pair = load_packed(path), fake_quant_pair(prefix)
+    pair = fake_quant_pair(prefix)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     replace_text(pair.model, network.prototxt)
     write_caffemodel(network.graph, pair.weights)

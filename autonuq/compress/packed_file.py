@@ -4,7 +4,8 @@
 
 =========  =====================================================================================================
 preamble   magic 89 4E 55 51 0D 0A 1A 0A; uint32 version; uint64 length of the file; CRC-32 of these 20 bytes
-section    of the network: the fake-quant prototxt as it is written, compressed (LZMA, its `.lzma` container)
+section    of the network: comment lines that say where it comes from, if any, and the fake-quant prototxt as it is
+           written, compressed together (LZMA, its `.lzma` container)
 sections   one for every layer with blobs and every layer that a DeQuant layer names, in the network's order; but
            none for a DeQuant layer that names a quantized layer: its blobs follow from that one's factors
 =========  =====================================================================================================
@@ -36,6 +37,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,7 @@ _LENGTH = struct.Struct("<Q")
 _COUNT = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _HEAD = struct.Struct("<fbB")
+_COMMENT = "# "
 _FLOAT, _QUANTIZED = b"\0", b"\1"
 _NO_AXIS = 255
 Chunk = bytes | memoryview
@@ -100,14 +103,17 @@ class PackedNetwork:
         The same, with blobs.
     layers : mapping of str to PackedLayer
         By name of every quantized layer, in network order.
+    origin : str
+        Where it comes from and what it lost, in one line; empty if the file does not say.
     """
 
     prototxt: str
     graph: Graph
     layers: Mapping[str, PackedLayer]
+    origin: str
 
 
-def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Path) -> Path:
+def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Path, origin: str = "") -> Path:
     """Write a packed file, atomically.
 
     Parameters
@@ -118,8 +124,11 @@ def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Pa
         Every quantized layer of the graph; a stream decodes to the codes of the graph's weights.
     path : str or Path
         Its folder must exist.
+    origin : str, optional
+        Where the network comes from and what it lost.
     """
-    chunks = _section("", [lzma.compress(prototxt_text(graph).encode(), lzma.FORMAT_ALONE)])
+    text = "".join(f"{_COMMENT}{line}\n" for line in origin.splitlines()) + prototxt_text(graph)
+    chunks = _section("", [lzma.compress(text.encode(), lzma.FORMAT_ALONE)])
     named = {_dequantized_layer(layer) for layer in graph.layers}
     for layer in graph.layers:
         if _dequantized_layer(layer) not in layers and (layer.blobs or layer.name in named):
@@ -203,7 +212,11 @@ def load_packed(path: str | Path) -> PackedNetwork:
             blobs = _read_layer(reader.section(layer.name), expected[layer.name], packed)
         layers.append(layer.with_(blobs=blobs))
     reader.finish()
-    return PackedNetwork(text.decode(), graph.with_layers(layers), packed)
+    lines = text.decode().splitlines(keepends=True)
+    comments = [
+        line.removeprefix(_COMMENT).strip() for line in takewhile(lambda line: line.startswith(_COMMENT), lines)
+    ]
+    return PackedNetwork("".join(lines[len(comments) :]), graph.with_layers(layers), packed, " ".join(comments))
 
 
 def _decompressed(reader: _Reader) -> bytes:

@@ -404,7 +404,7 @@ class StudyRun:
             "codec": self.task.codec,
             "metric": f"{found.metric}",
             "original metric": f"{record.original_metric}",
-            "loss": record.say_best() if number is None else "",
+            "loss": record.say_best() if found is record.best else "",
             **_hashes(self.fingerprint),
         }
         return export(

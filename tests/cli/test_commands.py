@@ -84,6 +84,7 @@ def test_export_formats_and_unpack(run, tiny_study):
 
     unpacked = run("unpack", "packed/x.nuq", "-o", "new/x")
     assert unpacked.returncode == 0, unpacked.stderr
+    assert ": lost " in unpacked.stderr
     assert unpacked.stdout.split() == ["new/x_fake_quant_model.prototxt", "new/x_fake_quant_weights.caffemodel"]
     for name in ("fake_quant_model.prototxt", "fake_quant_weights.caffemodel"):
         assert (folder / f"new/x_{name}").read_bytes() == prefix.with_name(f"tiny_{name}").read_bytes()
