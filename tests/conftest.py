@@ -1,5 +1,6 @@
 """A small network that every room's tests can use, made on the spot."""
 
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,9 @@ from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
 from autonuq.study.task import Task
 
 pytest_plugins = ("servers",)
+
+# Whoever runs the tests behind a shell's `&` ignores Ctrl-C, and so would every program that they start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = """
 name: "tiny"
