@@ -89,7 +89,6 @@ def work(
     Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
     """
     task = _task(study, out, storage, artifacts)
-    open_study(task.name, task.storage)  # before folders are made for a study that is not there
     try:
         with Display(task.name, task.storage) as display:
             run_worker(task, on_progress=display.show, timeout=timeout)

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalRedisBackend
 from autonuq.errors import StudyError
 from autonuq.storage.exclusion import Exclusion, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
-from autonuq.storage.retries import is_connection_lost, is_of, patient, reason
+from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -88,7 +88,7 @@ class Storage:
                 raise StudyError(hint, study=name) from error
 
 
-def open_storage(url: str) -> Storage:
+def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     """Open a storage.
 
     Parameters
@@ -96,6 +96,8 @@ def open_storage(url: str) -> Storage:
     url : str
         `journal://FILE`, `sqlite:///FILE`, `postgresql://...`, `mysql://...`, `redis://...` (a journal in Redis),
         `grpc://HOST:PORT` (Optuna's proxy), or any other URL of SQLAlchemy's.
+    patience_s : float
+        How long a server that is out of reach is tried again, in seconds.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def open_storage(url: str) -> Storage:
     kind = scheme.partition("+")[0]
     with _mapped(_shown(url), None, kind), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        backend, exclusive = _OPEN.get(kind, _open_sql)(url)
+        backend, exclusive = retry(lambda: _OPEN.get(kind, _open_sql)(url), patience_s)
     return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
 
 

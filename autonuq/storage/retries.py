@@ -78,6 +78,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_lost(error: BaseException) -> bool:
     cause, code = getattr(error, "orig", None), getattr(error, "code", None)
+    if getattr(error, "connection_invalidated", False):  # SQLAlchemy's own word for it
+        return True
     if is_of(error, "sqlalchemy", "OperationalError") and type(cause).__module__ == "sqlite3":
         return "locked" in str(cause)
     if is_of(error, "sqlalchemy", "PendingRollbackError"):  # a transaction whose connection broke a statement earlier

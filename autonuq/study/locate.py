@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.records import CONFIDENCE, ORIGINAL_METRIC, TARGET_TRIALS, TASK
-from autonuq.storage.open import absolute_url, default_url, open_storage, storage_file
+from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
 from autonuq.study.study_file import absolute_location, load_task
@@ -43,18 +45,34 @@ def load_study(study: str | Path, storage: str | None = None, *, out: str | Path
 
 def open_study(name: str, storage: str) -> Study:
     """Open a study by its name; see `load_study`."""
-    file = storage_file(storage)
+    return Study(existing_storage(name, storage).load(name))
+
+
+def existing_storage(name: str, url: str, patience_s: float = 0.0) -> Storage:
+    """Open the storage that a study should be in; one in a file is not made for it.
+
+    Raises
+    ------
+    StudyError
+        There is no such file, or see `open_storage`.
+    """
+    file = storage_file(url)
     if file is not None and not file.exists():
         raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
-    return Study(open_storage(storage).load(name))
+    return open_storage(url, patience_s)
 
 
 def task_of_study(task: Task) -> Task:
-    """Return the task as it has to be for its study, if that exists: one of an earlier version has no confidence."""
+    """Return the task as it has to be for its study, if that exists; see `task_as_stored`."""
     try:
         study = open_study(task.name, task.storage).optuna
     except StudyError:
         return task
+    return task_as_stored(task, study)
+
+
+def task_as_stored(task: Task, study: optuna.Study) -> Task:
+    """Return the task as it has to be for this study: one of an earlier version has no confidence."""
     return task if CONFIDENCE in study.user_attrs or ORIGINAL_METRIC not in study.user_attrs else task.as_before()
 
 

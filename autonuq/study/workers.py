@@ -28,9 +28,9 @@ from autonuq.evaluate.evaluator import check_evaluator
 from autonuq.records import ARTIFACTS, FINGERPRINT, PROVENANCE
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
-from autonuq.storage.open import Storage, open_storage
+from autonuq.storage.open import Storage
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.locate import task_of_study
+from autonuq.study.locate import existing_storage, task_as_stored
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key
 from autonuq.study.runner import POLL_S, Runner
@@ -39,6 +39,9 @@ from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
 """What can change a proposal or a measurement: all workers of a study have the same versions of these."""
+
+OPENING_S = 30.0
+"""How long a worker tries to reach a storage that is out of reach, in seconds: a server that is being restarted."""
 
 MOST_CRASHES = 3
 """How often local workers are replaced without a trial having finished."""
@@ -65,10 +68,10 @@ def work(
         There is no such study, or this machine has another evaluator or other versions than the first.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    task = replace(task_of_study(task), confirm=None)  # that is the first worker's business
-    make_folders(task)
-    storage = open_storage(task.storage)
+    storage = existing_storage(task.name, task.storage, OPENING_S)
     study = storage.load(task.name)
+    task = replace(task_as_stored(task, study), confirm=None)  # that is the first worker's business
+    make_folders(task)  # not for a study that is not there
     check_versions(study)
     if task.source.model.exists():  # before the wait: what is wrong here shows at once
         task = task.made()

@@ -11,7 +11,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from sqlalchemy.exc import OperationalError
 
 from autonuq.errors import StudyError
+from autonuq.storage import open as opening
 from autonuq.storage import retries
+from autonuq.storage.exclusion import no_exclusion
 from autonuq.storage.journal_file import FileLock, JournalFile
 from autonuq.storage.open import default_url, open_storage
 from autonuq.storage.retries import patient
@@ -125,6 +127,19 @@ def test_a_server_that_is_not_there_is_an_error_at_once():
     with pytest.raises(StudyError, match="postgresql://me:\\*\\*\\*@127.0.0.1:1/x cannot be used: .*refused") as error:
         open_storage("postgresql://me:secret@127.0.0.1:1/x")
     assert "secret" not in str(error.value)
+
+
+def test_a_worker_waits_for_a_server_that_is_being_restarted(slept, monkeypatch):
+    answers = iter([ConnectionRefusedError("refused")] * 3)
+
+    def opened(url):
+        for error in answers:
+            raise error
+        return InMemoryStorage(), no_exclusion
+
+    monkeypatch.setattr(opening, "_OPEN", {"db": opened})
+    assert open_storage("db://x", patience_s=60).names() == []
+    assert len(slept) == 3
 
 
 class Flaky(InMemoryStorage):
