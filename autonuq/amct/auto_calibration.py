@@ -233,7 +233,7 @@ class _Trials:
             samples_folder(record_file).mkdir()
         self._count += 1
         modified = ModelPair(folder / "modified_model.prototxt", folder / "modified_model.caffemodel")
-        write_calibration_model(restrict_levels(uniform), modified, record_file)
+        write_calibration_model(restrict_levels(uniform), modified, record_file, uniform.nuq_layers)
         self._user.calibrate(modified)
         model = restrict_levels(calibrated(uniform, record_file), record_file)
         pair = fake_quant_pair(str(folder / "probe"))

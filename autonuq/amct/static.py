@@ -117,7 +117,7 @@ def quantize_model(graph: InitializedModel, modified_model_file: str | Path, mod
     pair = ModelPair(Path(modified_model_file), Path(modified_weights_file))
     for path in (pair.model, pair.weights):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_calibration_model(restrict_levels(graph.model), pair, graph.record_file)
+    write_calibration_model(restrict_levels(graph.model), pair, graph.record_file, graph.model.nuq_layers)
     passes = graph.model.config.batch_num
     open_log().info("wrote %s; run it for %d forward passes, then call save_model", pair.model, passes)
 

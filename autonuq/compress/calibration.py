@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,21 +19,28 @@ from autonuq.graph.lowering import lower
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.passes import QuantizedBlobs, insert_observers, insert_quantizers, joint_groups
 from autonuq.graph.record import load_record, write_record
-from autonuq.runtime.moments import is_observable, moments_file, request_moments
+from autonuq.runtime.moments import (
+    describe_inputs,
+    is_observable,
+    load_inputs,
+    moments_folder,
+    request_moments,
+)
 from autonuq.runtime.session import Session
 
 
 def write_calibration_model(
-    model: QuantizedModel, pair: ModelPair, record_file: Path, *, python_layers: bool = False
+    model: QuantizedModel, pair: ModelPair, record_file: Path, inputs: Iterable[str], *, python_layers: bool = False
 ) -> None:
     """Write the modified model: fake-quantized weights, and a calibration layer before every quantized layer.
 
     The record file is written with the weights' factors; running the model for `config.batch_num` forward passes
-    adds the inputs' factors to it, and, in our runtime and by `Python` layers, the second moments of the inputs beside
-    it. For `python_layers` see `write_fake_quant`.
+    adds the inputs' factors to it, and, in our runtime and by `Python` layers, second moments of the inputs of the
+    layers named by `inputs` beside it. For `python_layers` see `write_fake_quant`.
     """
     write_record(record_file, model.factors)
-    request_moments(record_file, model.nuq_layers)
+    kept = [layer for layer in map(model.graph.by_name.__getitem__, inputs) if is_observable(layer)]
+    request_moments(record_file, [layer.name for layer in kept])
     config = model.config
     observed = insert_observers(
         Candidate(model).weights_only_graph(),
@@ -42,10 +50,8 @@ def write_calibration_model(
         record_file=record_file,
         joint=joint_groups(model.graph, config.layers) if config.joint_quant else (),
     )
-    moments = {
-        name: moments_file(record_file, name) for name in model.nuq_layers if is_observable(model.graph.by_name[name])
-    }
-    write_runnable(observed, pair, python_layers, moments)
+    described = {layer.name: describe_inputs(record_file, layer) for layer in kept}
+    write_runnable(observed, pair, python_layers, described)
 
 
 def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
@@ -70,6 +76,19 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
             raise QuantizationError(f"{record_file} holds the factors of other weights", layer=name)
         factors[name] = replace(found, cluster=own.cluster)
     return replace(model, factors=factors)
+
+
+def has_inputs(model: QuantizedModel, record_file: Path) -> bool:
+    """Say whether a calibration left what it was asked for of the layers' inputs.
+
+    Raises
+    ------
+    QuantizationError
+        It was an earlier version's.
+    """
+    for name in model.weights:
+        load_inputs(record_file, model.graph.by_name[name])
+    return moments_folder(record_file).exists()
 
 
 def layer_outputs(

@@ -20,7 +20,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.quant.uniform import UniformWeights, quantize_bias
 
 Plan = Mapping[str, int]
-"""Layer name -> index of a point on the layer's curve; layers that are missing keep the model's codes (point 0)."""
+"""Layer name -> index of a point on the layer's curve; layers that are missing have point 0, the best int8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,17 @@ class Candidate:
 
     def codes(self, name: str) -> NDArray[np.int8]:
         """Return a layer's int8 codes, in the shape of its weights."""
-        point = self.plan.get(name, 0)
-        return self.points[name].codes[point] if point else self.model.weights[name].codes
+        if name not in self.points:
+            return self.model.weights[name].codes
+        codes: NDArray[np.int8] = self.points[name].codes[self.plan.get(name, 0)]
+        return codes
+
+    def biases(self, layer: Layer) -> tuple[NDArray[Any], ...]:
+        """Return a layer's blobs behind its weights, with what the bias takes up of their error."""
+        points = self.points.get(layer.name)
+        if points is None or points.bias is None:
+            return layer.blobs[1:]
+        return tuple((bias + points.bias.reshape(bias.shape)).astype(np.float32) for bias in layer.blobs[1:])
 
     def levels(self, name: str) -> list[int]:
         """Return the sorted int8 steps that a layer's codes use; O(weights)."""
@@ -72,7 +81,7 @@ class Candidate:
         """Return a layer's float32 blobs, its weights as the plan has them."""
         if layer.name not in self.model.weights:
             return layer.blobs
-        return (self.weights(layer.name).dequantize(), *layer.blobs[1:])
+        return (self.weights(layer.name).dequantize(), *self.biases(layer))
 
     def weights_only_graph(self) -> Graph:
         """Return the network with the plan's weights, its activations left float."""
@@ -102,7 +111,7 @@ class Candidate:
         """Return a layer's int8 codes and int32 biases; AVE Pooling has neither."""
         if name not in self.model.weights:
             return ()
-        biases = self.model.graph.by_name[name].blobs[1:]
+        biases = self.biases(self.model.graph.by_name[name])
         return (self.codes(name), *(_device_bias(name, bias, self.model.factors[name]) for bias in biases))
 
 

@@ -12,7 +12,7 @@ from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
 from autonuq.quant.points import OperatingPoints, build_points
 from autonuq.records import INT8_STEPS, LayerRecord, encode_levels
-from autonuq.runtime.moments import load_moments
+from autonuq.runtime.moments import load_inputs
 
 
 def build_network_points(
@@ -23,7 +23,7 @@ def build_network_points(
     Parameters
     ----------
     record_file : Path
-        Beside it the calibration left the second moments of the layers' inputs; layers without do without.
+        Beside it the calibration left what the layers' weights meet; layers without do without.
     on_layer : callable
         Told each layer's name when its points are done.
 
@@ -34,16 +34,18 @@ def build_network_points(
     """
     searched = set(model.nuq_layers)
     for name, uniform in model.weights.items():
+        layer = model.graph.by_name[name]
         yield (
             name,
             build_points(
                 name,
-                model.graph.by_name[name].blobs[0],
+                layer.blobs[0],
                 uniform,
                 make_codec(codec, uniform.codes.shape),
-                moments=load_moments(record_file, name),
+                inputs=load_inputs(record_file, layer),
                 nuq=name in searched,
                 sizes=AMCT_LEVELS if model.config.amct_levels else None,
+                output_axis=1 if layer.type == "Deconvolution" else 0,
             ),
         )
         on_layer(name)

@@ -52,18 +52,18 @@ def write_fake_quant(candidate: Candidate, pair: ModelPair, *, python_layers: bo
 
 
 def write_runnable(
-    graph: Graph, pair: ModelPair, python_layers: bool, moments: Mapping[str, Path] | None = None
+    graph: Graph, pair: ModelPair, python_layers: bool, inputs: Mapping[str, Mapping[str, object]] | None = None
 ) -> None:
     """Write a graph with AMCT's layers, or with `Python` layers and their file in their place.
 
     Parameters
     ----------
-    moments : mapping of str to Path, optional
-        Where the `Python` layers of a calibration leave the second moments of each layer's inputs.
+    inputs : mapping of str to mapping, optional
+        What the `Python` layers of a calibration keep of each layer's inputs, and where.
     """
     if python_layers:
         write_layers_module(pair.model.parent)
-        graph = with_python_layers(graph, moments)
+        graph = with_python_layers(graph, inputs)
     write_model(graph, pair.model, pair.weights)
 
 

@@ -19,7 +19,7 @@ from autonuq.graph.record import Factors
 from autonuq.quant.config import LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, on_grid, quantize_weights
-from autonuq.runtime.moments import load_moments
+from autonuq.runtime.moments import load_inputs
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,10 @@ def restrict_levels(model: QuantizedModel, record_file: Path | None = None) -> Q
     weights, factors = dict(model.weights), dict(model.factors)
     for name in model.nuq_layers:
         steps = model.config.layers[name].weights.num_steps
-        moments = None if record_file is None else load_moments(record_file, name)
+        layer = model.graph.by_name[name]
+        inputs = () if record_file is None else load_inputs(record_file, layer)
         try:
-            weights[name] = restrict_codes(model.graph.by_name[name].blobs[0], weights[name], steps, moments)
+            weights[name] = restrict_codes(layer.blobs[0], weights[name], steps, inputs)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=name) from error
         factors[name] = replace(factors[name], cluster=cluster_of(weights[name].codes, steps))

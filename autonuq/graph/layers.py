@@ -16,13 +16,22 @@ from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
-from autonuq.graph.shapes.windows import DEPTHWISE_TYPES, ConvolutionWindow, PoolingWindow, convolution, pooling
+from autonuq.graph.shapes.windows import (
+    DEPTHWISE_TYPES,
+    ConvolutionWindow,
+    InputWindow,
+    PoolingWindow,
+    convolution,
+    input_window,
+    pooling,
+)
 
 __all__ = [
     "DEPTHWISE_TYPES",
     "LAYER_TYPES",
     "MAX_ELEMENTS",
     "ConvolutionWindow",
+    "InputWindow",
     "LayerError",
     "LayerType",
     "PoolingWindow",
@@ -31,6 +40,7 @@ __all__ = [
     "concat_axis",
     "convolution",
     "infer_shapes",
+    "input_window",
     "layer_type",
     "pooling",
     "scale_shape",

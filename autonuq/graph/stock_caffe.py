@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from google.protobuf import text_format
 
 from autonuq.atomic import replace_text
 from autonuq.graph import caffe_pb2, record_pb2
-from autonuq.graph.layers import convolution
+from autonuq.graph.layers import input_window
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.operators.quantizers import quant_factors
 
@@ -26,15 +27,15 @@ def write_layers_module(folder: Path) -> Path:
     return replace_text(folder / _SOURCE.name, _SOURCE.read_text())
 
 
-def with_python_layers(graph: Graph, moments: Mapping[str, Path] | None = None) -> Graph:
+def with_python_layers(graph: Graph, inputs: Mapping[str, Mapping[str, object]] | None = None) -> Graph:
     """Replace Quant, DeQuant, IFMR and HFMG layers by `Python` ones.
 
     Parameters
     ----------
     graph : Graph
         A fake-quant or a calibration model, with blobs.
-    moments : mapping of str to Path, optional
-        By name of a calibrated layer: the file where the sum of x x' over its inputs goes.
+    inputs : mapping of str to mapping, optional
+        By name of a calibrated layer: what is kept of its inputs, and where; see the layers' file.
 
     Notes
     -----
@@ -50,7 +51,7 @@ def with_python_layers(graph: Graph, moments: Mapping[str, Path] | None = None) 
             if shift.any():
                 layers.append(_python(layer, {"scale": scale.tolist(), "shift": shift.tolist()}))
         elif layer.type in ("IFMR", "HFMG"):
-            layers.append(_python(layer, _observer_parameters(graph, layer, moments or {})))
+            layers.append(_python(layer, _observer_parameters(graph, layer, inputs or {})))
         else:
             layers.append(layer)
     return graph.with_layers(layers).validate()
@@ -63,13 +64,13 @@ def _python(layer: Layer, parameters: Mapping[str, object]) -> Layer:
     return Layer(message)
 
 
-def _observer_parameters(graph: Graph, layer: Layer, moments: Mapping[str, Path]) -> dict[str, object]:
+def _observer_parameters(graph: Graph, layer: Layer, inputs: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     message = layer.message.ifmr_param if layer.type == "IFMR" else layer.message.hfmg_param
     parameters: dict[str, object] = {
         "batch_num": message.batch_num,
         "with_offset": message.with_offset,
         "record_file": message.record_file_path,
-        "objects": [_object(graph.by_name[name], moments.get(name)) for name in message.object_layer],
+        "objects": [_object(graph.by_name[name], inputs.get(name)) for name in message.object_layer],
     }
     if layer.type == "HFMG":
         return parameters | {"num_of_bins": layer.message.hfmg_param.num_of_bins}
@@ -83,10 +84,10 @@ def _observer_parameters(graph: Graph, layer: Layer, moments: Mapping[str, Path]
     }
 
 
-def _object(layer: Layer, moments: Path | None) -> dict[str, object]:
-    window = None
-    if moments is not None and layer.type != "InnerProduct":
-        found = convolution(layer, 2)
-        window = {"kernel": found.kernel, "stride": found.stride, "pad": found.pad}
+def _object(layer: Layer, inputs: Mapping[str, object] | None) -> dict[str, object]:
     key = text_format.MessageToString(record_pb2.ScaleOffsetRecord.MapFiledEntry(key=layer.name))
-    return {"key": key.strip().removeprefix("key: "), "moments": moments and str(moments), "window": window}
+    found: dict[str, object] = {"key": key.strip().removeprefix("key: "), "inputs": None}
+    if inputs is not None:
+        window = None if layer.type == "InnerProduct" else asdict(input_window(layer))
+        found["inputs"] = {**inputs, "window": window}
+    return found

@@ -7,8 +7,10 @@ the output. Without them, weights count alone and the codebook's table decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +19,25 @@ from autonuq.errors import QuantizationError
 from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codebook import (
     BINS,
+    Codebook,
     build_codebook,
     build_codebooks,
     build_entropy_codebooks,
     code_histogram,
     code_importance,
 )
-from autonuq.quant.codec import Codec
+from autonuq.quant.codec import CODECS, Codec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
-from autonuq.quant.feedback import Feedback, assign, build_feedback, output_energy
+from autonuq.quant.feedback import (
+    Feedback,
+    Targets,
+    assign,
+    build_feedback,
+    output_energy,
+    sets_at_a_time,
+    targets_of,
+)
+from autonuq.quant.inputs import Inputs
 from autonuq.quant.uniform import UniformWeights
 
 # Distortion, as a share of the output energy per weight, that one bit may buy: from nearly lossless to a few levels.
@@ -33,22 +45,33 @@ _SLOPES = np.geomspace(2e-4, 0.15, 20)
 # Steps of evenly spaced levels: at low rates, where feedback makes errors large and spreads them, nothing is better.
 _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
+_EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
+
+_PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
+_MANY_WEIGHTS, _SMALLER = 1 << 24, 0.94  # half of the points, 6 % apart: VGG-16's take 0.75 GB then
+_PACKING = CODECS["entropy"]
 
 
-@dataclass(frozen=True)
-class InputMoments:
-    """What the calibration saw of a layer's inputs.
+class PackedCodes(Sequence[NDArray[np.int8]]):
+    """Codes of a large layer's points, each a bitstream of codec `entropy` until it is asked for.
 
-    Attributes
+    Parameters
     ----------
-    sums : ndarray of float64, shape (K, K)
-        Sum of x x'.
-    samples : int
-        Number of x.
+    streams : sequence of bytes or ndarray of uint8
+    shape : tuple of int
+        Of the weights.
     """
 
-    sums: NDArray[np.float64]
-    samples: int
+    def __init__(self, streams: Sequence[bytes | NDArray[np.uint8]], shape: tuple[int, ...]) -> None:
+        self.streams, self.shape = streams, shape
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return len(self.streams)
+
+    def __getitem__(self, point: Any) -> Any:
+        """Return the codes of a point; about 20 ns a weight."""
+        return _PACKING.decode(bytes(self.streams[point]), math.prod(self.shape)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -59,12 +82,15 @@ class OperatingPoints:
     ----------
     curve : Curve
         Distortions as shares of the layer's output energy, so that layers can be compared.
-    codes : ndarray of int8, shape (n, *shape of the weights)
-        Codes of each point; may be a memory map.
+    codes : sequence of ndarray of int8, each in the shape of the weights
+        Codes of each point: one array, which may be a memory map, or `PackedCodes`.
+    bias : ndarray of float32, shape (outputs,), optional
+        What the layer's bias takes up of the weights' error.
     """
 
     curve: Curve
-    codes: NDArray[np.int8]
+    codes: Sequence[NDArray[np.int8]] | NDArray[np.int8]
+    bias: NDArray[np.float32] | None = None
 
 
 def build_points(
@@ -73,38 +99,46 @@ def build_points(
     uniform: UniformWeights,
     codec: Codec,
     *,
-    moments: InputMoments | None = None,
+    inputs: Sequence[Inputs] = (),
     nuq: bool = True,
     sizes: Sequence[int] | None = None,
+    output_axis: int = 0,
 ) -> OperatingPoints:
     """Build the operating points of one layer.
 
     Parameters
     ----------
     layer : str
-    weights : ndarray of float32, (outputs, ...)
+    weights : ndarray of float32
     uniform : UniformWeights
-        The same weights on their int8 grid; one scale, or one per output (axis 0).
+        The same weights on their int8 grid; one scale, or one per output.
     codec : Codec
-    moments : InputMoments, optional
-        Of the K inputs that a row of weights meets.
+    inputs : sequence of Inputs, optional
+        What the K weights of an output multiply, for each group of outputs.
     nuq : bool
         False: the layer keeps its uniform steps.
     sizes : sequence of int, optional
         The numbers of levels that are allowed besides all; any by default.
+    output_axis : int
+        Of the weights: 1 for a Deconvolution.
 
     Raises
     ------
     QuantizationError
-        The moments do not fit the weights, or are not finite.
+        The inputs do not fit the weights, or are not finite.
 
     Notes
     -----
-    **Cost**: with moments one Cholesky factorization and up to 48 assignments, each a fraction of it.
+    With inputs, point 0 is the best int8: error feedback over all steps.
+
+    **Cost**: with inputs one factorization and up to 50 assignments, several side by side; half of them from 16 M
+    weights on, whose points are 6 % apart. Above 1 M weights the points are kept as bitstreams.
     """
-    if moments is not None and nuq:
+    if inputs:
         try:
-            return _feedback_points(layer, weights, uniform, codec, moments, sizes)
+            if nuq:
+                return _feedback_points(layer, weights, uniform, codec, inputs, sizes)
+            return _int8_point(layer, weights, uniform, codec, inputs, output_axis)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
     curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq, sizes=sizes)
@@ -118,41 +152,111 @@ def _feedback_points(
     weights: NDArray[np.float32],
     uniform: UniformWeights,
     codec: Codec,
-    moments: InputMoments,
+    inputs: Sequence[Inputs],
     sizes: Sequence[int] | None,
 ) -> OperatingPoints:
-    feedback, steps, scale = prepare_feedback(weights, uniform, moments)
-    energy = output_energy(feedback, steps, row_scale=scale) or 1.0  # 0 if all weights are
-    found = [(uniform.codes, 0.0)]
-    for levels in _level_sets(uniform, codec, feedback, energy, sizes):
-        assigned = assign(feedback, steps, levels, row_scale=scale)
-        loss = assigned.distortion / energy
-        if loss <= MAX_LOSS:
-            found.append((assigned.codes.reshape(uniform.codes.shape), loss))
-    rates = np.array([codec.size_bytes(codes) for codes, _ in found])
-    losses = np.array([loss for _, loss in found])
-    kept = useful_points(rates, losses)
-    codes = np.stack([found[index][0] for index in kept])
-    codebooks = tuple(build_codebook(code_histogram(point), BINS) for point in codes)
-    return OperatingPoints(Curve(layer, rates[kept], losses[kept], codebooks), codes)
+    feedback, targets = prepare_feedback(weights, uniform, inputs)
+    energy = output_energy(feedback, targets) or 1.0  # 0 if all weights are
+    others = _level_sets(uniform, codec, feedback, energy, sizes)
+    sets = [_EVERY_LEVEL, *others[:: 2 if weights.size >= _MANY_WEIGHTS else 1]]
+    tried, at_a_time = _Tried(codec, uniform.codes.shape), sets_at_a_time(weights.size)
+    for begin in range(0, len(sets), at_a_time):
+        for assigned in assign(feedback, targets, sets[begin : begin + at_a_time]):
+            tried.add(assigned.codes, assigned.distortion / energy)
+    return tried.points(layer)
+
+
+class _Tried:
+    """Points that were tried, those of use: the first, and the hull of the others."""
+
+    def __init__(self, codec: Codec, shape: tuple[int, ...]) -> None:
+        self._codec, self._shape = codec, shape
+        self._is_packed = math.prod(shape) > _PACKED_ABOVE
+        self._codes: list[Any] = []
+        self._codebooks: list[Codebook] = []
+        self._rates: list[int] = []
+        self._losses: list[float] = []
+
+    def add(self, codes: NDArray[np.int8], loss: float) -> None:
+        """Take in a point; the loss of the first counts as none."""
+        if self._codes and loss > MAX_LOSS:
+            return
+        kept: Any = _PACKING.encode(codes) if self._is_packed else codes.reshape(self._shape)
+        is_size = self._is_packed and self._codec.name == _PACKING.name
+        self._rates.append(len(kept) if is_size else self._codec.size_bytes(codes.reshape(self._shape)))
+        self._losses.append(loss if self._codes else 0.0)
+        self._codebooks.append(build_codebook(code_histogram(codes), BINS))
+        self._codes.append(kept)
+        self._keep(useful_points(np.array(self._rates), np.array(self._losses)))
+
+    def _keep(self, chosen: Iterable[int]) -> None:
+        chosen = list(chosen)
+        for column in (self._codes, self._codebooks, self._rates, self._losses):
+            column[:] = [column[index] for index in chosen]
+
+    def points(self, layer: str) -> OperatingPoints:
+        """Return what is of use; of a layer with many weights only points well below the one before."""
+        if math.prod(self._shape) >= _MANY_WEIGHTS:
+            self._keep(_spread(self._rates))
+        curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))
+        codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
+        return OperatingPoints(curve, codes)
+
+
+def _spread(rates: Sequence[int]) -> list[int]:
+    chosen = [0]
+    for index, rate in enumerate(rates):
+        if rate <= _SMALLER * rates[chosen[-1]]:
+            chosen.append(index)
+    return chosen
+
+
+def _int8_point(
+    layer: str,
+    weights: NDArray[np.float32],
+    uniform: UniformWeights,
+    codec: Codec,
+    inputs: Sequence[Inputs],
+    output_axis: int,
+) -> OperatingPoints:
+    """Return the one point of a layer without a codebook; where outputs have inputs of their own, with its bias."""
+    by_output = np.moveaxis(weights, output_axis, 0)
+    scale = np.broadcast_to(uniform.scale, (len(by_output),))[:, None]
+    rows = by_output.reshape(len(by_output), -1)
+    groups = np.split(np.arange(len(rows)), len(inputs))
+    codes, bias = np.empty(rows.shape, np.int8), np.zeros(len(rows))
+    for group, own in zip(groups, inputs, strict=True):
+        _check_inputs(rows, own)
+        feedback = build_feedback(own)
+        targets = targets_of(feedback, rows[group] / scale[group], scale[group, 0])
+        codes[group] = assign(feedback, targets, [_EVERY_LEVEL])[0].codes
+        bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
+    shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
+    rate, codebook = codec.size_bytes(shaped), build_codebook(code_histogram(shaped), BINS)
+    curve = Curve(layer, np.array([rate]), np.zeros(1), (codebook,))
+    return OperatingPoints(curve, shaped[None], bias.astype(np.float32) if len(inputs) > 1 else None)
 
 
 def prepare_feedback(
-    weights: NDArray[np.float32], uniform: UniformWeights, moments: InputMoments
-) -> tuple[Feedback, NDArray[np.float64], NDArray[np.float32]]:
-    """Return what `assign` takes: the factor of the moments, the weights in code units (rows, K), each row's scale.
+    weights: NDArray[np.float32], uniform: UniformWeights, inputs: Sequence[Inputs]
+) -> tuple[Feedback, Targets]:
+    """Return what `assign` takes of a layer with one group.
 
     Raises
     ------
     QuantizationError
-        The moments do not fit the weights, or are not finite.
+        The inputs do not fit the weights, or are not finite.
     """
-    rows = len(weights)
-    scale = np.broadcast_to(uniform.scale, (rows,))
-    steps = weights.reshape(rows, -1) / scale[:, None].astype(np.float64)
-    if steps.shape[1] != len(moments.sums):
-        raise QuantizationError(f"has {steps.shape[1]} inputs, but second moments of {len(moments.sums)}")
-    return build_feedback(moments.sums, moments.samples), steps, scale
+    rows, (own,) = weights.reshape(len(weights), -1), inputs
+    _check_inputs(rows, own)
+    scale = np.broadcast_to(uniform.scale, (len(rows),))
+    feedback = build_feedback(own)
+    return feedback, targets_of(feedback, rows / scale[:, None], scale)
+
+
+def _check_inputs(rows: NDArray[np.float32], inputs: Inputs) -> None:
+    if rows.shape[1] != inputs.inputs:
+        raise QuantizationError(f"has {rows.shape[1]} inputs, but second moments of {inputs.inputs}")
 
 
 def feedback_importance(uniform: UniformWeights, feedback: Feedback) -> NDArray[np.float64]:

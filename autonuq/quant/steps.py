@@ -6,6 +6,7 @@ is rounded to it by error feedback (`feedback`); without them each code goes to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from autonuq.quant.codebook import build_codebook, code_histogram, code_importance, look_up
 from autonuq.quant.feedback import assign
-from autonuq.quant.points import InputMoments, feedback_importance, prepare_feedback
+from autonuq.quant.inputs import Inputs
+from autonuq.quant.points import feedback_importance, prepare_feedback
 from autonuq.quant.uniform import UniformWeights
 
 _EVERY_CODE = np.arange(-128, 128)
 
 
 def restrict_codes(
-    weights: NDArray[np.float32], uniform: UniformWeights, num_steps: int, moments: InputMoments | None = None
+    weights: NDArray[np.float32], uniform: UniformWeights, num_steps: int, inputs: Sequence[Inputs] = ()
 ) -> UniformWeights:
     """Keep `num_steps` of the int8 steps at the least loss.
 
@@ -30,8 +32,8 @@ def restrict_codes(
     uniform : UniformWeights
         The same weights on their int8 grid; one scale, or one per output (axis 0).
     num_steps : int in [2, 256]
-    moments : InputMoments, optional
-        Of the K inputs that a row of weights meets.
+    inputs : sequence of Inputs, optional
+        What a row of weights meets, in one group; without them weights count alone.
 
     Returns
     -------
@@ -41,22 +43,22 @@ def restrict_codes(
     Raises
     ------
     QuantizationError
-        The moments do not fit the weights, or are not finite.
+        The inputs do not fit the weights, or are not finite.
 
     Notes
     -----
-    **Shapes**: (512, 512, 3, 3) goes with moments (4608, 4608).
-    **Cost**: without moments one pass and a dynamic program over 256 bins; with them one Cholesky factorization and
-    one assignment.
+    **Shapes**: (512, 512, 3, 3) goes with moments (4608, 4608) or samples (N, 4608).
+    **Cost**: without inputs one pass and a dynamic program over 256 bins; with them one factorization and one
+    assignment.
     """
     histogram = code_histogram(uniform.codes)
-    if moments is None:
+    if not inputs:
         importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2)
         book = build_codebook(histogram, num_steps, importance=importance)
         return replace(uniform, codes=book.apply(uniform.codes))
-    feedback, steps, scale = prepare_feedback(weights, uniform, moments)
+    feedback, targets = prepare_feedback(weights, uniform, inputs)
     book = build_codebook(histogram, num_steps, importance=feedback_importance(uniform, feedback))
-    found = assign(feedback, steps, book.levels, row_scale=scale)
+    (found,) = assign(feedback, targets, [book.levels])
     return replace(uniform, codes=found.codes.reshape(uniform.codes.shape))
 
 

@@ -47,7 +47,8 @@ class Observer:
         self._moments: list[MomentObserver | None] = [None] * len(layer.bottoms)
         for index, name in enumerate(self._parameters.object_layer):
             if are_requested(self.record_file, name) and name in layers and is_observable(layers[name]):
-                self._moments[index] = MomentObserver(layers[name], moments_file(self.record_file, name))
+                path = moments_file(self.record_file, name)
+                self._moments[index] = MomentObserver(layers[name], path, self._parameters.batch_num)
 
     @property
     def finished(self) -> bool:

@@ -1,8 +1,8 @@
-"""Second moments of layers' inputs, collected while the calibration runs.
+"""What layers' weights meet, collected while the calibration runs: second moments, or samples where those are less.
 
-Whoever writes a modified model asks for them by files beside its record file (`request_moments`): nothing in the model
-says so, because another Caffe would refuse what it does not know. Each layer's matrix is a file, empty at first, that
-is added to in place.
+Whoever writes a modified model asks for it by files beside its record file (`request_moments`): nothing in the model
+says so, because another Caffe would refuse what it does not know. A layer's file is empty at first. Moments are added
+to it in place, samples are appended to a second one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from autonuq.graph.layers import convolution
+from autonuq.errors import QuantizationError
+from autonuq.graph.layers import InputWindow, input_window
 from autonuq.graph.model import Array, Layer
-from autonuq.quant.points import InputMoments
+from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
+_MOST_GROUPED_VALUES = 1 << 26  # moments of a layer with groups
 
 
 def moments_folder(record_file: Path) -> Path:
@@ -27,16 +30,30 @@ def moments_folder(record_file: Path) -> Path:
 
 
 def moments_file(record_file: Path, layer: str) -> Path:
-    """Return the file of one layer's moments: float64, shape (K + 1, K), sums of x x', then the number of samples."""
+    """Return the file of one layer's moments.
+
+    Float32, shape (groups, K + 2, K): sums of x x', the sum of x, and the number of samples in each column. Empty where
+    samples are kept: see `rows_file`.
+    """
     return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
+
+
+def rows_file(moments: Path) -> Path:
+    """Return the file of the samples beside a layer's moments: float32, one sample of K numbers behind the other."""
+    return moments.with_suffix(".rows")
 
 
 def request_moments(record_file: Path, layers: Iterable[str]) -> None:
     """Ask for the moments of some layers; what an earlier calibration left is deleted."""
-    shutil.rmtree(moments_folder(record_file), ignore_errors=True)
+    remove_moments(record_file)
     for layer in layers:
         moments_folder(record_file).mkdir(exist_ok=True)
         moments_file(record_file, layer).touch()
+
+
+def remove_moments(record_file: Path) -> None:
+    """Delete what a calibration left; it is needed no more once the operating points are built."""
+    shutil.rmtree(moments_folder(record_file), ignore_errors=True)
 
 
 def are_requested(record_file: Path, layer: str) -> bool:
@@ -44,64 +61,152 @@ def are_requested(record_file: Path, layer: str) -> bool:
     return moments_file(record_file, layer).exists()
 
 
-def load_moments(record_file: Path, layer: str) -> InputMoments | None:
-    """Map a layer's moments, or return None if there are none."""
-    path = moments_file(record_file, layer)
+def load_inputs(record_file: Path, layer: Layer) -> tuple[Inputs, ...]:
+    """Map what was collected of a layer's inputs, for each group; empty if there is nothing.
+
+    Raises
+    ------
+    QuantizationError
+        An earlier version of autonuq left it.
+    """
+    path = moments_file(record_file, layer.name)
+    rows = rows_file(path)
+    if rows.exists() and rows.stat().st_size:
+        _, columns = _matrix_shape(layer)
+        return (InputRows(np.memmap(rows, np.float32, "r").reshape(-1, columns)),)
     if not path.exists() or not path.stat().st_size:
-        return None
+        return ()
     stored = np.load(path, mmap_mode="r")
-    return InputMoments(stored[:-1], int(stored[-1, 0]))
+    if stored.ndim != 3:
+        raise QuantizationError(f"{path} is of an earlier version; calibrate again", layer=layer.name)
+    return tuple(InputMoments(own[:-2], int(own[-1, 0]), own[-2]) for own in stored)
+
+
+def describe_inputs(record_file: Path, layer: Layer) -> dict[str, object]:
+    """Return what the `Python` layers of another Caffe need to know to collect the same."""
+    path, sampling = moments_file(record_file, layer.name), sampling_of(_matrix_shape(layer)[1])
+    files = {"moments": str(path), "rows": str(rows_file(path))}
+    return {**files, "samples": sampling.samples, "scarce": sampling.scarce, "most_rows": sampling.rows}
+
+
+def _matrix_shape(layer: Layer) -> tuple[int, int]:
+    """Return the number of groups and K, the weights of an output."""
+    weights = layer.blobs[0]
+    if layer.type == "InnerProduct":
+        return 1, weights[0].size
+    window = input_window(layer)
+    return window.groups, weights[0].size if window.stretch is None else weights[:, 0].size
 
 
 class MomentObserver:
-    """Adds up x x' over everything that a layer's weights meet.
+    """Collects what a layer's weights meet.
 
     Parameters
     ----------
     layer : Layer
-        Convolution of group 1, or InnerProduct over axis 1.
+        One that `is_observable`.
     path : Path
-        Where the sum goes; an old file is replaced.
+        Its moments' file.
+    passes : int
+        How many there will be.
     """
 
-    def __init__(self, layer: Layer, path: Path) -> None:
-        self._layer, self._path = layer, path
-        self._columns = layer.blobs[0][0].size
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=(self._columns + 1, self._columns))
+    def __init__(self, layer: Layer, path: Path, passes: int) -> None:
+        self._layer, self._path, self._passes = layer, path, passes
+        self._groups, self._columns = _matrix_shape(layer)
+        self._pass, self._used, self._as_rows = 0, 0, False
+        rows_file(path).unlink(missing_ok=True)
 
     def observe(self, bottom: Array) -> None:
         """Take in one pass of the layer's input.
 
+        Raises
+        ------
+        QuantizationError
+            The moments are not finite.
+
         Notes
         -----
-        **Cost**: rows * K**2 multiplications in float32, summed in float64; O(K**2) memory beside the chunk, while the
-        call lasts: the file is mapped for no longer, so that the layers of a network do not add up.
-        """
-        sums = np.load(self._path, mmap_mode="r+")
-        for patches in self._patches(bottom):
-            sums[:-1] += patches.T @ patches
-            sums[-1] += len(patches)
+        Where there are more samples than needed, each pass gives an even share, chosen at random with the number of the
+        pass as seed.
 
-    def _patches(self, bottom: Array) -> Iterator[Array]:
-        """Yield the inputs that rows of weights meet, shape (some, K), columns in the weights' own order."""
-        if self._layer.type == "InnerProduct":
-            yield bottom.reshape(len(bottom), -1)
+        **Cost**: samples * K**2 multiplications in float32; O(K**2) memory beside the chunk, while the call lasts: the
+        file is mapped for no longer, so that the layers of a network do not add up.
+        """
+        inputs = _Inputs(self._layer, bottom)
+        if self._pass == 0:
+            self._begin(inputs.samples * self._passes)
+        share = self._used * (self._pass + 1) // self._passes - self._used * self._pass // self._passes
+        self._pass += 1
+        chunks = inputs.patches(share, seed=self._pass)
+        if self._as_rows:
+            with rows_file(self._path).open("ab") as file:
+                for patches in chunks:
+                    patches.tofile(file)
             return
-        window = convolution(self._layer, 2)
-        padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))
-        views = np.lib.stride_tricks.sliding_window_view(padded, window.kernel, axis=(2, 3))
-        views = views[:, :, :: window.stride[0], :: window.stride[1]].transpose(0, 2, 3, 1, 4, 5)
-        images = max(1, _CHUNK_VALUES // max(1, views[0].size))
-        for begin in range(0, len(views), images):
-            yield np.ascontiguousarray(views[begin : begin + images]).reshape(-1, self._columns)
+        stored = np.load(self._path, mmap_mode="r+")
+        for patches in chunks:
+            if self._groups == 1:  # NumPy sees that this is symmetric, and does half of it
+                stored[0, :-2] += patches[0].T @ patches[0]
+            else:
+                stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
+            stored[:, -2] += patches.sum(axis=1)
+            stored[:, -1] += patches.shape[1]
+        if not np.isfinite(np.einsum("gkk->gk", stored[:, :-2])).all():
+            raise QuantizationError("the second moments of its inputs are not finite", layer=self._layer.name)
+
+    def _begin(self, samples: int) -> None:
+        used, as_rows = sampling_of(self._columns).expected(samples)
+        self._used, self._as_rows = used, as_rows and self._groups == 1
+        if not self._as_rows:
+            shape = (self._groups, self._columns + 2, self._columns)
+            np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=shape)
+
+
+class _Inputs:
+    """The input of a layer in one pass, seen as what each output's weights multiply."""
+
+    def __init__(self, layer: Layer, bottom: Array) -> None:
+        window = None if layer.type == "InnerProduct" else input_window(layer)
+        self._groups = 1 if window is None else window.groups
+        self._views = bottom.reshape(len(bottom), 1, 1, -1, 1, 1) if window is None else _windows(bottom, window)
+        self.samples = int(np.prod(self._views.shape[:3]))
+
+    def patches(self, count: int, seed: int) -> Iterator[Array]:
+        """Yield so many samples, or all there are, shape (groups, some, K), columns in the weights' own order."""
+        places = np.arange(self.samples)
+        if count < self.samples:
+            places = np.random.default_rng(seed).choice(self.samples, count, replace=False, shuffle=False)
+        size = max(1, _CHUNK_VALUES // max(1, int(np.prod(self._views.shape[3:]))))
+        for begin in range(0, len(places), size):
+            some = self._views[np.unravel_index(places[begin : begin + size], self._views.shape[:3])]
+            yield np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
+
+
+def _windows(bottom: Array, window: InputWindow) -> Array:
+    """Return a view of all windows, shape (images, rows, columns, channels, *kernel)."""
+    if window.stretch is not None:  # a Deconvolution: zeros between the inputs, and its kernel turned round
+        height, width = ((size - 1) * step + 1 for size, step in zip(bottom.shape[2:], window.stretch, strict=True))
+        spread = np.zeros((*bottom.shape[:2], height, width), np.float32)
+        spread[:, :, :: window.stretch[0], :: window.stretch[1]] = bottom
+        bottom = spread
+    padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))
+    reach = tuple((size - 1) * step + 1 for size, step in zip(window.kernel, window.dilation, strict=True))
+    views = sliding_window_view(padded, reach, axis=(2, 3))
+    views = views[:, :, :: window.stride[0], :: window.stride[1], :: window.dilation[0], :: window.dilation[1]]
+    if window.stretch is not None:
+        views = views[..., ::-1, ::-1]
+    return views.transpose(0, 2, 3, 1, 4, 5)
 
 
 def is_observable(layer: Layer) -> bool:
-    """Say whether the layer is of a kind whose inputs' moments error feedback can use."""
+    """Say whether the layer is of a kind whose inputs error feedback can use."""
     if layer.type == "InnerProduct":
         parameters = layer.message.inner_product_param
         return not parameters.transpose and parameters.axis == 1
-    if layer.type != "Convolution" or layer.blobs[0].ndim != 4:
+    if layer.type not in ("Convolution", "Deconvolution") or layer.blobs[0].ndim != 4:
         return False
-    window = convolution(layer, 2)
-    return window.group == 1 and set(window.dilation) == {1}
+    window = input_window(layer)
+    if layer.type == "Deconvolution" and (window.groups > 1 or min(window.pad) < 0):
+        return False
+    return window.groups == 1 or window.groups * layer.blobs[0][0].size ** 2 <= _MOST_GROUPED_VALUES

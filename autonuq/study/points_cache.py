@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from autonuq.atomic import replace_file
 from autonuq.quant.codebook import Codebook
 from autonuq.quant.curve import Curve
-from autonuq.quant.points import OperatingPoints
+from autonuq.quant.points import OperatingPoints, PackedCodes
 
 INDEX, CODES_SUFFIX = "index.npz", ".npy"
 
@@ -32,17 +32,31 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
     """
     folder.mkdir(exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    curves: dict[str, Curve] = {}
+    names: list[str] = []
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(key)}
     for number, (name, points) in enumerate(built):
-        codes = np.ascontiguousarray(points.codes)
+        codes = _stored_codes(points.codes)
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(codes))
         replace_file(_codes_file(folder, number), [head.getvalue(), codes.reshape(-1).view(np.uint8).data])
-        curves[name] = points.curve
+        names.append(name)
+        arrays |= _index_arrays(number, points)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **_index_arrays(key, curves))
+    np.savez_compressed(buffer, allow_pickle=False, layers=np.array(names), **arrays)
     replace_file(folder / INDEX, [buffer.getbuffer()])
-    return _mapped(folder, curves)
+    return _mapped(folder, names, arrays)
+
+
+def _stored_codes(codes: Any) -> NDArray[Any]:
+    """Return the array that a layer's codes are stored as: bitstreams one behind the other."""
+    if isinstance(codes, PackedCodes):
+        return np.concatenate([np.frombuffer(stream, np.uint8) for stream in codes.streams])
+    return np.ascontiguousarray(codes)
+
+
+def has_points(folder: Path) -> bool:
+    """Say whether points were stored to the end; `load_points` says whose they are."""
+    return (folder / INDEX).exists()
 
 
 def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
@@ -51,8 +65,7 @@ def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
         with np.load(folder / INDEX, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
-            curves = {str(name): _curve(str(name), arrays, index) for index, name in enumerate(arrays["layers"])}
-        return _mapped(folder, curves)
+            return _mapped(folder, arrays["layers"].tolist(), arrays)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return None  # what is damaged is built again, like what is missing
 
@@ -61,24 +74,34 @@ def _codes_file(folder: Path, number: int) -> Path:
     return folder / f"{number}{CODES_SUFFIX}"
 
 
-def _mapped(folder: Path, curves: Mapping[str, Curve]) -> dict[str, OperatingPoints]:
+def _mapped(folder: Path, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> dict[str, OperatingPoints]:
     points = {}
-    for number, (name, curve) in enumerate(curves.items()):
-        codes = np.load(_codes_file(folder, number), mmap_mode="r", allow_pickle=False)
+    for number, name in enumerate(names):
+        curve = _curve(name, arrays, number)
+        codes: Any = np.load(_codes_file(folder, number), mmap_mode="r", allow_pickle=False)
+        if f"{number}:stops" in arrays:
+            streams = np.split(codes, arrays[f"{number}:stops"][:-1])
+            codes = PackedCodes(streams, tuple(arrays[f"{number}:shape"].tolist()))
         if len(codes) != len(curve.rates_bytes):
             raise ValueError(f"codes of layer '{name}' do not belong to its curve")
-        points[name] = OperatingPoints(curve, codes)
+        points[name] = OperatingPoints(curve, codes, arrays.get(f"{number}:bias"))
     return points
 
 
-def _index_arrays(key: str, curves: Mapping[str, Curve]) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "layers": np.array(list(curves))}
-    for index, curve in enumerate(curves.values()):
-        arrays[f"{index}:rates_bytes"] = np.asarray(curve.rates_bytes)
-        arrays[f"{index}:distortions"] = np.asarray(curve.distortions)
-        arrays[f"{index}:tables"] = np.array([codebook.table for codebook in curve.codebooks])
-        arrays[f"{index}:levels"] = np.concatenate([codebook.levels for codebook in curve.codebooks])
-        arrays[f"{index}:counts"] = np.array([len(codebook.levels) for codebook in curve.codebooks])
+def _index_arrays(index: int, points: OperatingPoints) -> dict[str, NDArray[Any]]:
+    curve, codes = points.curve, points.codes
+    arrays = {
+        f"{index}:rates_bytes": np.asarray(curve.rates_bytes),
+        f"{index}:distortions": np.asarray(curve.distortions),
+        f"{index}:tables": np.array([codebook.table for codebook in curve.codebooks]),
+        f"{index}:levels": np.concatenate([codebook.levels for codebook in curve.codebooks]),
+        f"{index}:counts": np.array([len(codebook.levels) for codebook in curve.codebooks]),
+    }
+    if points.bias is not None:
+        arrays[f"{index}:bias"] = points.bias
+    if isinstance(codes, PackedCodes):
+        arrays[f"{index}:stops"] = np.cumsum([len(stream) for stream in codes.streams])
+        arrays[f"{index}:shape"] = np.array(codes.shape)
     return arrays
 
 

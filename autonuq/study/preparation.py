@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 
-from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.calibration import calibrated, has_inputs, write_calibration_model
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
@@ -25,7 +25,8 @@ from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
 from autonuq.runtime.memory import give_back_memory
-from autonuq.study.points_cache import load_points, store_points
+from autonuq.runtime.moments import remove_moments
+from autonuq.study.points_cache import has_points, load_points, store_points
 from autonuq.study.resolution import resolution_warning
 from autonuq.study.stored import store_layers, store_long, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
@@ -68,14 +69,18 @@ def warn_of_resolution(task: Task, original: float, samples: int) -> None:
 
 
 def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:
-    """Return the calibrated model; a complete record file of an earlier run is used again."""
+    """Return the calibrated model; what an earlier run left is used again, if it is complete."""
     with suppress(AutonuqError):
-        return calibrated(model, task.record_file)
+        found = calibrated(model, task.record_file)
+        if has_points(task.points_folder) or has_inputs(model, task.record_file):
+            return found
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
-    write_calibration_model(model, pair, task.record_file.resolve(), python_layers=task.python_layers)
+    write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
     run_calibration(task.evaluator, pair, model.config.batch_num)
+    for path in (pair.model, pair.weights):
+        path.unlink()
     model = calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
     return model
@@ -109,6 +114,7 @@ def prepare_points(
         give_back_memory()
         built = build_network_points(model, task.codec, task.record_file, on_layer)
         points = store_points(task.points_folder, key, built)
+        remove_moments(task.record_file)
     layers = describe_layers(model, points)
     stored = stored_layers(study)
     if not stored:

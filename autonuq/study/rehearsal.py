@@ -196,7 +196,7 @@ class Rehearsal:
         pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
         self._record = self._temporary / "record.txt"
         single = replace(self._model, config=replace(self._config, batch_num=1))
-        write_calibration_model(single, pair, self._record, python_layers=self._task.python_layers)
+        write_calibration_model(single, pair, self._record, single.weights, python_layers=self._task.python_layers)
         run_calibration(self._own, pair, 1)
         self._model = calibrated(self._model, self._record)
         self._calibration_s = time.monotonic() - started

@@ -32,7 +32,8 @@ from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.quant.codebook import build_codebook, build_codebooks, code_histogram
 from autonuq.quant.codec import CODECS
 from autonuq.quant.curve import Curve
-from autonuq.quant.feedback import assign, build_feedback
+from autonuq.quant.feedback import assign, build_feedback, targets_of
+from autonuq.quant.inputs import InputMoments
 from autonuq.quant.points import OperatingPoints
 from autonuq.quant.uniform import quantize_weights
 
@@ -125,8 +126,9 @@ def bench_feedback(rng):
     cholesky, _ = timed(lambda: np.linalg.cholesky(moments + 100 * np.eye(len(moments))), 2)
     steps = rng.laplace(size=(512, 4608)) * 20
     levels = np.arange(-120, 121, 24).astype(np.int8)
-    feedback = build_feedback(moments, 6000)
-    seconds, _ = timed(lambda: assign(feedback, steps, levels, row_scale=np.ones(512)), 2)
+    feedback = build_feedback(InputMoments(moments, 6000, inputs.sum(axis=0)))
+    targets = targets_of(feedback, steps, np.ones(512))
+    seconds, _ = timed(lambda: assign(feedback, targets, [levels]), 2)
     yield "error feedback, 512 x 4,608 / Cholesky of its moments", seconds / cholesky, 10
 
 

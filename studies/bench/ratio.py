@@ -48,7 +48,7 @@ class Bench:
         model = quantize(graph, default_config(graph, batch_num=batches))
         pair = ModelPair(folder / "modified_model.prototxt", folder / "modified.caffemodel")
         self.record = folder / "record.txt"
-        write_calibration_model(model, pair, self.record)
+        write_calibration_model(model, pair, self.record, model.weights)
         self.evaluator.eval_model(pair.model, pair.weights, batches)
         self.model = calibrated(model, self.record)
         self.original_bytes = sum(4 * uniform.codes.size for uniform in self.model.weights.values())

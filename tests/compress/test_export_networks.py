@@ -82,7 +82,7 @@ def test_top1_is_the_same_everywhere(shared, tmp_path, name):
     weights = {layer: replace(model.weights[layer], codes=model.weights[layer].codes // 8 * 8 + 4) for layer in coarse}
     model = replace(model, weights=weights | {last: model.weights[last]})
     pair = ModelPair(tmp_path / "m.prototxt", tmp_path / "m.caffemodel")
-    write_calibration_model(model, pair, tmp_path / "record.txt")
+    write_calibration_model(model, pair, tmp_path / "record.txt", model.weights)
     scores(pair, images[-BATCH:])
     model = calibrated(model, tmp_path / "record.txt")
     prefix = str(tmp_path / "net")

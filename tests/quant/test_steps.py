@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.points import InputMoments
+from autonuq.quant.inputs import InputMoments
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import quantize_weights
 
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 WEIGHTS = RNG.laplace(size=(8, 6, 3, 3)).astype(np.float32)
 UNIFORM = quantize_weights(WEIGHTS, channel_axis=0)
 INPUTS = np.cumsum(RNG.standard_normal((2000, 54)), axis=1)  # neighbours go together, as in pictures
-MOMENTS = InputMoments(INPUTS.T @ INPUTS, len(INPUTS))
+MOMENTS = (InputMoments(INPUTS.T @ INPUTS, len(INPUTS), INPUTS.sum(axis=0)),)
 
 
 def output_error(restricted):
@@ -20,7 +20,7 @@ def output_error(restricted):
 
 
 @pytest.mark.parametrize("num_steps", [16, 32])
-@pytest.mark.parametrize("moments", [None, MOMENTS], ids=["weights", "moments"])
+@pytest.mark.parametrize("moments", [(), MOMENTS], ids=["weights", "moments"])
 def test_at_most_so_many_levels_and_zero_stays(num_steps, moments):
     found = restrict_codes(WEIGHTS, UNIFORM, num_steps, moments)
     assert len(np.unique(found.codes)) <= num_steps
@@ -31,7 +31,7 @@ def test_at_most_so_many_levels_and_zero_stays(num_steps, moments):
 
 @pytest.mark.parametrize("num_steps", [16, 32])
 def test_error_feedback_beats_rounding_on_the_output(num_steps):
-    rounded, fed = (restrict_codes(WEIGHTS, UNIFORM, num_steps, moments) for moments in (None, MOMENTS))
+    rounded, fed = (restrict_codes(WEIGHTS, UNIFORM, num_steps, moments) for moments in ((), MOMENTS))
     assert output_error(fed) < output_error(rounded) / 4
 
 
@@ -42,7 +42,7 @@ def test_layers_with_few_codes_stay_as_they_are():
 
 def test_moments_of_another_layer_are_refused():
     with pytest.raises(QuantizationError, match="has 54 inputs, but second moments of 9"):
-        restrict_codes(WEIGHTS, UNIFORM, 16, InputMoments(np.eye(9), 9))
+        restrict_codes(WEIGHTS, UNIFORM, 16, (InputMoments(np.eye(9), 9, np.zeros(9)),))
 
 
 def test_cluster_is_filled_up_to_its_length():

@@ -6,45 +6,96 @@ import pytest
 from autonuq import Net
 from autonuq.compress.calibration import write_calibration_model
 from autonuq.compress.quantized import default_config, quantize
-from autonuq.graph.files import ModelPair, load_graph
-from autonuq.runtime.moments import load_moments
+from autonuq.errors import QuantizationError
+from autonuq.graph import caffe_pb2
+from autonuq.graph.files import ModelPair, load_graph, write_model
+from autonuq.graph.layers import blob_shapes, infer_shapes
+from autonuq.graph.model import Layer
+from autonuq.runtime.moments import MomentObserver, _Inputs, load_inputs
 
 
 @pytest.fixture
 def calibrated(tiny):
-    """Run the modified tiny network on two batches; return the record file, the images and the input of fc."""
+    """Run the modified tiny network on two batches; return what was kept of each layer, the images, fc's input."""
     graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
-    pair = ModelPair(tiny / "m.prototxt", tiny / "m.caffemodel")
-    write_calibration_model(quantize(graph, default_config(graph, batch_num=2)), pair, tiny / "record.txt")
+    pair, record = ModelPair(tiny / "m.prototxt", tiny / "m.caffemodel"), tiny / "record.txt"
+    model = quantize(graph, default_config(graph, batch_num=2))
+    write_calibration_model(model, pair, record, model.weights)
     net = Net(pair.model, pair.weights)
     images = np.random.default_rng(0).standard_normal((2, 4, 2, 8, 8), np.float32)
     pooled = [net.forward(data=batch, blobs=["pool"])["pool"].copy() for batch in images]
     net.forward(data=100 * images[0])  # a later pass does nothing
-    return tiny / "record.txt", images.reshape(8, 2, 8, 8), np.concatenate(pooled)
+    found = {layer.name: load_inputs(record, layer) for layer in model.graph.layers if layer.name in model.factors}
+    return found, images.reshape(8, 2, 8, 8), np.concatenate(pooled)
 
 
-def test_inner_product(calibrated):
-    record, _, pooled = calibrated
-    rows = pooled.reshape(8, -1).astype(float)
-    found = load_moments(record, "fc")
-    assert found.samples == 8
-    assert found.sums == pytest.approx(rows.T @ rows, rel=1e-4, abs=1e-4)
+def test_few_samples_are_kept_as_they_are(calibrated):
+    found, _, pooled = calibrated
+    assert (found["fc"][0].rows == pooled.reshape(8, -1)).all()
 
 
 def test_convolution_with_padding(calibrated):
     """Against the definition: the sum over positions of outer products of zero-padded patches."""
-    record, images, _ = calibrated
+    found, images, _ = calibrated
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    expected = np.zeros((18, 18))
-    for image in padded:
-        for y in range(8):
-            for x in range(8):
-                patch = image[:, y : y + 3, x : x + 3].ravel().astype(float)
-                expected += np.outer(patch, patch)
-    found = load_moments(record, "conv")
-    assert found.samples == 8 * 64
-    assert found.sums == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    patches = np.array([image[:, y : y + 3, x : x + 3].ravel() for image in padded for y in range(8) for x in range(8)])
+    (own,) = found["conv"]
+    assert own.samples == 8 * 64
+    assert own.sums == pytest.approx(patches.T @ patches, rel=1e-4, abs=1e-3)
+    assert own.totals == pytest.approx(patches.sum(axis=0), rel=1e-4, abs=1e-3)
 
 
-def test_layers_without_codebook_have_none(calibrated):
-    assert load_moments(calibrated[0], "pool") is None
+def test_layers_without_weights_have_none(calibrated):
+    assert calibrated[0]["pool"] == ()
+
+
+LAYERS = {
+    "convolution": 'type: "Convolution" convolution_param { num_output: 6 kernel_size: 3 pad: 1 stride: 2 }',
+    "dilated": 'type: "Convolution" convolution_param { num_output: 6 kernel_h: 3 kernel_w: 2 dilation: 2 pad: 2 }',
+    "groups": 'type: "Convolution" convolution_param { num_output: 6 kernel_size: 3 group: 2 }',
+    "depthwise": 'type: "Convolution" convolution_param { num_output: 4 kernel_size: 3 pad: 1 group: 4 }',
+    "deconvolution": 'type: "Deconvolution" convolution_param { num_output: 6 kernel_size: 4 stride: 2 pad: 1 }',
+    "uneven": 'type: "Deconvolution" convolution_param { num_output: 6 kernel_h: 3 kernel_w: 5 stride: 2 }',
+    "fully connected": 'type: "InnerProduct" inner_product_param { num_output: 6 }',
+}
+
+
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_samples_times_weights_are_the_layers_output(text, tmp_path):
+    prototxt = tmp_path / "m.prototxt"
+    prototxt.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 4 dim: 7 dim: 6 } } }'
+        f'layer {{ name: "l" bottom: "data" top: "out" {text} }}'
+    )
+    rng = np.random.default_rng(0)
+    graph = load_graph(prototxt)
+    shapes = blob_shapes(graph, graph.by_name["l"], infer_shapes(graph))
+    layer = graph.by_name["l"].with_(blobs=tuple(rng.standard_normal(shape, np.float32) for shape in shapes))
+    pair = ModelPair(prototxt, tmp_path / "m.caffemodel")
+    write_model(graph.with_layers([graph.layers[0], layer]), pair.model, pair.weights)
+    images = rng.standard_normal((2, 4, 7, 6), np.float32)
+    output = Net(pair.model, pair.weights).forward(data=images)["out"]
+    observed = _Inputs(layer, images)
+    (samples,) = observed.patches(observed.samples, seed=0)
+    weights = np.moveaxis(layer.blobs[0], 1 if layer.type == "Deconvolution" else 0, 0)
+    matrix = weights.reshape(len(samples), len(weights) // len(samples), -1)
+    found = np.concatenate(list(samples @ matrix.swapaxes(1, 2)), axis=1) + layer.blobs[1].ravel()
+    expected = np.moveaxis(output, 1, -1).reshape(-1, len(weights))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_pass_gives_its_share_where_there_are_more_samples_than_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr("autonuq.quant.inputs._FEWEST_SAMPLES", 50)
+    layer = Layer(caffe_pb2.LayerParameter(name="l", type="Convolution"), (np.ones((3, 2, 1, 1), np.float32),))
+    layer.message.convolution_param.kernel_size.append(1)
+    layer.message.convolution_param.num_output = 3
+    observer = MomentObserver(layer, tmp_path / "l.npy", passes=3)
+    batches = np.random.default_rng(0).standard_normal((3, 5, 2, 8, 8), np.float32)
+    for batch in batches:
+        observer.observe(batch)
+    stored = np.load(tmp_path / "l.npy")[0]
+    assert stored[-1].tolist() == [50, 50]
+    assert stored[:-2] == pytest.approx(50 * np.eye(2), abs=30)
+    batches[0] = np.inf
+    with pytest.raises(QuantizationError, match="layer 'l'.*not finite"):
+        MomentObserver(layer, tmp_path / "l.npy", passes=1).observe(batches[0])

@@ -9,8 +9,12 @@ DeQuant  scale, shift: lists, one number for each channel or one in all; the shi
 IFMR     batch_num, with_offset, max_percentile, min_percentile, search_start, search_end, search_step, and as HFMG
 HFMG     batch_num, with_offset, num_of_bins, record_file; objects: one for each bottom, with
          key: name of the layer in the record file, as protobuf's text writes it;
-         moments (or null): file for the sum of x x' over the layer's inputs;
-         window (or null: all of the input): kernel, stride and pad, (rows, columns) each
+         inputs (or null): what is kept of what each output's weights multiply, its samples x of K numbers:
+             moments: file for the sums of x x' and x and the number of samples, of each group of outputs;
+             rows: file for the samples themselves, where there are few;
+             samples, scarce, most_rows: how many make moments at most, how many are few, how many are kept at most;
+             window (or null: all of the input): groups; kernel, stride, dilation, pad, and stretch or null,
+                 (rows, columns) each: a window over the input, spread by `stretch` and then met in reverse order
 =======  ==============================================================================================================
 
 Source: AMCT's layers of the same names; autonuq's own documentation has the formulas.
@@ -75,7 +79,7 @@ class Observer(caffe.Layer):
     def setup(self, bottom, top):
         self.settings = json.loads(self.param_str)
         self.passes = 0
-        self.moments = {}
+        self.kept = {}
 
     def reshape(self, bottom, top):
         pass
@@ -88,8 +92,10 @@ class Observer(caffe.Layer):
             if not np.isfinite(blob.data).all():
                 raise ValueError("the input of layer %s is not finite" % described["key"])
             self.take(np.array(blob.data, np.float32).reshape(-1))
-            if described["moments"]:
-                self.add_moments(described, blob.data)
+            if described["inputs"]:
+                if described["key"] not in self.kept:
+                    self.kept[described["key"]] = Inputs(described["inputs"], self.settings["batch_num"])
+                self.kept[described["key"]].add(blob.data)
         if self.passes == self.settings["batch_num"]:
             scale, offset = self.find_range()
             for blob, described in zip(bottom, self.settings["objects"]):
@@ -98,16 +104,51 @@ class Observer(caffe.Layer):
                 factors += [("channels", channels), ("height", height), ("width", width)]
                 write_factors(self.settings["record_file"], described["key"], factors)
 
-    def add_moments(self, described, data):
-        """Add to the sum of x x', whose last row counts the x."""
-        for image in data:
-            rows = patches(image, described["window"])
-            path = described["moments"]
-            if path not in self.moments:
-                shape = (rows.shape[1] + 1, rows.shape[1])
-                self.moments[path] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
-            self.moments[path][:-1] += rows.T.dot(rows)
-            self.moments[path][-1] += len(rows)
+
+class Inputs(object):
+    """Keeps second moments of what a layer's weights meet, or samples of it, in files."""
+
+    def __init__(self, described, passes):
+        self.described, self.passes, self.seen = described, passes, 0
+
+    def add(self, data):
+        """Take in one pass; where there are more samples than needed, an even share of them, chosen at random."""
+        views = windows(np.array(data, np.float32), self.described["window"])
+        available = int(np.prod(views.shape[:3]))
+        groups = self.described["window"]["groups"] if self.described["window"] else 1
+        columns = int(np.prod(views.shape[3:])) // groups
+        if self.seen == 0:
+            self.begin(available * self.passes, groups, columns)
+        share = self.used * (self.seen + 1) // self.passes - self.used * self.seen // self.passes
+        self.seen += 1
+        places = np.arange(available)
+        if share < available:
+            places = np.random.RandomState(self.seen).permutation(available)[:share]
+        size = max(1, (16 * CHUNK) // (groups * columns))
+        for begin in range(0, len(places), size):
+            some = views[np.unravel_index(places[begin : begin + size], views.shape[:3])]
+            self.take(np.ascontiguousarray(some.reshape(len(some), groups, columns).swapaxes(0, 1)))
+
+    def begin(self, samples, groups, columns):
+        """Decide what is kept of so many samples."""
+        used = min(samples, self.described["samples"])
+        self.are_rows = used <= self.described["scarce"] and groups == 1
+        self.used = min(used, self.described["most_rows"]) if self.are_rows else used
+        if not self.are_rows:
+            shape = (groups, columns + 2, columns)
+            np.lib.format.open_memmap(self.described["moments"], mode="w+", dtype=np.float32, shape=shape)
+
+    def take(self, rows):
+        """Add samples, shape (groups, some, K)."""
+        if self.are_rows:
+            with open(self.described["rows"], "ab") as kept:
+                rows.tofile(kept)
+            return
+        stored = np.load(self.described["moments"], mmap_mode="r+")
+        for group, own in enumerate(rows):
+            stored[group, :-2] += own.T.dot(own)
+            stored[group, -2] += own.sum(axis=0)
+            stored[group, -1] += len(own)
 
 
 class IFMR(Observer):
@@ -236,18 +277,27 @@ def offset_of(low, scale):
     return -int(round_half_away(np.float32(low) / np.float32(scale))) - 128
 
 
-def patches(image, window):
-    """Return what a layer's weights meet in one image, a row each, in the order of the weights."""
+def windows(data, window):
+    """Return a view of what a layer's weights meet, shape (images, rows, columns, channels, *kernel)."""
     if window is None:
-        return image.reshape(1, -1)
-    (kernel_h, kernel_w), (stride_h, stride_w) = window["kernel"], window["stride"]
-    padded = np.pad(image, [(0, 0)] + [(pad, pad) for pad in window["pad"]], mode="constant")
-    channels, height, width = padded.shape
-    c, h, w = padded.strides
-    rows, columns = (height - kernel_h) // stride_h + 1, (width - kernel_w) // stride_w + 1
-    shape, strides = (rows, columns, channels, kernel_h, kernel_w), (h * stride_h, w * stride_w, c, h, w)
+        return data.reshape(len(data), 1, 1, -1, 1, 1)
+    if window["stretch"]:
+        (stretch_h, stretch_w), (height, width) = window["stretch"], data.shape[2:]
+        spread = np.zeros(data.shape[:2] + ((height - 1) * stretch_h + 1, (width - 1) * stretch_w + 1), np.float32)
+        spread[:, :, ::stretch_h, ::stretch_w] = data
+        data = spread
+    padded = np.pad(data, [(0, 0), (0, 0)] + [(pad, pad) for pad in window["pad"]], mode="constant")
+    (kernel_h, kernel_w), (stride_h, stride_w), (step_h, step_w) = (
+        window[name] for name in ("kernel", "stride", "dilation")
+    )
+    images, channels, height, width = padded.shape
+    n, c, h, w = padded.strides
+    rows = (height - (kernel_h - 1) * step_h - 1) // stride_h + 1
+    columns = (width - (kernel_w - 1) * step_w - 1) // stride_w + 1
+    shape = (images, rows, columns, channels, kernel_h, kernel_w)
+    strides = (n, h * stride_h, w * stride_w, c, h * step_h, w * step_w)
     views = np.lib.stride_tricks.as_strided(padded, shape, strides)
-    return np.array(views).reshape(rows * columns, -1)
+    return views[..., ::-1, ::-1] if window["stretch"] else views
 
 
 def write_factors(path, key, factors):

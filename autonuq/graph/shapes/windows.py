@@ -34,6 +34,39 @@ class ConvolutionWindow:
     bias: bool
 
 
+@dataclass(frozen=True)
+class InputWindow:
+    """What one output's weights of a Convolution or Deconvolution meet: a window over its input, (rows, columns).
+
+    Attributes
+    ----------
+    groups : int
+    kernel, stride, dilation : tuple of int
+    pad : tuple of int
+        Zeros at each side; of a Deconvolution negative where its own padding cuts off more than a kernel.
+    stretch : tuple of int or None
+        Of a Deconvolution: its stride. The window goes over the inputs spread so far, zeros between them, and the
+        weights are met in reverse order.
+    """
+
+    groups: int
+    kernel: Shape
+    stride: Shape
+    dilation: Shape
+    pad: Shape
+    stretch: Shape | None
+
+
+def input_window(layer: Layer) -> InputWindow:
+    """Read what the weights of a layer with two spatial axes meet."""
+    found = convolution(layer, 2)
+    if layer.type != "Deconvolution":
+        return InputWindow(found.group, found.kernel, found.stride, found.dilation, found.pad, None)
+    reach = ((size - 1) * step for size, step in zip(found.kernel, found.dilation, strict=True))
+    pad = tuple(behind - cut for behind, cut in zip(reach, found.pad, strict=True))
+    return InputWindow(found.group, found.kernel, (1, 1), found.dilation, pad, found.stride)
+
+
 def convolution(layer: Layer, spatial_axes: int) -> ConvolutionWindow:
     """Read a layer's convolution_param for inputs with so many spatial axes."""
     found = _window(layer, spatial_axes)
