@@ -48,6 +48,7 @@ GATES = {
     "redis": ("storage/",),
     "rich": ("cli/",),
     "sqlalchemy": ("storage/",),
+    "threadpoolctl": ("quant/",),
     "typer": ("cli/",),
 }
 

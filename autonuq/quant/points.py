@@ -191,7 +191,8 @@ class _Tried:
 
     def _keep(self, chosen: Iterable[int]) -> None:
         chosen = list(chosen)
-        for column in (self._codes, self._codebooks, self._rates, self._losses):
+        columns: tuple[list[Any], ...] = (self._codes, self._codebooks, self._rates, self._losses)
+        for column in columns:
             column[:] = [column[index] for index in chosen]
 
     def points(self, layer: str) -> OperatingPoints:
