@@ -16,7 +16,7 @@ from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
-from autonuq.graph.lowering import batch_norm_statistics
+from autonuq.graph.lowering import batch_norm_rescaling
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.record import Factors
 
@@ -88,9 +88,7 @@ def _uses_global_statistics(layer: Layer) -> bool:
 
 def _absorb(layer: Layer, follower: Layer) -> Layer:
     if follower.type == "BatchNorm":
-        mean, variance = (values.astype(np.float64) for values in batch_norm_statistics(follower))
-        factor = 1 / np.sqrt(variance + follower.message.batch_norm_param.eps)
-        shift = -mean * factor
+        factor, shift = batch_norm_rescaling(follower)
     else:
         factor = follower.blobs[0].astype(np.float64)
         shift = follower.blobs[1].astype(np.float64) if len(follower.blobs) > 1 else np.zeros_like(factor)

@@ -15,7 +15,13 @@ def _batch_norm_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 
 def _batch_norm_blobs(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     channels = bottoms[0][1]
-    return [(channels,), (channels,), (1,)]
+    return [(channels,), (channels,), (1,), *[(channels,)] * (2 if has_own_scale(layer) else 0)]
+
+
+def has_own_scale(layer: Layer) -> bool:
+    """Say whether a BatchNorm also scales and shifts: NVIDIA Caffe's, where a filler asks for it, too."""
+    message = layer.message.batch_norm_param
+    return message.scale_bias or message.HasField("scale_filler") or message.HasField("bias_filler")
 
 
 def broadcast_parameters(layer: Layer) -> caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter:

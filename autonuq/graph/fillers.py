@@ -1,0 +1,154 @@
+"""What a layer's blobs hold before anybody gives them values: Caffe's fillers.
+
+Source: `filler.hpp` of BVLC Caffe for the formulas, the layers' `LayerSetUp` for the defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autonuq.graph.caffe_pb2 import FillerParameter
+from autonuq.graph.model import Array, Graph, Layer, Shape
+from autonuq.graph.shapes.windows import DEPTHWISE_TYPES
+
+Draw = Callable[[FillerParameter, Shape, np.random.Generator], Array]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How one blob is filled.
+
+    Attributes
+    ----------
+    word : str
+        The filler's name in the prototxt; empty where a type has none.
+    filler : FillerParameter
+        What the prototxt says, or the type's default.
+    is_given : bool
+        The prototxt says it, or the default is of use: weights that are all 0 are none.
+    """
+
+    word: str
+    filler: FillerParameter
+    is_given: bool = True
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the filler gives the same values every time."""
+        return self.filler.type in _FIXED
+
+
+def fillings(layer: Layer, shapes: Sequence[Shape]) -> list[Filling]:
+    """Return how each blob of a layer is filled; `shapes` are those of the blobs."""
+    message = layer.message
+    if layer.type in _WEIGHTED:
+        parameters = getattr(message, _WEIGHTED[layer.type])
+        return [_filling(parameters, "bias_filler" if len(shape) == 1 else "weight_filler") for shape in shapes]
+    if layer.type == "Scale":
+        both = [_filling(message.scale_param, "filler", 1), _filling(message.scale_param, "bias_filler", 0)]
+        return both[len(layer.bottoms) - 1 :][: len(shapes)]
+    if layer.type == "BatchNorm":
+        factor, shift = (_filling(message.batch_norm_param, word, value) for word, value in _BATCH_NORM)
+        return [*[_constant(0)] * 3, factor, shift][: len(shapes)]
+    if layer.type in _SINGLE:
+        place, word, value = _SINGLE[layer.type]
+        return [_filling(getattr(message, place), word, value)] * len(shapes)
+    return [_constant(0, is_given=layer.type == "Parameter")] * len(shapes)
+
+
+def fill(graph: Graph, layer: Layer, filling: Filling, shape: Shape, generator: np.random.Generator) -> Array:
+    """Make the values of one blob of a layer, ndarray of float32.
+
+    Raises
+    ------
+    ModelError
+        Caffe has no such filler, or it does not fit the shape.
+    """
+    draw = (_FIXED | _RANDOM).get(filling.filler.type)
+    if draw is None:
+        known = ", ".join(sorted(_FIXED | _RANDOM))
+        raise graph.error(layer, f"its {filling.word} is of type '{filling.filler.type}'; Caffe's are {known}")
+    if filling.filler.type == "bilinear" and (len(shape) != 4 or shape[2] != shape[3]):
+        raise graph.error(layer, f"its {filling.word} 'bilinear' needs square filters, but its shape is {shape}")
+    return draw(filling.filler, shape, generator).astype(np.float32, copy=False)
+
+
+def _filling(parameters: object, word: str, default: float | None = None) -> Filling:
+    """Return what `parameters` say; without a default, a bias is 0 and weights have to be given."""
+    if parameters.HasField(word):  # type: ignore[attr-defined]
+        return Filling(word, getattr(parameters, word))
+    return Filling(word, FillerParameter(value=default or 0), default is not None or word == "bias_filler")
+
+
+def _constant(value: float, *, is_given: bool = True) -> Filling:
+    return Filling("", FillerParameter(value=value), is_given)
+
+
+_BATCH_NORM = (("scale_filler", 1), ("bias_filler", 0))
+_WEIGHTED = {
+    **dict.fromkeys(("Convolution", "Deconvolution", *DEPTHWISE_TYPES), "convolution_param"),
+    "InnerProduct": "inner_product_param",
+    "Embed": "embed_param",
+    **dict.fromkeys(("RNN", "LSTM"), "recurrent_param"),
+}
+_SINGLE = {
+    "Bias": ("bias_param", "filler", 0),
+    "PReLU": ("prelu_param", "filler", 0.25),
+    "Normalize": ("norm_param", "scale_filler", 1),
+}
+
+
+def _bilinear(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    """Weights of an interpolation: 1 - |x / f - c| along both axes, f = ceil(width / 2), c the filter's middle."""
+    half = math.ceil(shape[-1] / 2)
+    along = 1 - np.abs(np.arange(shape[-1]) / half - (shape[-1] - 1) / (2 * half))
+    return np.broadcast_to(along[:, None] * along, shape)
+
+
+def _gaussian(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    """Normally distributed; `sparse` says how many inputs of an output are not 0, on average."""
+    values = generator.normal(filler.mean, filler.std, shape)
+    return values if filler.sparse < 0 else values * (generator.random(shape) < filler.sparse / shape[0])
+
+
+def _unit_ball(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    """Positive; the weights of each output sum up to 1."""
+    values = generator.random((shape[0], math.prod(shape[1:])))
+    return (values / values.sum(axis=1, keepdims=True)).reshape(shape)
+
+
+def _variance_count(filler: FillerParameter, shape: Shape) -> float:
+    """Return the n of variance 1 / n: inputs, outputs or their mean."""
+    count = math.prod(shape)
+    fan_in, fan_out = count / (shape[0] if shape else 1), count / (shape[1] if len(shape) > 1 else 1)
+    return {
+        FillerParameter.FAN_IN: fan_in,
+        FillerParameter.FAN_OUT: fan_out,
+        FillerParameter.AVERAGE: (fan_in + fan_out) / 2,
+    }[filler.variance_norm]
+
+
+def _xavier(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    limit = math.sqrt(3 / _variance_count(filler, shape))
+    return generator.uniform(-limit, limit, shape)
+
+
+def _msra(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    return generator.normal(0, math.sqrt(2 / _variance_count(filler, shape)), shape)
+
+
+_FIXED: dict[str, Draw] = {
+    "constant": lambda filler, shape, generator: np.full(shape, filler.value, np.float32),
+    "bilinear": _bilinear,
+}
+_RANDOM: dict[str, Draw] = {
+    "gaussian": _gaussian,
+    "msra": _msra,
+    "positive_unitball": _unit_ball,
+    "uniform": lambda filler, shape, generator: generator.uniform(filler.min, filler.max, shape),
+    "xavier": _xavier,
+}
