@@ -110,9 +110,7 @@ def fill_weights(graph: Graph, generator: np.random.Generator) -> Graph:
     return _with_blobs(graph, expected_blobs(graph), {}, {}, filled)
 
 
-def stored_names(
-    graph: Graph, stored: Caffemodel, expected: Mapping[str, list[Shape]] | None = None
-) -> dict[str, str]:
+def stored_names(graph: Graph, stored: Caffemodel, expected: Mapping[str, list[Shape]] | None = None) -> dict[str, str]:
     """Return under which name the file holds a layer's blobs, by the layer's own name; without those that it lacks.
 
     Notes

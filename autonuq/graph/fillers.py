@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from google.protobuf.message import Message
 
 from autonuq.graph.caffe_pb2 import FillerParameter
 from autonuq.graph.model import Array, Graph, Layer, Shape
@@ -29,7 +30,7 @@ class Filling:
     filler : FillerParameter
         What the prototxt says, or the type's default.
     is_given : bool
-        The prototxt says it, or the default is of use: weights that are all 0 are none.
+        The prototxt says it, or the default is of use: a convolution of zeros, Caffe's default, is none.
     """
 
     word: str
@@ -47,7 +48,8 @@ def fillings(layer: Layer, shapes: Sequence[Shape]) -> list[Filling]:
     message = layer.message
     if layer.type in _WEIGHTED:
         parameters = getattr(message, _WEIGHTED[layer.type])
-        return [_filling(parameters, "bias_filler" if len(shape) == 1 else "weight_filler") for shape in shapes]
+        weight, bias = (_filling(parameters, word) for word in ("weight_filler", "bias_filler"))
+        return [replace(bias, is_given=bias.is_given or weight.is_given) if len(it) == 1 else weight for it in shapes]
     if layer.type == "Scale":
         both = [_filling(message.scale_param, "filler", 1), _filling(message.scale_param, "bias_filler", 0)]
         return both[len(layer.bottoms) - 1 :][: len(shapes)]
@@ -77,11 +79,11 @@ def fill(graph: Graph, layer: Layer, filling: Filling, shape: Shape, generator: 
     return draw(filling.filler, shape, generator).astype(np.float32, copy=False)
 
 
-def _filling(parameters: object, word: str, default: float | None = None) -> Filling:
-    """Return what `parameters` say; without a default, a bias is 0 and weights have to be given."""
-    if parameters.HasField(word):  # type: ignore[attr-defined]
+def _filling(parameters: Message, word: str, default: float | None = None) -> Filling:
+    """Return what `parameters` say, or the default; without one it is 0 and counts as not given."""
+    if parameters.HasField(word):
         return Filling(word, getattr(parameters, word))
-    return Filling(word, FillerParameter(value=default or 0), default is not None or word == "bias_filler")
+    return Filling(word, FillerParameter(value=default or 0), default is not None)
 
 
 def _constant(value: float, *, is_given: bool = True) -> Filling:
@@ -105,12 +107,12 @@ _SINGLE = {
 def _bilinear(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Weights of an interpolation: 1 - |x / f - c| along both axes, f = ceil(width / 2), c the filter's middle."""
     half = math.ceil(shape[-1] / 2)
-    along = 1 - np.abs(np.arange(shape[-1]) / half - (shape[-1] - 1) / (2 * half))
-    return np.broadcast_to(along[:, None] * along, shape)
+    along: Array = 1 - np.abs(np.arange(shape[-1]) / half - (shape[-1] - 1) / (2 * half))
+    return np.tile(along[:, None] * along, (*shape[:2], 1, 1))
 
 
 def _gaussian(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
-    """Normally distributed; `sparse` says how many inputs of an output are not 0, on average."""
+    """Draw from a normal distribution; `sparse` says how many inputs of an output are not 0, on average."""
     values = generator.normal(filler.mean, filler.std, shape)
     return values if filler.sparse < 0 else values * (generator.random(shape) < filler.sparse / shape[0])
 
@@ -118,7 +120,8 @@ def _gaussian(filler: FillerParameter, shape: Shape, generator: np.random.Genera
 def _unit_ball(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Positive; the weights of each output sum up to 1."""
     values = generator.random((shape[0], math.prod(shape[1:])))
-    return (values / values.sum(axis=1, keepdims=True)).reshape(shape)
+    values /= values.sum(axis=1, keepdims=True)
+    return values.reshape(shape)
 
 
 def _variance_count(filler: FillerParameter, shape: Shape) -> float:

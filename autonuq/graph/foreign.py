@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from google.protobuf import text_encoding
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf import text_encoding, text_format
+from google.protobuf.descriptor import FieldDescriptor
 
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
@@ -45,7 +46,8 @@ _HARMLESS_IN_LAYER = re.compile(
     r"(forward|backward)_(type|math)|debug|engine|cudnn_math_override|multinode|mkldnn_\w+|need_backward|freeze"
 )
 _HARMLESS_INSIDE = re.compile(r"engine|cudnn_\w+|conv_algos_override|workspace_limit|force_\w+_im2col")
-_BESIDE_THE_POINT = frozenset({"transform_param", "param", "loss_param"})  # read where data are loaded, or in training
+# Read where data are loaded, or in training.
+_BESIDE_THE_POINT = frozenset({"transform_param", "param", "loss_param"})
 _HOLES = {"hole": (0, 1), "hole_h": (0,), "hole_w": (1,)}  # DeepLab's words for dilation, and the axes they are of
 
 
@@ -60,7 +62,7 @@ class ForeignField:
     path : tuple of str
         Names from the layer, or from the network, down to it.
     start, end : int
-        Where it stands in the text.
+        Where it stands in the text, a separator behind it included.
     text : str
         Itself.
     line : int
@@ -115,10 +117,8 @@ class ForeignField:
 def find_foreign(text: str) -> list[ForeignField]:
     """Return what a prototxt says beyond the schema, in its order, up to where the text is no prototxt any more."""
     scanner = _Scanner(text)
-    try:
+    with suppress(_Lost):  # the parser says what is wrong there
         scanner.scan()
-    except _Lost:
-        pass  # the parser says what is wrong there
     return scanner.found
 
 
@@ -126,20 +126,22 @@ def cut_out(text: str, fields: Iterable[ForeignField]) -> str:
     """Return the text with blanks in place of some fields; lines and columns stay."""
     result, done = [], 0
     for field in fields:
-        result += [text[done : field.start], re.sub(r"[^\n]", " ", field.text)]
+        result += [text[done : field.start], re.sub(r"[^\n]", " ", text[field.start : field.end])]
         done = field.end
     return "".join([*result, text[done:]])
 
 
 def settle_foreign(
-    fields: Iterable[ForeignField], layers: Mapping[int, caffe_pb2.LayerParameter], path: Path | None
+    fields: Iterable[ForeignField], layers: Sequence[caffe_pb2.LayerParameter], kept: Collection[int], path: Path
 ) -> None:
     """Judge fields that were cut out, and give those that mean something here to the layers.
 
     Parameters
     ----------
-    layers : mapping of int to LayerParameter
-        The layers that the network's state keeps, by position; changed in place.
+    layers : sequence of LayerParameter
+        All layers of the file; changed in place.
+    kept : collection of int
+        Positions of those that the network's state keeps.
 
     Raises
     ------
@@ -147,29 +149,40 @@ def settle_foreign(
         A field may change what a layer computes, or whether it is kept; file, layer, field and line are named.
     """
     for field in fields:
-        layer = None if field.layer is None else layers.get(field.layer)
-        in_rule = field.path[0] in ("include", "exclude")
-        if field.is_harmless or (layer is None and field.layer is not None and not in_rule):
+        if field.is_harmless:
             continue
-        if layer is None:
+        if field.layer is None:
             raise ModelError(field.described("a network"), path=path)
-        if not in_rule and (layer.type not in LAYER_TYPES or _taken_over(field, layer)):
-            continue
-        raise ModelError(field.described(f"type '{layer.type}'"), path=path, layer=layer.name)
+        layer = layers[field.layer]
+        decides = field.path[0] in ("include", "exclude")
+        concerns = field.layer in kept and layer.type in LAYER_TYPES and not _taken_over(field, layer)
+        if decides or concerns:
+            raise ModelError(field.described(f"type '{layer.type}'"), path=path, layer=layer.name)
 
 
 def _taken_over(field: ForeignField, layer: caffe_pb2.LayerParameter) -> bool:
     """Give a field to the layer whose type says what it means."""
     *outer, name = field.path
-    if not outer and name.endswith("_param") and field.fault == "field" and layer.type in registered_types():
-        layer.foreign_param.append(field.text)
-        return True
+    if not outer and name.endswith("_param") and field.fault == "field":
+        if name in layer.DESCRIPTOR.fields_by_name:
+            return _parsed_into(layer, field)
+        layer.foreign_param.extend([field.text] if layer.type in registered_types() else [])
+        return layer.type in registered_types()
     if outer != ["convolution_param"] or name not in _HOLES or not field.value.isdecimal():
         return False
     dilation = (list(layer.convolution_param.dilation) * 2)[:2] or [1, 1]
     for axis in _HOLES[name]:
         dilation[axis] = int(field.value)
     layer.convolution_param.dilation[:] = dilation
+    return True
+
+
+def _parsed_into(layer: caffe_pb2.LayerParameter, field: ForeignField) -> bool:
+    """Give a V1 layer of a fork what only today's layers have."""
+    try:
+        text_format.Merge(field.text, layer)
+    except text_format.ParseError:
+        return False
     return True
 
 
@@ -206,20 +219,19 @@ class _Scanner:
         while self._next < len(self._tokens):
             self._field(caffe_pb2.NetParameter.DESCRIPTOR, None, ())
 
-    def _field(self, message: Descriptor, layer: int | None, path: tuple[str, ...]) -> None:
+    def _field(self, message: Any, layer: int | None, path: tuple[str, ...]) -> None:
         token = self._take("name")
         path = (*path, token[0])
         if layer is None and token[0] in ("layer", "layers"):
             layer, path = self._layers[token[0]], ()
             self._layers[token[0]] += 1
-        field = message.fields_by_name.get(token[0])
-        fault = self._value(field, layer, path)
-        if fault is not None:
-            start, end = token.start(), self._tokens[self._next - 1].end()
-            line = self._text.count("\n", 0, start) + 1
-            names = path or (token[0],)
-            self.found.append(ForeignField(layer, names, start, end, self._text[start:end], line, fault))
+        fault = self._value(message.fields_by_name.get(token[0]), layer, path)
+        start, end = token.start(), self._tokens[self._next - 1].end()
         self._accept(",;")
+        if fault is not None:
+            line, text = self._text.count("\n", 0, start) + 1, self._text[start:end]
+            names, cut = path or (token[0],), self._tokens[self._next - 1].end()
+            self.found.append(ForeignField(layer, names, start, cut, text, line, fault))
 
     def _value(
         self, field: FieldDescriptor | None, layer: int | None, path: tuple[str, ...]

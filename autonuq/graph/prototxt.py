@@ -60,14 +60,14 @@ def parse_prototxt(data: bytes, path: Path, state: caffe_pb2.NetState) -> Parsed
     types = {field.layer: field.value for field in foreign if field.layer is not None and field.is_v1_type}
     net.state.MergeFrom(state)
     layers = upgrade_layers(net, path, types)
-    kept = {index: layer for index, layer in enumerate(layers) if is_included(layer, net.state)}
-    settle_foreign((field for field in foreign if not field.is_v1_type), kept, path)
-    inputs, names = legacy_inputs(net, path), {layer.name for layer in kept.values()}
+    kept = [index for index, layer in enumerate(layers) if is_included(layer, net.state)]
+    settle_foreign((field for field in foreign if not field.is_v1_type), layers, kept, path)
+    inputs, names = legacy_inputs(net, path), {layers[index].name for index in kept}
     for layer in inputs:
         while layer.name in names:
             layer.name += "_"
     left_out = tuple(layer for index, layer in enumerate(layers) if index not in kept)
-    return ParsedNet(net.name, (*inputs, *map(_settled, kept.values())), left_out)
+    return ParsedNet(net.name, (*inputs, *(_settled(layers[index]) for index in kept)), left_out)
 
 
 def _settled(layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
@@ -102,17 +102,18 @@ def _parsed(text: str, data: bytes, path: Path) -> tuple[caffe_pb2.NetParameter,
         text_format.Parse(cut_out(text, foreign), net)
     except text_format.ParseError as error:
         raise ModelError(_syntax_message(error, data), path=path) from error
-    if has_v0_layers(net) or any(_is_untyped(net, field) for field in foreign):
+    if has_v0_layers(net) or _is_untyped(net, foreign):
         raise refused
     return net, foreign
 
 
-def _is_untyped(net: caffe_pb2.NetParameter, field: ForeignField) -> bool:
-    """Say whether a field's layer has no type, so that nobody can tell what the field means."""
-    if field.layer is None or field.is_v1_type:
-        return False
+def _is_untyped(net: caffe_pb2.NetParameter, foreign: Sequence[ForeignField]) -> bool:
+    """Say whether a layer with such fields has no type, so that nobody can tell what they mean."""
     layers: Sequence[caffe_pb2.LayerParameter | caffe_pb2.V1LayerParameter] = net.layer or net.layers
-    return not layers[field.layer].type
+    typed = {field.layer for field in foreign if field.is_v1_type}
+    return any(
+        field.layer not in typed and not layers[field.layer].type for field in foreign if field.layer is not None
+    )
 
 
 def _syntax_message(error: text_format.ParseError, data: bytes) -> str:

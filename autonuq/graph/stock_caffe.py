@@ -16,6 +16,7 @@ from autonuq.graph import caffe_pb2, record_pb2
 from autonuq.graph.layers import convolution
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.operators.quantizers import quant_factors
+from autonuq.graph.text import escape_bytes
 
 MODULE = "autonuq_layers"
 _SOURCE = Path(__file__).parent / "hosted" / f"{MODULE}.py"
@@ -88,5 +89,5 @@ def _object(layer: Layer, moments: Path | None) -> dict[str, object]:
     if moments is not None and layer.type != "InnerProduct":
         found = convolution(layer, 2)
         window = {"kernel": found.kernel, "stride": found.stride, "pad": found.pad}
-    key = text_format.MessageToString(record_pb2.ScaleOffsetRecord.MapFiledEntry(key=layer.name))
+    key = escape_bytes(text_format.MessageToString(record_pb2.ScaleOffsetRecord.MapFiledEntry(key=layer.name)))
     return {"key": key.strip().removeprefix("key: "), "moments": moments and str(moments), "window": window}

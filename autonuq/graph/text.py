@@ -69,8 +69,8 @@ def _respelled(found: re.Match[str]) -> str:
         data = text_encoding.CUnescape(escape_bytes(token[1:-1]))
     except ValueError:  # a bad escape: for the parser to refuse
         return found[0]
-    text = decode_text(data)
-    return f'{field}"{text_encoding.CEscape(text, as_utf8=True)}"' if text.encode() != data else found[0]
+    text = decode_text(data).encode()
+    return f'{field}"{text_encoding.CEscape(text, as_utf8=True)}"' if text != data else found[0]
 
 
 def serialize(message: Message) -> bytes:
@@ -103,12 +103,10 @@ def _byte_classes(file: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 def _restore(message: Message, strings: frozenset[str]) -> None:
     for field, value in message.ListFields():
-        many = field.label == field.LABEL_REPEATED
         if field.message_type is not None:
-            for inner in value if many else [value]:
+            for inner in [value] if isinstance(value, Message) else value:
                 _restore(inner, strings)
+        elif field.full_name in strings and isinstance(value, bytes):
+            setattr(message, field.name, encode_text(value.decode()))
         elif field.full_name in strings:
-            if many:
-                value[:] = [encode_text(item.decode()) for item in value]
-            else:
-                setattr(message, field.name, encode_text(value.decode()))
+            value[:] = [encode_text(item.decode()) for item in value]

@@ -27,7 +27,7 @@ def refuse_training(graph: Graph) -> None:
         if "Data" in layer.type and not layer.bottoms:
             raise graph.error(layer, f"type '{layer.type}' reads a data set: {_ADVICE}, which has an Input layer")
         if layer.type.endswith("Loss"):
-            raise graph.error(layer, f"type '{layer.type}' is not supported, and nothing but training needs it: {_ADVICE}")
+            raise graph.error(layer, f"type '{layer.type}' is not supported; only training needs it: {_ADVICE}")
 
 
 @contextmanager
@@ -42,21 +42,22 @@ def explained(graph: Graph, left_out: Sequence[caffe_pb2.LayerParameter]) -> Ite
     try:
         yield
     except ModelError as error:
-        if (reason := _reason(graph, error.layer, left_out)) is None:
+        missing = _missing(graph)
+        if error.layer != (None if missing is None else missing[0].name):
+            raise  # something else is wrong
+        if (reason := _reason(missing, left_out)) is None:
             raise
-        raise ModelError(f"{error.message}; {reason}", path=error.path, layer=error.layer) from error
+        what = error.message if missing is None else f"reads blob '{missing[1]}', which no layer before it makes"
+        raise ModelError(f"{what}; {reason}", path=error.path, layer=error.layer) from error
 
 
-def _reason(graph: Graph, reader: str | None, left_out: Sequence[caffe_pb2.LayerParameter]) -> str | None:
-    """Say why a blob that a layer reads is not there, or, of no layer, why there is no input."""
-    missing = _missing(graph)
-    if (None if missing is None else missing[0].name) != reader:
-        return None  # something else is wrong
+def _reason(missing: tuple[Layer, str] | None, left_out: Sequence[caffe_pb2.LayerParameter]) -> str | None:
+    """Say why a blob that a layer reads is not there, or, if all are, why there is no input."""
     for layer in left_out:
         if (not layer.bottom) if missing is None else (missing[1] in layer.top):
             if any(rule.HasField("phase") and rule.phase == TRAIN for rule in layer.include):
                 return f"layer '{layer.name}' makes it in phase TRAIN only: {_ADVICE}"
-            return f"layer '{layer.name}' makes it, but its include and exclude rules leave it out: give level or stages"
+            return f"layer '{layer.name}' makes it, but its include and exclude rules leave it out: set level or stage"
     if missing is not None and (missing[0].type.endswith("Loss") or missing[0].type == "Accuracy"):
         return _ADVICE
     return None

@@ -224,8 +224,9 @@ class Net:
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
         self._stored = None if weights is None else load_caffemodel(weights)
-        filled = fill_weights(graph, random_generator()) if self._stored is None else attach_weights(graph, self._stored)
-        self._runner = _Runner(filled)
+        self._runner = _Runner(
+            fill_weights(graph, random_generator()) if self._stored is None else attach_weights(graph, self._stored)
+        )
         self._observers = {
             layer.name: Observer(layer, self._graph.by_name)
             for layer in self._graph.layers

@@ -57,10 +57,10 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     folded = builder.rescale(tensors[0], *batch_norm_rescaling(layer), label=layer.name)
     if folded is not None:
         return [folded]
-    factor, shift = _own_scale(layer)
+    names = ("ones", "zeros", "mean", "variance")
     operands = [
         builder.constant(f"{layer.name}:{label}", values)
-        for label, values in (("ones", factor), ("zeros", shift), ("mean", mean), ("variance", variance))
+        for label, values in zip(names, (*_own_scale(layer), mean, variance), strict=True)
     ]
     return [builder.add("BatchNormalization", tensors[0], *operands, label=layer.name, epsilon=message.eps)]
 
