@@ -20,7 +20,7 @@ from typing import Any, Literal
 from google.protobuf import text_encoding, text_format
 from google.protobuf.descriptor import FieldDescriptor
 
-from autonuq.errors import ModelError
+from autonuq.errors import ModelError, suggest_name
 from autonuq.graph import caffe_pb2
 from autonuq.graph.hosted.registry import registered_types
 from autonuq.graph.layers import LAYER_TYPES
@@ -65,10 +65,12 @@ class ForeignField:
         Where it stands in the text, a separator behind it included.
     text : str
         Itself.
-    line : int
+    line, column : int
     fault : {"field", "value", "form"}
         The message has no such field; its enumeration has no such value; a message stands where a value is due, text
         where a number is, or the reverse.
+    hint : str
+        The nearest name that the message has, as `suggest_name` says it.
     """
 
     layer: int | None
@@ -77,7 +79,9 @@ class ForeignField:
     end: int
     text: str
     line: int
+    column: int
     fault: Literal["field", "value", "form"]
+    hint: str
 
     @property
     def value(self) -> str:
@@ -111,7 +115,8 @@ class ForeignField:
             what = f"'{'.'.join(outer)}' has no field named \"{name}\""
         else:
             what = f"{owner} has no parameters '{name}'"
-        return f"{what} (line {self.line}); remove it if that does not change what is computed"
+        remedy = self.hint or "; remove it if that does not change what is computed"
+        return f"{what} (line {self.line}, column {self.column}){'.' if self.hint else ''}{remedy}"
 
 
 def find_foreign(text: str) -> list[ForeignField]:
@@ -229,9 +234,19 @@ class _Scanner:
         start, end = token.start(), self._tokens[self._next - 1].end()
         self._accept(",;")
         if fault is not None:
-            line, text = self._text.count("\n", 0, start) + 1, self._text[start:end]
-            names, cut = path or (token[0],), self._tokens[self._next - 1].end()
-            self.found.append(ForeignField(layer, names, start, cut, text, line, fault))
+            self.found.append(
+                ForeignField(
+                    layer=layer,
+                    path=path or (token[0],),
+                    start=start,
+                    end=self._tokens[self._next - 1].end(),
+                    text=self._text[start:end],
+                    line=self._text.count("\n", 0, start) + 1,
+                    column=start - self._text.rfind("\n", 0, start),
+                    fault=fault,
+                    hint=suggest_name(token[0], message.fields_by_name) if fault == "field" else "",
+                )
+            )
 
     def _value(
         self, field: FieldDescriptor | None, layer: int | None, path: tuple[str, ...]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.layers import LAYER_TYPES
-from autonuq.graph.model import TRAIN, Graph, Layer
+from autonuq.graph.model import DATA_LAYERS, TRAIN, Graph, Layer
 
 _ADVICE = "this is a training prototxt; use the deploy one"
 
@@ -42,23 +42,28 @@ def explained(graph: Graph, left_out: Sequence[caffe_pb2.LayerParameter]) -> Ite
     try:
         yield
     except ModelError as error:
-        missing = _missing(graph)
-        if error.layer != (None if missing is None else missing[0].name):
-            raise  # something else is wrong
-        if (reason := _reason(missing, left_out)) is None:
+        if (reason := _reason(graph, error.layer, left_out)) is None:
             raise
-        what = error.message if missing is None else f"reads blob '{missing[1]}', which no layer before it makes"
-        raise ModelError(f"{what}; {reason}", path=error.path, layer=error.layer) from error
+        raise ModelError(f"{error.message}; {reason}", path=error.path, layer=error.layer) from error
 
 
-def _reason(missing: tuple[Layer, str] | None, left_out: Sequence[caffe_pb2.LayerParameter]) -> str | None:
-    """Say why a blob that a layer reads is not there, or, if all are, why there is no input."""
-    for layer in left_out:
-        if (not layer.bottom) if missing is None else (missing[1] in layer.top):
-            if any(rule.HasField("phase") and rule.phase == TRAIN for rule in layer.include):
-                return f"layer '{layer.name}' makes it in phase TRAIN only: {_ADVICE}"
-            return f"layer '{layer.name}' makes it, but its include and exclude rules leave it out: set level or stage"
-    if missing is not None and (missing[0].type.endswith("Loss") or missing[0].type == "Accuracy"):
+def _reason(graph: Graph, name: str | None, left_out: Sequence[caffe_pb2.LayerParameter]) -> str | None:
+    """Say why a layer of this name lacks a blob or reads data, or, without a name, why there is no input."""
+    missing, refused = _missing(graph), graph.by_name.get(name or "")
+    if refused is not None and refused.type in DATA_LAYERS:
+        makers = [layer for layer in left_out if layer.type == "Input"]
+    elif missing is not None and missing[0] is refused:
+        makers = [layer for layer in left_out if missing[1] in layer.top]
+    elif missing is None and name is None:
+        makers = [layer for layer in left_out if not layer.bottom]
+    else:
+        return None  # something else is wrong
+    for layer in makers:
+        if any(rule.HasField("phase") and rule.phase == TRAIN for rule in layer.include):
+            return f"layer '{layer.name}' makes it in phase TRAIN only: {_ADVICE}"
+        stages = "".join(f", such as '{stage}'" for rule in layer.include for stage in rule.stage)
+        return f"layer '{layer.name}' is left out by its include and exclude rules: set level or stage{stages}"
+    if refused is not None and (refused.type.endswith("Loss") or refused.type == "Accuracy"):
         return _ADVICE
     return None
 
