@@ -104,6 +104,11 @@ _SINGLE = {
 }
 
 
+def _constant_values(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
+    """Return one value everywhere; zeros, the usual default, cost no memory until somebody writes them."""
+    return np.full(shape, filler.value, np.float32) if filler.value else np.zeros(shape, np.float32)
+
+
 def _bilinear(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Weights of an interpolation: 1 - |x / f - c| along both axes, f = ceil(width / 2), c the filter's middle."""
     half = math.ceil(shape[-1] / 2)
@@ -145,7 +150,7 @@ def _msra(filler: FillerParameter, shape: Shape, generator: np.random.Generator)
 
 
 _FIXED: dict[str, Draw] = {
-    "constant": lambda filler, shape, generator: np.full(shape, filler.value, np.float32),
+    "constant": _constant_values,
     "bilinear": _bilinear,
 }
 _RANDOM: dict[str, Draw] = {

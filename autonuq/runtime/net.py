@@ -114,6 +114,15 @@ class Parameter:
         return self._values.size
 
 
+def _parameters(graph: Graph) -> list[list[Parameter]]:
+    """Return every layer's blobs; layers that share one have the same."""
+    made: dict[tuple[int, Shape], Parameter] = {}
+    return [
+        [made.setdefault((blob.__array_interface__["data"][0], blob.shape), Parameter(blob)) for blob in layer.blobs]
+        for layer in graph.layers
+    ]
+
+
 @dataclass(frozen=True)
 class NetLayer:
     """One layer of `Net.layers`: its Caffe type and its weight blobs."""
@@ -235,7 +244,7 @@ class Net:
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
-        self._parameters = [[Parameter(blob) for blob in layer.blobs] for layer in self._graph.layers]
+        self._parameters = _parameters(self._graph)
         self.params = self._by_caffe_name(
             (layer, found) for layer, found in zip(self._graph.layers, self._parameters, strict=True) if found
         )
@@ -293,8 +302,8 @@ class Net:
         self._take_parameters()
         self._stored = load_caffemodel(weights)
         self._runner.adopt(attach_weights(self._graph, self._stored))
-        for parameters, layer in zip(self._parameters, self._graph.layers, strict=True):
-            parameters[:] = [Parameter(blob) for blob in layer.blobs]
+        for parameters, loaded in zip(self._parameters, _parameters(self._graph), strict=True):
+            parameters[:] = loaded
 
     def save(self, path: str | Path) -> None:
         """Write the present weights as a caffemodel; what was not changed stays as the loaded file has it."""

@@ -82,3 +82,26 @@ def test_prelu(run, rng, shape, shared):
     np.testing.assert_allclose(
         run(layer, {"x": x}, {"p": [slope]})["y"], np.where(x > 0, x, x * beside), rtol=1e-5, atol=1e-6
     )
+
+
+NVIDIA = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.02 PARAMETERS } }'
+
+
+@pytest.mark.parametrize("parameters", ["scale_bias: true", "scale_filler { value: 1 }", "bias_filler { }"])
+@pytest.mark.parametrize("statistics", ["", "use_global_stats: false"], ids=["stored", "batch"])
+def test_batch_norm_of_nvidia_scales_and_shifts(run, rng, parameters, statistics):
+    x, mean, variance = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    factor, shift = rng.normal(size=3), rng.normal(size=3)
+    layer = NVIDIA.replace("PARAMETERS", f"{parameters} {statistics}")
+    found = run(layer, {"x": x}, {"b": [mean, variance, [7], factor, shift]})["y"]  # averages; the 7 means nothing
+    if statistics:
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    mean, variance, factor, shift = (values.reshape(3, 1, 1) for values in (mean, variance, factor, shift))
+    np.testing.assert_allclose(found, (x - mean) / np.sqrt(variance + 0.02) * factor + shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "share"), [("", 1), ("scale_train: true", 1), ("scale_train: false", 0.25)])
+def test_dropout_scales_where_training_did_not(run, rng, text, share):
+    x = rng.normal(size=(2, 3))
+    layer = f'layer {{ name: "d" type: "Dropout" bottom: "x" top: "y" dropout_param {{ dropout_ratio: 0.75 {text} }} }}'
+    np.testing.assert_allclose(run(layer, {"x": x})["y"], x * share, rtol=1e-6)
