@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from autonuq.graph.caffe_pb2 import FillerParameter
 from autonuq.graph.model import Array, Graph, Layer, Shape
+from autonuq.graph.shapes.channels import stores_sums
 from autonuq.graph.shapes.windows import DEPTHWISE_TYPES
 
 Draw = Callable[[FillerParameter, Shape, np.random.Generator], Array]
@@ -54,8 +55,11 @@ def fillings(layer: Layer, shapes: Sequence[Shape]) -> list[Filling]:
         both = [_filling(message.scale_param, "filler", 1), _filling(message.scale_param, "bias_filler", 0)]
         return both[len(layer.bottoms) - 1 :][: len(shapes)]
     if layer.type == "BatchNorm":
-        factor, shift = (_filling(message.batch_norm_param, word, value) for word, value in _BATCH_NORM)
-        return [*[_constant(0)] * 3, factor, shift][: len(shapes)]
+        parameters = message.batch_norm_param
+        scale_word = "filler" if parameters.use_weight_bias else "scale_filler"
+        own = [_filling(parameters, scale_word, 1), _filling(parameters, "bias_filler", 0)]
+        count = _constant(0 if stores_sums(layer) else 1)
+        return [_constant(0), _constant(0), count, *own][: len(shapes)]
     if layer.type in _SINGLE:
         place, word, value = _SINGLE[layer.type]
         return [_filling(getattr(message, place), word, value)] * len(shapes)
@@ -90,7 +94,6 @@ def _constant(value: float, *, is_given: bool = True) -> Filling:
     return Filling("", FillerParameter(value=value), is_given)
 
 
-_BATCH_NORM = (("scale_filler", 1), ("bias_filler", 0))
 _WEIGHTED = {
     **dict.fromkeys(("Convolution", "Deconvolution", *DEPTHWISE_TYPES), "convolution_param"),
     "InnerProduct": "inner_product_param",

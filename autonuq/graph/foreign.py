@@ -43,7 +43,8 @@ _HARMLESS_IN_NET = re.compile(
 )
 # Of a layer: which implementation computes it, in which precision it is trained, what learns.
 _HARMLESS_IN_LAYER = re.compile(
-    r"(forward|backward)_(type|math)|debug|engine|cudnn_math_override|multinode|mkldnn_\w+|need_backward|freeze"
+    r"(forward|backward)_(type|math)|debug|engine|cudnn_math_override|multinode|mn_\w+|split_param|need_backward|freeze"
+    r"|force_backward|reshape_every_iter|coeff_schedule_param"
 )
 _HARMLESS_INSIDE = re.compile(r"engine|cudnn_\w+|conv_algos_override|workspace_limit|force_\w+_im2col")
 # Read where data are loaded, or in training.
@@ -101,6 +102,8 @@ class ForeignField:
             return _HARMLESS_IN_NET.fullmatch(self.path[0]) is not None
         if not outer:
             return _HARMLESS_IN_LAYER.fullmatch(name) is not None
+        if (*self.path, self.value) == ("dropout_param", "sample_weights_test", "false"):
+            return True  # Bayesian SegNet draws at random on request
         beside = outer[0] in _BESIDE_THE_POINT or any(part.endswith("_filler") for part in outer)
         return beside or "save_output_param" in outer or _HARMLESS_INSIDE.fullmatch(name) is not None
 

@@ -19,6 +19,7 @@ from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infe
 from autonuq.graph.lowering import batch_norm_rescaling
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.record import Factors
+from autonuq.graph.shapes.channels import uses_stored_statistics
 
 FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution", *DEPTHWISE_TYPES})
 
@@ -73,17 +74,11 @@ def _absorbable(graph: Graph, index: int) -> int | None:
     if len(readers) != 1:
         return None
     layer = graph.layers[readers[0]]
-    if layer.type == "BatchNorm" and _uses_global_statistics(layer):
+    if layer.type == "BatchNorm" and uses_stored_statistics(layer):
         return readers[0]
     scale = layer.message.scale_param
     per_channel = layer.type == "Scale" and len(layer.bottoms) == 1 and (scale.axis, scale.num_axes) == (1, 1)
     return readers[0] if per_channel else None
-
-
-def _uses_global_statistics(layer: Layer) -> bool:
-    """Caffe's default is true in phase TEST."""
-    message = layer.message.batch_norm_param
-    return not message.HasField("use_global_stats") or message.use_global_stats
 
 
 def _absorb(layer: Layer, follower: Layer) -> Layer:

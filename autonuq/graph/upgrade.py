@@ -30,6 +30,8 @@ _V1_IRREGULAR = {
     "ARGMAX": "ArgMax",
 }
 
+_ACRONYMS = frozenset({"BN", "CRF", "ELU", "LSTM", "PSROI", "RNN", "ROI", "SPP"})
+
 _V0_IRREGULAR = {
     "conv": "CONVOLUTION",
     "images": "IMAGE_DATA",
@@ -173,6 +175,13 @@ def _type_name(name: str) -> str:
     return _V1_IRREGULAR.get(name) or "".join(word.capitalize() for word in name.split("_"))
 
 
+def _fork_type_name(name: str) -> str:
+    """Return the type name that a fork would give to a name of its enumeration: `ROI_POOLING` is ROIPooling."""
+    words = name.split("_")
+    spelled = (word if word in _ACRONYMS else word.capitalize() for word in words)
+    return _V1_IRREGULAR.get(name) or "".join(spelled)
+
+
 def upgrade_v1_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
     """Turn one V1 layer into today's format."""
     new = caffe_pb2.LayerParameter(name=old.name, type=v1_type_name(old.type))
@@ -243,7 +252,7 @@ def upgrade_layers(
             raise ModelError(f"V1 layer type {old.type} has no counterpart today", path=path, layer=old.name)
     layers = [upgrade_v1_layer(old) for old in old_layers] or list(net.layer)
     for index, name in types.items():
-        layers[index].type = _type_name(name)
+        layers[index].type = _fork_type_name(name)
     for layer in layers:
         if layer.include and layer.exclude:
             raise ModelError("has include and exclude rules; Caffe accepts one kind", path=path, layer=layer.name)

@@ -94,8 +94,17 @@ def test_batch_norm_of_nvidia_scales_and_shifts(run, rng, parameters, statistics
     factor, shift = rng.normal(size=3), rng.normal(size=3)
     layer = NVIDIA.replace("PARAMETERS", f"{parameters} {statistics}")
     found = run(layer, {"x": x}, {"b": [mean, variance, [7], factor, shift]})["y"]  # averages; the 7 means nothing
-    if statistics:
-        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    mean, variance, factor, shift = (values.reshape(3, 1, 1) for values in (mean, variance, factor, shift))
+    np.testing.assert_allclose(found, (x - mean) / np.sqrt(variance + 0.02) * factor + shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias_term", [True, False])
+def test_batch_norm_of_intel_scales_sums(run, rng, bias_term):
+    x, mean, variance = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    factor, shift = rng.normal(size=3), rng.normal(size=3) * bias_term
+    text = f"use_weight_bias: true engine: MKL2017 bias_term: {str(bias_term).lower()}"
+    blobs = [mean * 7, variance * 7, [7], factor, *([shift] if bias_term else [])]
+    found = run(NVIDIA.replace("PARAMETERS", text), {"x": x}, {"b": blobs})["y"]
     mean, variance, factor, shift = (values.reshape(3, 1, 1) for values in (mean, variance, factor, shift))
     np.testing.assert_allclose(found, (x - mean) / np.sqrt(variance + 0.02) * factor + shift, rtol=1e-4, atol=1e-5)
 

@@ -32,9 +32,11 @@ FIXED = {
     "PReLU": ("PReLU", "", [0.25]),
     "PReLU with filler": ("PReLU", "prelu_param { channel_shared: true filler { value: 0.1 } }", [0.1]),
     "BatchNorm": ("BatchNorm", "", [0, 0, 0]),
-    "BatchNorm of NVIDIA": ("BatchNorm", "batch_norm_param { scale_bias: true }", [0, 0, 0, 1, 0]),
+    "BatchNorm of NVIDIA": ("BatchNorm", "batch_norm_param { scale_bias: true }", [0, 0, 1, 1, 0]),
     "BatchNorm with fillers": ("BatchNorm", "batch_norm_param { scale_filler { value: 2 } bias_filler { value: 3 } }",
-                               [0, 0, 0, 2, 3]),
+                               [0, 0, 1, 2, 3]),
+    "BatchNorm of Intel": ("BatchNorm", "batch_norm_param { use_weight_bias: true filler { value: 2 } }",
+                           [0, 0, 0, 2, 0]),
     "Normalize": ("Normalize", "norm_param { channel_shared: false }", [1]),
     "Normalize with filler": ("Normalize", "norm_param { scale_filler { value: 20 } }", [20]),
 }  # fmt: skip

@@ -30,6 +30,8 @@ HARMLESS = {
     "algorithm": ("Convolution", "convolution_param { num_output: 1 kernel_size: 1 cudnn_convolution_algo_seeker: A }"),
     "learning": ("PReLU", 'param { lr_mult: 1 lr_policy: "step" }'),
     "filler": ("Convolution", "convolution_param { num_output: 1 kernel_size: 1 weight_filler { diag_val: 1 } }"),
+    "SegNet": ("Dropout", "dropout_param { sample_weights_test: false }"),
+    "splitting": ("Split", "split_param { engine: MKL2017 }"),
     "loading": ("ReLU", "transform_param { resize_param { width: 3 } }"),
 }  # fmt: skip
 REFUSED = {
@@ -39,6 +41,7 @@ REFUSED = {
     "fused": ("Convolution", "convolution_param { relu: true }", "'convolution_param' has no field named \"relu\""),
     "value": ("Pooling", "pooling_param { pool: LP }", "'pooling_param.pool' has no value named LP"),
     "form": ("ReLU", 'param: "shared"', "'param' is written in another form"),
+    "random": ("Dropout", "dropout_param { sample_weights_test: true }", 'has no field named "sample_weights_test"'),
     "rule": ("ReLU", "include { phase: TRAIN weekday: 3 }", "'include' has no field named \"weekday\""),
 }
 
@@ -108,6 +111,11 @@ def test_v1_layers_of_forks(load):
     assert (slopes.type, slopes.prelu_param.channel_shared) == ("PReLU", True)
     with pytest.raises(ModelError, match="'l': type 'MultiStageMeanfield' is not supported; register_layer"):
         load(V1_INPUT + v1("MULTI_STAGE_MEANFIELD", "multi_stage_meanfield_param { num_iterations: 5 }"))
+    pooled = v1("ROI_POOLING", 'bottom: "x" roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.5 }')
+    with pytest.raises(ModelError, match="'l': the second input .* must hold rows of"):
+        load(V1_INPUT + pooled)
+    with pytest.raises(ModelError, match="'l': type 'BN' is not supported"):
+        load(V1_INPUT + v1("BN", "bn_param { bn_mode: INFERENCE }"))
     with pytest.raises(ModelError, match="syntax error"):
         load(V1_INPUT + v1("PRELU", "prelu_param { shared: true }").replace("type", "tipe"))
     with pytest.raises(ModelError, match="'PReLU' has no parameters 'prelu_param'"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.operators.builder import Builder, lowers
-from autonuq.graph.shapes.channels import has_own_scale, scale_axis, scale_shape
+from autonuq.graph.shapes.channels import scale_axis, scale_shape, stores_sums, uses_stored_statistics
 from autonuq.graph.shapes.registry import legacy_shape
 
 
@@ -18,7 +18,7 @@ def batch_norm_statistics(layer: Layer) -> tuple[Array, Array]:
     NVIDIA Caffe's layer with five blobs stores the averages themselves and ignores the factor.
     """
     mean, variance, factor = layer.blobs[:3]
-    if has_own_scale(layer):
+    if not stores_sums(layer):
         return mean, variance
     share = np.float32(0 if factor[0] == 0 else 1 / factor[0])
     return mean * share, variance * share
@@ -29,10 +29,9 @@ def batch_norm_rescaling(layer: Layer) -> tuple[Array, Array]:
     mean, variance = (values.astype(np.float64) for values in batch_norm_statistics(layer))
     with np.errstate(invalid="ignore", divide="ignore"):  # a negative variance gives NaN, as in Caffe
         factor = 1 / np.sqrt(variance + layer.message.batch_norm_param.eps)
-    if not has_own_scale(layer):
-        return factor, -mean * factor
-    factor *= layer.blobs[3]
-    return factor, layer.blobs[4] - mean * factor
+    scale, shift = _own_scale(layer)
+    factor = factor * scale
+    return factor, shift - mean * factor
 
 
 @lowers("BatchNorm")
@@ -44,15 +43,8 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     folding does.
     """
     message = layer.message.batch_norm_param
-    if message.HasField("use_global_stats") and not message.use_global_stats:
-        normalized = _batch_statistics(builder, layer, tensors[0], shapes[0])
-        if not has_own_scale(layer):
-            return [normalized]
-        factor, shift = (
-            builder.constant(f"{layer.name}:{label}", _beside(values, 1, len(shapes[0])))
-            for label, values in zip(("scale", "shift"), _own_scale(layer), strict=True)
-        )
-        return [builder.add("Add", builder.add("Mul", normalized, factor), shift, label=layer.name)]
+    if not uses_stored_statistics(layer):
+        return [_batch_statistics(builder, layer, tensors[0], shapes[0])]
     mean, variance = batch_norm_statistics(layer)
     folded = builder.rescale(tensors[0], *batch_norm_rescaling(layer), label=layer.name)
     if folded is not None:
@@ -66,9 +58,10 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
 
 
 def _own_scale(layer: Layer) -> tuple[Array, Array]:
-    """Return factor and offset of a BatchNorm that scales and shifts; ones and zeros of another."""
+    """Return what a BatchNorm scales and shifts by: ones and zeros unless it has blobs for it."""
     mean = layer.blobs[0]
-    return (layer.blobs[3], layer.blobs[4]) if has_own_scale(layer) else (np.ones_like(mean), np.zeros_like(mean))
+    scale, shift = layer.blobs[3:4] or (np.ones_like(mean),), layer.blobs[4:5] or (np.zeros_like(mean),)
+    return scale[0], shift[0]
 
 
 def _batch_statistics(builder: Builder, layer: Layer, tensor: str, shape: Shape) -> str:
