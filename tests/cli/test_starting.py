@@ -1,8 +1,11 @@
 """The commands before a study: `new` makes one that runs, `check` finds what is wrong with one."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -127,3 +130,20 @@ def test_level_and_stage_choose_the_network_of_a_command(run_in, tmp_path):
     assert done.returncode in (0, 8), done.stderr
     fake = nuq.Net(tmp_path / "out/q_fake_quant_model.prototxt", tmp_path / "out/q_fake_quant_weights.caffemodel")
     assert fake._layer_names[-2:] == ["relu", "prob"]
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tiny):
+    model = (tiny / "tiny.prototxt").read_text().replace('name: "relu"', 'name: "卷积"')
+    (tiny / "tiny.prototxt").write_text(model, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        "from autonuq.cli import main; main()",
+        "inspect",
+        "tiny.prototxt",
+        "tiny.caffemodel",
+    ]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, cwd=tiny, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert r"\u5377\u79ef" in shown.stdout
