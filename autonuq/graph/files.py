@@ -39,8 +39,8 @@ def load_graph(
     model_file : str or Path
         prototxt, in today's format, V1 or V0.
     weights_file : str or Path, optional
-        caffemodel, in any of the formats. Layers that the prototxt lacks are ignored, as in Caffe. Without it the
-        layers have no blobs. A layer that it lacks keeps what its fillers say, if these are fixed values.
+        caffemodel, in any of the formats. Layers that the prototxt lacks are ignored, as in Caffe; one that the file
+        lacks keeps what its fillers say, if these are fixed values. Without a file the layers have no blobs.
     phase : {TRAIN, TEST}
     level : int
     stages : sequence of str
@@ -95,8 +95,8 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     def missing(layer: Layer, index: int, filling: Filling, shape: Shape) -> Array:
         if layer.blobs:
             return layer.blobs[index]
-        _refuse_random(graph, layer, filling, stored.path)
-        return fill(graph, layer, filling, shape, np.random.default_rng())
+        _refuse_unfilled(graph, layer, filling, stored.path)
+        return fill(graph, layer, filling, shape, np.random.default_rng(0))  # a fixed filler draws nothing
 
     return _with_blobs(graph, expected, own, shared, missing)
 
@@ -174,7 +174,7 @@ def _with_blobs(
     )
 
 
-def _refuse_random(graph: Graph, layer: Layer, filling: Filling, path: Path) -> None:
+def _refuse_unfilled(graph: Graph, layer: Layer, filling: Filling, path: Path) -> None:
     """Refuse a layer that the caffemodel lacks and whose filler is no answer."""
     lacks = f"needs blobs of weights, but {path} has no layer of this name"
     if layer.given_name is not None:

@@ -119,15 +119,32 @@ def _bilinear(filler: FillerParameter, shape: Shape, generator: np.random.Genera
     return np.tile(along[:, None] * along, (*shape[:2], 1, 1))
 
 
+def _normal(mean: float, deviation: float, shape: Shape, generator: np.random.Generator) -> Array:
+    """Draw in float32: the blobs of a network are large."""
+    values: Array = generator.standard_normal(shape, np.float32)
+    values *= np.float32(deviation)
+    values += np.float32(mean)
+    return values
+
+
+def _uniform(lowest: float, highest: float, shape: Shape, generator: np.random.Generator) -> Array:
+    values: Array = generator.random(shape, np.float32)
+    values *= np.float32(highest - lowest)
+    values += np.float32(lowest)
+    return values
+
+
 def _gaussian(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Draw from a normal distribution; `sparse` says how many inputs of an output are not 0, on average."""
-    values = generator.normal(filler.mean, filler.std, shape)
-    return values if filler.sparse < 0 else values * (generator.random(shape) < filler.sparse / shape[0])
+    values = _normal(filler.mean, filler.std, shape, generator)
+    if filler.sparse >= 0:
+        values *= generator.random(shape, np.float32) < filler.sparse / shape[0]
+    return values
 
 
 def _unit_ball(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Positive; the weights of each output sum up to 1."""
-    values = generator.random((shape[0], math.prod(shape[1:])))
+    values: Array = generator.random((shape[0], math.prod(shape[1:])), np.float32)
     values /= values.sum(axis=1, keepdims=True)
     return values.reshape(shape)
 
@@ -145,11 +162,11 @@ def _variance_count(filler: FillerParameter, shape: Shape) -> float:
 
 def _xavier(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     limit = math.sqrt(3 / _variance_count(filler, shape))
-    return generator.uniform(-limit, limit, shape)
+    return _uniform(-limit, limit, shape, generator)
 
 
 def _msra(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
-    return generator.normal(0, math.sqrt(2 / _variance_count(filler, shape)), shape)
+    return _normal(0, math.sqrt(2 / _variance_count(filler, shape)), shape, generator)
 
 
 _FIXED: dict[str, Draw] = {
@@ -160,6 +177,6 @@ _RANDOM: dict[str, Draw] = {
     "gaussian": _gaussian,
     "msra": _msra,
     "positive_unitball": _unit_ball,
-    "uniform": lambda filler, shape, generator: generator.uniform(filler.min, filler.max, shape),
+    "uniform": lambda filler, shape, generator: _uniform(filler.min, filler.max, shape, generator),
     "xavier": _xavier,
 }
