@@ -189,8 +189,10 @@ def _refuse_unfilled(graph: Graph, layer: Layer, filling: Filling, path: Path) -
 
 def _fitting_blobs(layer: Layer, expected: list[Shape], found: Sequence[StoredBlob], path: Path) -> Iterator[Array]:
     if len(found) != len(expected):
+        own_scale = layer.type == "BatchNorm" and len(found) in (4, 5)
+        hint = "; say scale_bias (NVIDIA's Caffe) or use_weight_bias (Intel's) in batch_norm_param" if own_scale else ""
         raise ModelError(
-            f"has {len(found)} blobs, but the prototxt asks for {len(expected)} ({_shapes_text(expected)})",
+            f"has {len(found)} blobs, but the prototxt asks for {len(expected)} ({_shapes_text(expected)}){hint}",
             path=path,
             layer=layer.name,
         )

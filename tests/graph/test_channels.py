@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 
+import autonuq as nuq
+from autonuq.errors import ModelError
+from autonuq.graph.files import load_graph
+
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2, 3)], ids=str)
 def test_batch_norm_of_any_number_of_axes(run, rng, shape):
@@ -114,3 +118,13 @@ def test_dropout_scales_where_training_did_not(run, rng, text, share):
     x = rng.normal(size=(2, 3))
     layer = f'layer {{ name: "d" type: "Dropout" bottom: "x" top: "y" dropout_param {{ dropout_ratio: 0.75 {text} }} }}'
     np.testing.assert_allclose(run(layer, {"x": x})["y"], x * share, rtol=1e-6)
+
+
+def test_blobs_of_a_batch_norm_that_the_prototxt_does_not_mention(tmp_path):
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+    layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { SCALE } }"""
+    for name, scale in (("plain", ""), ("scaled", "scale_bias: true")):
+        (tmp_path / name).write_text(text.replace("SCALE", scale))
+    nuq.Net(tmp_path / "scaled", nuq.pycaffe.TEST).save(tmp_path / "weights")
+    with pytest.raises(ModelError, match="layer 'b': has 5 blobs.*asks for 3.*say scale_bias .* or use_weight_bias"):
+        load_graph(tmp_path / "plain", tmp_path / "weights")
