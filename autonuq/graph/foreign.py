@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,11 +67,11 @@ class ForeignField:
     text : str
         Itself.
     line, column : int
-    fault : {"field", "value", "form"}
+    fault : {"field", "value", "form", "syntax"}
         The message has no such field; its enumeration has no such value; a message stands where a value is due, text
-        where a number is, or the reverse.
+        where a number is, or the reverse; the parser refuses what is in it.
     hint : str
-        The nearest name that the message has, as `suggest_name` says it.
+        The nearest name that the message has, as `suggest_name` says it, or what the parser says.
     """
 
     layer: int | None
@@ -81,7 +81,7 @@ class ForeignField:
     text: str
     line: int
     column: int
-    fault: Literal["field", "value", "form"]
+    fault: Literal["field", "value", "form", "syntax"]
     hint: str
 
     @property
@@ -110,6 +110,8 @@ class ForeignField:
     def described(self, owner: str) -> str:
         """Say what is wrong; `owner` is what a field stands in that is in no other message."""
         *outer, name = self.path
+        if self.fault == "syntax":
+            return self.hint
         if self.fault == "value":
             what = f"'{'.'.join(self.path)}' has no value named {self.value}"
         elif self.fault == "form":
@@ -122,12 +124,37 @@ class ForeignField:
         return f"{what} (line {self.line}, column {self.column}){'.' if self.hint else ''}{remedy}"
 
 
-def find_foreign(text: str) -> list[ForeignField]:
-    """Return what a prototxt says beyond the schema, in its order, up to where the text is no prototxt any more."""
+@dataclass(frozen=True)
+class Findings:
+    """What a prototxt says beyond the schema, in its order, up to where the text is no prototxt any more.
+
+    Attributes
+    ----------
+    fields : tuple of ForeignField
+    messages : tuple of ForeignField
+        The layers' parameter messages that the schema has: what is in them may be refused by the parser all the same.
+    """
+
+    fields: tuple[ForeignField, ...]
+    messages: tuple[ForeignField, ...]
+
+    def without_message_at(self, position: int, reason: str) -> Findings | None:
+        """Count the message around a position among the fields, for this reason; None where there is none."""
+        for message in self.messages:
+            if message.start <= position < message.end:
+                others = [one for one in self.fields if not message.start <= one.start < message.end]
+                refused = replace(message, fault="syntax", hint=reason)
+                fields = sorted([*others, refused], key=lambda one: one.start)
+                return Findings(tuple(fields), tuple(one for one in self.messages if one is not message))
+        return None
+
+
+def find_foreign(text: str) -> Findings:
+    """Look for what the schema lacks."""
     scanner = _Scanner(text)
     with suppress(_Lost):  # the parser says what is wrong there
         scanner.scan()
-    return scanner.found
+    return Findings(tuple(scanner.found), tuple(scanner.messages))
 
 
 def cut_out(text: str, fields: Iterable[ForeignField]) -> str:
@@ -165,7 +192,8 @@ def settle_foreign(
         decides = field.path[0] in ("include", "exclude")
         concerns = field.layer in kept and layer.type in LAYER_TYPES and not _taken_over(field, layer)
         if decides or concerns:
-            raise ModelError(field.described(f"type '{layer.type}'"), path=path, layer=layer.name)
+            name = None if field.fault == "syntax" else layer.name
+            raise ModelError(field.described(f"type '{layer.type}'"), path=path, layer=name)
 
 
 def _taken_over(field: ForeignField, layer: caffe_pb2.LayerParameter) -> bool:
@@ -212,11 +240,13 @@ class _Scanner:
 
     Attributes
     ----------
-    found : list of ForeignField
+    found, messages : list of ForeignField
+        See `Findings`.
     """
 
     def __init__(self, text: str) -> None:
         self.found: list[ForeignField] = []
+        self.messages: list[ForeignField] = []
         self._text = text
         self._tokens = [token for token in _TOKEN.finditer(text) if token.lastgroup]
         self._next = 0
@@ -236,20 +266,22 @@ class _Scanner:
         fault = self._value(message.fields_by_name.get(token[0]), layer, path)
         start, end = token.start(), self._tokens[self._next - 1].end()
         self._accept(",;")
-        if fault is not None:
-            self.found.append(
-                ForeignField(
-                    layer=layer,
-                    path=path or (token[0],),
-                    start=start,
-                    end=self._tokens[self._next - 1].end(),
-                    text=self._text[start:end],
-                    line=self._text.count("\n", 0, start) + 1,
-                    column=start - self._text.rfind("\n", 0, start),
-                    fault=fault,
-                    hint=suggest_name(token[0], message.fields_by_name) if fault == "field" else "",
-                )
+        is_message = layer is not None and len(path) == 1 and token[0].endswith("_param")
+        if fault is None and not is_message:
+            return
+        (self.messages if fault is None else self.found).append(
+            ForeignField(
+                layer=layer,
+                path=path or (token[0],),
+                start=start,
+                end=self._tokens[self._next - 1].end(),
+                text=self._text[start:end],
+                line=self._text.count("\n", 0, start) + 1,
+                column=start - self._text.rfind("\n", 0, start),
+                fault=fault or "syntax",
+                hint=suggest_name(token[0], message.fields_by_name) if fault == "field" else "",
             )
+        )
 
     def _value(
         self, field: FieldDescriptor | None, layer: int | None, path: tuple[str, ...]

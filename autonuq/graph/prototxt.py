@@ -11,7 +11,7 @@ from google.protobuf import text_format
 
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
-from autonuq.graph.foreign import ForeignField, cut_out, find_foreign, settle_foreign
+from autonuq.graph.foreign import Findings, ForeignField, cut_out, find_foreign, settle_foreign
 from autonuq.graph.text import decode_text, unescape_bytes
 from autonuq.graph.upgrade import has_v0_layers, is_included, legacy_inputs, upgrade_layers
 
@@ -86,25 +86,34 @@ def _decoded(data: bytes, path: Path) -> str:
     return unescape_bytes(decode_text(data.removeprefix(_UTF8_MARK)))
 
 
-def _parsed(text: str, data: bytes, path: Path) -> tuple[caffe_pb2.NetParameter, list[ForeignField]]:
-    """Return the message, and what the schema lacks; it is looked for where the text does not parse."""
+def _parsed(text: str, data: bytes, path: Path) -> tuple[caffe_pb2.NetParameter, tuple[ForeignField, ...]]:
+    """Return the message, and what was left out of it; that is looked for where the text does not parse whole."""
     net = caffe_pb2.NetParameter()
     try:
         text_format.Parse(text, net)
     except text_format.ParseError as error:
         refused = ModelError(_syntax_message(error, data), path=path)
-        if not (foreign := find_foreign(text)):
-            raise refused from error
     else:
-        return net, []
-    net.Clear()
-    try:
-        text_format.Parse(cut_out(text, foreign), net)
-    except text_format.ParseError as error:
-        raise ModelError(_syntax_message(error, data), path=path) from error
-    if has_v0_layers(net) or _is_untyped(net, foreign):
-        raise refused
-    return net, foreign
+        return net, ()
+    found: Findings | None = find_foreign(text)
+    while found is not None:
+        net.Clear()
+        try:
+            text_format.Parse(cut_out(text, found.fields), net)
+        except text_format.ParseError as error:
+            refused = ModelError(_syntax_message(error, data), path=path)
+            found = found.without_message_at(_position(text, error), refused.message)
+            continue
+        if has_v0_layers(net) or _is_untyped(net, found.fields):
+            break
+        return net, found.fields
+    raise refused
+
+
+def _position(text: str, error: text_format.ParseError) -> int:
+    """Return where in a text the parser stopped."""
+    lines = text.split("\n")[: (error.GetLine() or 1) - 1]
+    return sum(len(line) + 1 for line in lines) + (error.GetColumn() or 1) - 1
 
 
 def _is_untyped(net: caffe_pb2.NetParameter, foreign: Sequence[ForeignField]) -> bool:

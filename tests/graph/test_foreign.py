@@ -20,6 +20,8 @@ LEFT_OUT = {
     "OpenPose": 'type: "CPMData" cpm_transform_param { stride: 8 max_rotate_degree: 40 visualize: false }',
     "FlowNet": 'type: "DataAugmentation" augmentation_param { augment_during_test: false mean_per_pixel: '
     'false translate { rand_type: "uniform_bernoulli" exp: false spread: 0.4 } }',
+    "what the parser refuses": 'type: "Data" data_param { source: "a" source: "b" batch_size: -1 } image_data_param { '
+    "batch_size: 1.5 } transform_param { crop_size: 1 crop_size: 2 } rank: 1",
     "own messages, other forms": 'type: "Python" python_param { module: "a" param: 3 } loss_param: 3 data_param { '
     'backend: ROCKSDB batch_size: "2" }',
 }
@@ -130,7 +132,7 @@ def test_a_text_that_ends_in_a_field_is_a_syntax_error(load):
 
 def test_fields_know_where_they_stand():
     text = INPUT + layer("BN", "bn_param { a: 1 }; more: 2\n")
-    assert [(one.layer, one.path, one.line, one.text) for one in find_foreign(text)] == [
+    assert [(one.layer, one.path, one.line, one.text) for one in find_foreign(text).fields] == [
         (1, ("bn_param",), 2, "bn_param { a: 1 }"),
         (1, ("more",), 2, "more: 2"),
     ]
