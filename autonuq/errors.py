@@ -42,6 +42,7 @@ class AutonuqError(Exception):
         layer: str | None = None,
         study: str | None = None,
     ) -> None:
+        self.message = message
         self.path = None if path is None else Path(path)
         self.layer = layer
         self.study = study

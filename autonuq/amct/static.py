@@ -34,6 +34,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.graph.record import load_record, write_record
+from autonuq.graph.shapes.channels import has_own_scale
 from autonuq.quant.atc.chips import KEEP_RATIO
 from autonuq.quant.config import QuantizationConfig
 from autonuq.runtime.moments import request_moments
@@ -288,7 +289,8 @@ def _load_float_network(model_file: str | Path, weights_file: str | Path) -> Gra
     for layer in network.layers:
         if layer.type in _QUANTIZED_TYPES:
             raise network.error(layer, f"type '{layer.type}' belongs to a quantized model; give the float model")
-        if layer.type == "BatchNorm" and not layer.message.batch_norm_param.use_global_stats:
+        stored = layer.message.batch_norm_param.use_global_stats or has_own_scale(layer)
+        if layer.type == "BatchNorm" and not stored:
             raise network.error(
                 layer, "quantization needs a BatchNorm in inference mode: set use_global_stats: true in its prototxt"
             )

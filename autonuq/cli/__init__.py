@@ -9,6 +9,7 @@ has which command; `console` has the consoles and what every command takes, `dis
 from __future__ import annotations
 
 import ast
+import io
 import signal
 import sys
 import warnings
@@ -112,9 +113,17 @@ def _root(
     """Carry the option that only `autonuq` itself takes."""
 
 
+def _print_any_name() -> None:
+    """Escape what the terminal's encoding lacks: layers may be called anything."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
+    _print_any_name()
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
     try:

@@ -27,6 +27,11 @@ _PREFIX = "PREFIX: folder and beginning of the names."
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
 WeightsArgument = Annotated[Path, typer.Argument(metavar="WEIGHTS.caffemodel", show_default=False)]
+LevelOption = Annotated[int, typer.Option(help="Level of the prototxt's include and exclude rules.")]
+StageOption = Annotated[
+    list[str] | None,
+    typer.Option("--stage", help="Stage of the prototxt's include and exclude rules; may be given several times."),
+]
 TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
 StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")]

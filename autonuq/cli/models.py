@@ -11,8 +11,10 @@ from rich.table import Table
 
 from autonuq.cli.console import (
     JsonOption,
+    LevelOption,
     ModelArgument,
     OutputOption,
+    StageOption,
     WeightsArgument,
     err,
     out,
@@ -34,6 +36,8 @@ def inspect(
     model: ModelArgument,
     weights: WeightsArgument,
     chip: Annotated[str | None, typer.Option(help=f"What ATC would do on: {', '.join(DDR_RATES)}.")] = None,
+    level: LevelOption = 0,
+    stage: StageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say of each layer what can be quantized and why not.
@@ -42,7 +46,7 @@ def inspect(
     """
     if chip is not None and chip not in DDR_RATES:
         raise unknown("--chip", chip, DDR_RATES)
-    graph = load_graph(model, weights)
+    graph = load_graph(model, weights, level=level, stages=stage or ())
     found = capabilities(graph)
     views = {} if chip is None else view_on_chip(graph, chip)
     if as_json:

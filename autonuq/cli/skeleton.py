@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
 from autonuq.atomic import replace_text
 from autonuq.errors import StudyError
-from autonuq.graph.files import load_graph
+from autonuq.graph.files import load_graph, prototxt_text
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph, Shape
 
@@ -95,7 +95,9 @@ class Closeness(nuq.Evaluator):
 ''')
 
 
-def write_skeleton(folder: Path, model: Path, weights: Path) -> tuple[Path, Path]:
+def write_skeleton(
+    folder: Path, model: Path, weights: Path, *, level: int = 0, stages: Sequence[str] = ()
+) -> tuple[Path, ...]:
     """Write a study file and an evaluator for a network.
 
     Parameters
@@ -104,11 +106,14 @@ def write_skeleton(folder: Path, model: Path, weights: Path) -> tuple[Path, Path
         Made if it is not there; its name is the study's.
     model, weights : Path
         The files name them relative to `folder`.
+    level, stages
+        Which layers are kept, by the prototxt's rules. Where they are given, the network that they choose is written
+        into the folder for the study.
 
     Returns
     -------
     tuple of Path
-        The study file and the evaluator.
+        The study file, the evaluator, and the prototxt if it was written.
 
     Raises
     ------
@@ -117,20 +122,22 @@ def write_skeleton(folder: Path, model: Path, weights: Path) -> tuple[Path, Path
     ModelError
         The network cannot be used.
     """
-    graph = load_graph(model, weights)
-    shapes = infer_shapes(graph)
-    targets = folder / STUDY_NAME, folder / EVALUATOR_NAME
-    for target in targets:
+    graph = load_graph(model, weights, level=level, stages=stages)
+    network = {folder / model.name: prototxt_text(graph)} if level or stages else {}
+    model = next(iter(network), model)
+    values = _values(graph, infer_shapes(graph), folder, model, weights)
+    texts = {folder / STUDY_NAME: _STUDY.substitute(values), folder / EVALUATOR_NAME: _EVALUATOR.substitute(values)}
+    texts |= network
+    for target in texts:
         if target.exists():
             raise StudyError("exists already; choose another folder, or remove it", path=target)
-    values = _values(graph, shapes, folder, model, weights)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for target, template in zip(targets, (_STUDY, _EVALUATOR), strict=True):
-            replace_text(target, template.substitute(values))
+        for target, text in texts.items():
+            replace_text(target, text)
     except OSError as error:
         raise StudyError(f"folder cannot be written: {error.strerror}", path=folder) from error
-    return targets
+    return tuple(texts)
 
 
 def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path, weights: Path) -> dict[str, str]:

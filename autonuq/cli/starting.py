@@ -13,7 +13,9 @@ from rich.text import Text
 
 from autonuq.cli.console import (
     JsonOption,
+    LevelOption,
     OutOption,
+    StageOption,
     StorageOption,
     StudyArgument,
     duration,
@@ -34,12 +36,16 @@ def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="Made if it is not there.")],
     model: Annotated[Path, typer.Option(help="The network's prototxt.", show_default=False)],
     weights: Annotated[Path, typer.Option(help="Its caffemodel.", show_default=False)],
+    level: LevelOption = 0,
+    stage: StageOption = None,
 ) -> None:
     """Write a study file and an evaluator that runs at once on random data; comments say what to fill in.
 
+    With a level or stages, a prototxt of the layers that they keep is written, too, and the study is of that one.
+
     Example: `autonuq new studies/mine --model net.prototxt --weights net.caffemodel`
     """
-    for path in write_skeleton(folder, model, weights):
+    for path in write_skeleton(folder, model, weights, level=level, stages=stage or ()):
         say(str(shown(path)))
     err.print(f"next: fill in what is marked TODO there, then: autonuq check {folder / STUDY_NAME}", soft_wrap=True)
 

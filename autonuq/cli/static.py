@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from autonuq import amct
-from autonuq.cli.console import NOT_SATISFIED, ModelArgument, OutputOption, WeightsArgument, err, say, shown
+from autonuq.cli.console import (
+    NOT_SATISFIED,
+    LevelOption,
+    ModelArgument,
+    OutputOption,
+    StageOption,
+    WeightsArgument,
+    err,
+    say,
+    shown,
+)
 from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.graph.files import load_graph, write_prototxt
 from autonuq.records import format_metric, say_verdict
 
 
@@ -20,18 +34,32 @@ def _quiet_log() -> None:
         os.environ.setdefault("AMCT_LOG_LEVEL", "WARNING")
 
 
+@contextmanager
+def _chosen(model: Path, level: int, stages: list[str] | None) -> Iterator[Path]:
+    """Give a prototxt of the layers that level and stages keep: evaluators open files without saying such things."""
+    if not level and not stages:
+        yield model
+        return
+    with TemporaryDirectory() as folder:
+        yield write_prototxt(load_graph(model, level=level, stages=stages or ()), Path(folder) / model.name)
+
+
 def config(
     model: ModelArgument,
     weights: WeightsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="config.json to write.")],
     cfg: Annotated[Path | None, typer.Option(help="AMCT's simplified configuration.")] = None,
+    level: LevelOption = 0,
+    stage: StageOption = None,
 ) -> None:
     """Write AMCT's config.json for a network.
 
     Example: `autonuq config net.prototxt net.caffemodel -o config.json --cfg quant.cfg`
     """
     _quiet_log()
-    amct.create_quant_config(str(output), str(model), str(weights), config_defination=None if cfg is None else str(cfg))
+    definition = None if cfg is None else str(cfg)
+    with _chosen(model, level, stage) as prototxt:
+        amct.create_quant_config(str(output), str(prototxt), str(weights), config_defination=definition)
     say(str(shown(output)))
 
 
@@ -42,6 +70,8 @@ def quantize(
     evaluator: Annotated[str, typer.Option(help="file.py:Class or package.module:Class.")],
     output: OutputOption,
     batches: Annotated[int, typer.Option(min=1, help="Of the score, where the class does not say.")] = 1,
+    level: LevelOption = 0,
+    stage: StageOption = None,
 ) -> None:
     """Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.
 
@@ -52,7 +82,8 @@ def quantize(
     """
     _quiet_log()
     chosen = load_evaluator(evaluator, Path.cwd(), batches)
-    result = amct.quantize_static(model, weights, config, chosen, output)
+    with _chosen(model, level, stage) as prototxt:
+        result = amct.quantize_static(prototxt, weights, config, chosen, output)
     verdict = say_verdict(result.satisfied)
     say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")
     for name, levels in result.levels.items():

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from autonuq.atomic import replace_text
+from autonuq.atomic import replace_file, replace_text
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.packed_file import SUFFIX, PackedLayer, PackedNetwork, write_packed
 from autonuq.compress.quantized import QuantizedModel
@@ -17,6 +17,7 @@ from autonuq.graph.files import ModelPair, write_caffemodel, write_model
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
 from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
+from autonuq.graph.text import encode_text
 from autonuq.quant.codecs import make_codec
 
 
@@ -120,7 +121,7 @@ def unpack(network: PackedNetwork, prefix: str) -> ModelPair:
 
 def write_nuq_layers(candidate: Candidate, prefix: str) -> Path:
     """Write the list that ATC reads as `--compress_weight_conf`."""
-    return replace_text(f"{prefix}_nuq_layer_record.txt", ";".join(candidate.nuq_layers))
+    return replace_file(f"{prefix}_nuq_layer_record.txt", [encode_text(";".join(candidate.nuq_layers))])
 
 
 def write_quant_info(candidate: Candidate, prefix: str) -> Path:

@@ -19,6 +19,7 @@ import numpy as np
 from autonuq.atomic import replace_file
 from autonuq.errors import ModelError
 from autonuq.graph.model import MAX_AXES, Array, Shape
+from autonuq.graph.text import decode_text, encode_text
 from autonuq.graph.wire import (
     DELIMITED,
     FIXED32,
@@ -95,6 +96,8 @@ class _StoredLayer:
 
 class Caffemodel(Mapping[str, tuple[StoredBlob, ...]]):
     """Layer name -> blobs of a caffemodel in any of the three formats; of two layers of a name the last one counts.
+
+    One without blobs does not count beside one that has some: networks give a layer and its activation one name.
 
     Parameters
     ----------
@@ -181,6 +184,8 @@ class Caffemodel(Mapping[str, tuple[StoredBlob, ...]]):
             if not name:
                 raise
             raise ModelError(f"is damaged: {error}", path=self.path, layer=name) from error
+        if not blobs and name in self._layers:
+            return
         self._layers.pop(name, None)  # the names stand in the order in which the blobs that count are read
         self._layers[name] = _StoredLayer(field, tuple(inner), blobs)
 
@@ -261,7 +266,7 @@ def read_bytes(path: Path) -> bytes:
 
 def network_chunks(name: str, layers: Iterable[tuple[bytes, Sequence[Array]]]) -> Iterator[Chunk]:
     """Encode a network in today's format from its layers' serialized messages and blobs; float data are not copied."""
-    yield from delimited(_NET_NAME, [name.encode()])
+    yield from delimited(_NET_NAME, [encode_text(name)])
     for message, blobs in layers:
         body: list[Chunk] = [message]
         for blob in blobs:
@@ -305,10 +310,7 @@ def _same(old: Array, new: Array) -> bool:
 
 
 def _text(data: memoryview, field: Field) -> str:
-    try:
-        return str(data[field.start : field.end], "utf-8")
-    except UnicodeDecodeError as error:
-        raise WireError(f"the layer name at byte {field.start} is no UTF-8 text: {error.reason}") from error
+    return decode_text(bytes(data[field.start : field.end]))
 
 
 def _read_blob(data: memoryview, blob: Field) -> StoredBlob:

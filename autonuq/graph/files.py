@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from autonuq.atomic import replace_file, replace_text
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, network_chunks, read_bytes
-from autonuq.graph.foreign import quote_foreign, unquote_foreign
+from autonuq.graph.fillers import Filling, fill, fillings
+from autonuq.graph.foreign import unquote_foreign
 from autonuq.graph.hosted.python_layer import importable
-from autonuq.graph.hosted.registry import registered_types
 from autonuq.graph.layers import blob_shapes, infer_shapes
-from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
-from autonuq.graph.upgrade import upgrade_net
-
-_SHOWN = 200  # characters of a syntax error: it may quote the whole file
+from autonuq.graph.model import TEST, Array, Graph, Layer, Shape, named_layers
+from autonuq.graph.prototxt import parse_prototxt
+from autonuq.graph.text import escape_bytes, serialize
+from autonuq.graph.training import explained, refuse_training
 
 
 def load_graph(
@@ -39,8 +39,8 @@ def load_graph(
     model_file : str or Path
         prototxt, in today's format, V1 or V0.
     weights_file : str or Path, optional
-        caffemodel, in any of the formats. Layers that the prototxt lacks are ignored, as in Caffe. Without it the
-        layers have no blobs.
+        caffemodel, in any of the formats. Layers that the prototxt lacks are ignored, as in Caffe; one that the file
+        lacks keeps what its fillers say, if these are fixed values. Without a file the layers have no blobs.
     phase : {TRAIN, TEST}
     level : int
     stages : sequence of str
@@ -58,46 +58,15 @@ def load_graph(
 
 def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, stages: Sequence[str] = ()) -> Graph:
     """Make a graph without weights from the text of a prototxt; `path` is for messages. See `load_graph`."""
-    try:
-        net = _parse(text.decode())
-    except text_format.ParseError as error:
-        raise ModelError(_syntax_message(error), path=path) from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"is not text, so no prototxt: {error}", path=path) from error
-    net.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages))
-    layers = (Layer(_without_blobs(message)) for message in upgrade_net(net, path))
-    graph = Graph(net.name, tuple(layers), path).validate()
-    _refuse_foreign(graph)
+    state = caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages)
+    net = parse_prototxt(text, path, state)
+    graph = Graph(net.name, named_layers(net.kept), path)
+    with explained(graph, net.left_out):
+        graph.validate()
+    refuse_training(graph)
     with importable(path.parent):  # modules of Python layers
         expected_blobs(graph)
     return graph
-
-
-def _parse(text: str) -> caffe_pb2.NetParameter:
-    net = caffe_pb2.NetParameter()
-    try:
-        text_format.Parse(text, net)
-    except text_format.ParseError:
-        quoted = quote_foreign(text) if registered_types() else text
-        if quoted == text:
-            raise
-        net.Clear()
-        text_format.Parse(quoted, net)
-    return net
-
-
-def _refuse_foreign(graph: Graph) -> None:
-    for layer in graph.layers:
-        if layer.message.foreign_param and layer.type not in registered_types():
-            name = layer.message.foreign_param[0].partition("{")[0].strip(": ")
-            raise graph.error(layer, f"type '{layer.type}' has no parameters '{name}'")
-
-
-def _syntax_message(error: text_format.ParseError) -> str:
-    """Say where a text does not parse, without protobuf's repetition of the whole line."""
-    reason = str(error).rpartition("': ")[2].rpartition(" : ")[2].strip()
-    shown = reason if len(reason) <= _SHOWN else f"{reason[:_SHOWN]}..."
-    return f"syntax error in line {error.GetLine()}, column {error.GetColumn()}: {shown}"
 
 
 def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
@@ -106,26 +75,58 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     Notes
     -----
     Layers that give a parameter the same name (`param { name }`) share one blob: the array of the layer that comes
-    last in the file, for Caffe loads them into one place one after the other. A layer that has all its blobs from
-    others may be missing in the file.
+    last in the file, for Caffe loads them into one place one after the other. A layer that the file lacks keeps its
+    blobs if it has some, or gets what its fillers say if these are fixed values.
     """
     stored = weights if isinstance(weights, Caffemodel) else load_caffemodel(weights)
     order = {name: position for position, name in enumerate(stored)}
     expected = expected_blobs(graph)
+    names = stored_names(graph, stored, expected)
     own = {
-        layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[layer.name], stored.path))
+        layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[names[layer.name]], stored.path))
         for layer in graph.layers
-        if expected[layer.name] and layer.name in stored
+        if layer.name in names
     }
     shared: dict[str, Array] = {}
-    for layer in sorted((layer for layer in graph.layers if layer.name in own), key=lambda layer: order[layer.name]):
-        shared.update({name: own[layer.name][index] for index, name in _shared_names(layer).items()})
-    return graph.with_layers(
-        layer.with_(blobs=_with_shared(graph, layer, expected[layer.name], own.get(layer.name), shared, stored.path))
-        if expected[layer.name]
-        else layer
-        for layer in graph.layers
-    )
+    for layer in sorted((layer for layer in graph.layers if layer.name in own), key=lambda one: order[names[one.name]]):
+        blobs = own[layer.name]
+        shared.update({name: blobs[index] for index, name in _shared_names(layer).items() if index < len(blobs)})
+
+    def missing(layer: Layer, index: int, filling: Filling, shape: Shape) -> Array:
+        if layer.blobs:
+            return layer.blobs[index]
+        _refuse_unfilled(graph, layer, filling, stored.path)
+        return fill(graph, layer, filling, shape, np.random.default_rng(0))  # a fixed filler draws nothing
+
+    return _with_blobs(graph, expected, own, shared, missing)
+
+
+def fill_weights(graph: Graph, generator: np.random.Generator) -> Graph:
+    """Return the graph with the blobs that its fillers make, random ones included: a net without a caffemodel."""
+
+    def filled(layer: Layer, index: int, filling: Filling, shape: Shape) -> Array:
+        return fill(graph, layer, filling, shape, generator)
+
+    return _with_blobs(graph, expected_blobs(graph), {}, {}, filled)
+
+
+def stored_names(graph: Graph, stored: Caffemodel, expected: Mapping[str, list[Shape]] | None = None) -> dict[str, str]:
+    """Return under which name the file holds a layer's blobs, by the layer's own name; without those that it lacks.
+
+    Notes
+    -----
+    Caffe gives a stored layer's blobs to the first layer of its name. Here the others may have theirs under the name
+    that the graph gives them, as `write_caffemodel` writes it.
+    """
+    wanted = expected_blobs(graph) if expected is None else expected
+    found: dict[str, str] = {}
+    for layer in graph.layers:
+        if wanted[layer.name]:
+            free = layer.caffe_name not in found.values()
+            name = layer.caffe_name if layer.name not in stored and free else layer.name
+            if name in stored:
+                found[layer.name] = name
+    return found
 
 
 def expected_blobs(graph: Graph) -> dict[str, list[Shape]]:
@@ -145,25 +146,53 @@ def _shared_names(layer: Layer) -> dict[int, str]:
     return {index: spec.name for index, spec in enumerate(layer.message.param) if spec.name}
 
 
-def _with_shared(
-    graph: Graph, layer: Layer, expected: list[Shape], own: list[Array] | None, shared: dict[str, Array], path: Path
-) -> Iterator[Array]:
-    names = _shared_names(layer)
-    for index, shape in enumerate(expected):
-        name = names.get(index, "")
-        blob = shared.get(name, own[index] if own else None)
-        if blob is None:
-            raise graph.error(layer, f"needs {len(expected)} blobs of weights, but {path} has no layer of this name")
-        permissive = name and layer.message.param[index].share_mode == caffe_pb2.ParamSpec.PERMISSIVE
-        if blob.shape != shape and not (permissive and blob.size == math.prod(shape)):
-            raise graph.error(layer, f"shares '{name}' of shape {blob.shape}, but its own shape is {shape}")
-        yield blob.reshape(shape)
+def _with_blobs(
+    graph: Graph,
+    expected: Mapping[str, list[Shape]],
+    own: Mapping[str, list[Array]],
+    shared: dict[str, Array],
+    missing: Callable[[Layer, int, Filling, Shape], Array],
+) -> Graph:
+    """Give every layer its blobs: shared ones, its own, or what `missing` makes; that is shared, too, from then on."""
+
+    def blobs(layer: Layer) -> Iterator[Array]:
+        names, shapes = _shared_names(layer), expected[layer.name]
+        for index, (shape, filling) in enumerate(zip(shapes, fillings(layer, shapes), strict=True)):
+            name = names.get(index, "")
+            if name in shared:
+                blob = shared[name]
+            else:
+                blob = own[layer.name][index] if layer.name in own else missing(layer, index, filling, shape)
+                shared.update({name: blob} if name else {})
+            permissive = name and layer.message.param[index].share_mode == caffe_pb2.ParamSpec.PERMISSIVE
+            if blob.shape != shape and not (permissive and blob.size == math.prod(shape)):
+                raise graph.error(layer, f"shares '{name}' of shape {blob.shape}, but its own shape is {shape}")
+            yield blob.reshape(shape)
+
+    return graph.with_layers(
+        layer.with_(blobs=blobs(layer)) if expected[layer.name] else layer for layer in graph.layers
+    )
+
+
+def _refuse_unfilled(graph: Graph, layer: Layer, filling: Filling, path: Path) -> None:
+    """Refuse a layer that the caffemodel lacks and whose filler is no answer."""
+    lacks = f"needs blobs of weights, but {path} has no layer of this name"
+    if layer.given_name is not None:
+        lacks += f" (of several layers '{layer.given_name}' the first gets that layer's weights, as in Caffe)"
+    remedy = "take a caffemodel that holds it, or rename it as there"
+    if not filling.is_given:
+        raise graph.error(layer, f"{lacks}; {remedy}")
+    if not filling.is_fixed:
+        what = f"its {filling.word} '{filling.filler.type}' gives no fixed values"
+        raise graph.error(layer, f"{lacks}, and {what}; {remedy}, or give it a constant filler")
 
 
 def _fitting_blobs(layer: Layer, expected: list[Shape], found: Sequence[StoredBlob], path: Path) -> Iterator[Array]:
     if len(found) != len(expected):
+        own_scale = layer.type == "BatchNorm" and len(found) in (4, 5)
+        hint = "; say scale_bias (NVIDIA's Caffe) or use_weight_bias (Intel's) in batch_norm_param" if own_scale else ""
         raise ModelError(
-            f"has {len(found)} blobs, but the prototxt asks for {len(expected)} ({_shapes_text(expected)})",
+            f"has {len(found)} blobs, but the prototxt asks for {len(expected)} ({_shapes_text(expected)}){hint}",
             path=path,
             layer=layer.name,
         )
@@ -195,7 +224,7 @@ def write_prototxt(graph: Graph, path: str | Path) -> Path:
 def prototxt_text(graph: Graph) -> str:
     """Return the graph's structure in today's format; parameters whose values differ by now are shared no more."""
     net = caffe_pb2.NetParameter(name=graph.name, layer=_written_messages(graph))
-    return unquote_foreign(text_format.MessageToString(net))
+    return escape_bytes(unquote_foreign(text_format.MessageToString(net)))
 
 
 def _written_messages(graph: Graph) -> list[caffe_pb2.LayerParameter]:
@@ -228,18 +257,13 @@ def _unshared(message: caffe_pb2.LayerParameter, names: set[str]) -> caffe_pb2.L
 
 def write_caffemodel(graph: Graph, path: str | Path) -> Path:
     """Write structure and blobs in today's format; float data go from their arrays to the file directly."""
-    messages = (message.SerializeToString(deterministic=True) for message in _written_messages(graph))
+    messages = map(serialize, _written_messages(graph))
     blobs = (layer.blobs for layer in graph.layers)
     return replace_file(path, network_chunks(graph.name, zip(messages, blobs, strict=True)))
 
 
 def _shapes_text(shapes: list[Shape]) -> str:
     return ", ".join(str(shape) for shape in shapes)
-
-
-def _without_blobs(message: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParameter:
-    message.ClearField("blobs")
-    return message
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,12 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
     found = LAYER_TYPES.get(layer.type)
     if found is None:
         known = {name.lower(): name for name in LAYER_TYPES}
-        near = get_close_matches(layer.type.lower(), known, 1)
+        near = get_close_matches(layer.type.lower(), known, 1, cutoff=0.75)
         hint = f"; did you mean '{known[near[0]]}'?" if near else ""
         raise graph.error(
             layer,
-            f"type '{layer.type}' is not supported{hint} (register_layer can add it; "
-            f"supported: {', '.join(sorted(LAYER_TYPES))})",
+            f"type '{layer.type}' is not supported; register_layer can add it{hint} "
+            f"(supported: {', '.join(sorted(LAYER_TYPES))})",
         )
     return found
 

@@ -21,7 +21,7 @@ from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
-from autonuq.graph.operators.channels import batch_norm_statistics
+from autonuq.graph.operators.channels import batch_norm_rescaling
 from autonuq.graph.operators.quantizers import observed_blob, quant_factors
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "OPSET",
     "Builder",
     "Lowered",
-    "batch_norm_statistics",
+    "batch_norm_rescaling",
     "lower",
     "lower_layers",
     "observed_blob",

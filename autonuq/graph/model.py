@@ -32,15 +32,23 @@ class Layer:
         Its parameters in today's format, without blobs. Never changed in place: see `with_`.
     blobs : tuple of ndarray
         Its weights: float32, or int8, int32 and uint64 in a deploy model.
+    given_name : str or None
+        Its name in the file where that is not its own: see `named_layers`.
     """
 
     message: caffe_pb2.LayerParameter
     blobs: tuple[Array, ...] = ()
+    given_name: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
-        """Caffe's layer name."""
+        """Its name, which no other layer of the graph has."""
         return self.message.name
+
+    @property
+    def caffe_name(self) -> str:
+        """Caffe's layer name: others may have the same, or it may be empty."""
+        return self.name if self.given_name is None else self.given_name
 
     @property
     def type(self) -> str:
@@ -74,7 +82,35 @@ class Layer:
             message.top[:] = tops
         if bias_term is not None:
             weight_parameters(message).bias_term = bias_term
-        return Layer(message, self.blobs if blobs is None else tuple(blobs))
+        return Layer(message, self.blobs if blobs is None else tuple(blobs), self.given_name)
+
+
+def named_layers(messages: Sequence[caffe_pb2.LayerParameter]) -> tuple[Layer, ...]:
+    """Make the layers of a graph from those of a file, in which layers may share a name or have none.
+
+    Notes
+    -----
+    Caffe has no rule about names. Here they tell layers apart: the first layer of a name keeps it, the others get a
+    number (`relu`, `relu#2`), those without a name are called after their type. Files are written with these names.
+    """
+    given = {message.name for message in messages}
+    used: set[str] = set()
+    layers = []
+    for message in messages:
+        before = message.name
+        if not before or before in used:
+            message.name = _free_name(message.name or message.type, given | used)
+        used.add(message.name)
+        layers.append(Layer(message, (), None if message.name == before else before))
+    return tuple(layers)
+
+
+def _free_name(base: str, taken: set[str]) -> str:
+    name, number = base, 1
+    while not name or name in taken:
+        number += 1
+        name = f"{base}#{number}"
+    return name
 
 
 def weight_parameters(
@@ -170,13 +206,15 @@ class Graph:
         made: set[str] = set()
         for layer in self.layers:
             if not layer.name or not layer.type:
-                raise self.error(layer, "every layer needs a name and a type")
+                raise self.error(layer.caffe_name, "every layer needs a name and a type")
             if layer.name in names:
                 raise self.error(layer, "a second layer has this name; layer names must be unique")
             names.add(layer.name)
             if layer.type in DATA_LAYERS:
                 raise self.error(
-                    layer, f"type '{layer.type}' reads a data set; use the deploy prototxt, which has an Input layer"
+                    layer,
+                    f"type '{layer.type}' reads a data set: this is a training prototxt; use the deploy one, which has "
+                    "an Input layer",
                 )
             if layer.type == "Input":
                 _check_input(self, layer)

@@ -16,9 +16,10 @@ from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
-from autonuq.graph.lowering import batch_norm_statistics
+from autonuq.graph.lowering import batch_norm_rescaling
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.record import Factors
+from autonuq.graph.shapes.channels import uses_stored_statistics
 
 FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution", *DEPTHWISE_TYPES})
 
@@ -73,24 +74,16 @@ def _absorbable(graph: Graph, index: int) -> int | None:
     if len(readers) != 1:
         return None
     layer = graph.layers[readers[0]]
-    if layer.type == "BatchNorm" and _uses_global_statistics(layer):
+    if layer.type == "BatchNorm" and uses_stored_statistics(layer):
         return readers[0]
     scale = layer.message.scale_param
     per_channel = layer.type == "Scale" and len(layer.bottoms) == 1 and (scale.axis, scale.num_axes) == (1, 1)
     return readers[0] if per_channel else None
 
 
-def _uses_global_statistics(layer: Layer) -> bool:
-    """Caffe's default is true in phase TEST."""
-    message = layer.message.batch_norm_param
-    return not message.HasField("use_global_stats") or message.use_global_stats
-
-
 def _absorb(layer: Layer, follower: Layer) -> Layer:
     if follower.type == "BatchNorm":
-        mean, variance = (values.astype(np.float64) for values in batch_norm_statistics(follower))
-        factor = 1 / np.sqrt(variance + follower.message.batch_norm_param.eps)
-        shift = -mean * factor
+        factor, shift = batch_norm_rescaling(follower)
     else:
         factor = follower.blobs[0].astype(np.float64)
         shift = follower.blobs[1].astype(np.float64) if len(follower.blobs) > 1 else np.zeros_like(factor)

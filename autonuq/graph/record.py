@@ -15,6 +15,7 @@ from google.protobuf import text_format
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError
 from autonuq.graph import record_pb2
+from autonuq.graph.text import decode_text, escape_bytes, unescape_bytes
 
 CLUSTER_SIZES = (16, 32)
 # What a record that replaces a calibration must hold of every layer (convert_model page).
@@ -70,10 +71,10 @@ def load_record(path: str | Path, *, complete: bool = False) -> dict[str, Factor
     path = Path(path)
     message = record_pb2.ScaleOffsetRecord()
     try:
-        text_format.Parse(path.read_text(), message)
+        text_format.Parse(unescape_bytes(decode_text(path.read_bytes())), message)
     except OSError as error:
         raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except text_format.ParseError as error:
         raise QuantizationError(f"is no record file: {error}", path=path) from error
     records: dict[str, Factors] = {}
     for entry in message.record:
@@ -108,7 +109,7 @@ def write_record(path: str | Path, records: Mapping[str, Factors], *, clusters: 
             value.skip_fusion = True
         if clusters:
             value.cluster.extend(factors.cluster)
-    return replace_text(path, text_format.MessageToString(message))
+    return replace_text(path, escape_bytes(text_format.MessageToString(message)))
 
 
 def _factors(value: record_pb2.SingleLayerRecord) -> Factors:

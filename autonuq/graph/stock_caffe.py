@@ -17,6 +17,7 @@ from autonuq.graph import caffe_pb2, record_pb2
 from autonuq.graph.layers import input_window
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.operators.quantizers import quant_factors
+from autonuq.graph.text import escape_bytes
 
 MODULE = "autonuq_layers"
 _SOURCE = Path(__file__).parent / "hosted" / f"{MODULE}.py"
@@ -85,7 +86,7 @@ def _observer_parameters(graph: Graph, layer: Layer, inputs: Mapping[str, Mappin
 
 
 def _object(layer: Layer, inputs: Mapping[str, object] | None) -> dict[str, object]:
-    key = text_format.MessageToString(record_pb2.ScaleOffsetRecord.MapFiledEntry(key=layer.name))
+    key = escape_bytes(text_format.MessageToString(record_pb2.ScaleOffsetRecord.MapFiledEntry(key=layer.name)))
     found: dict[str, object] = {"key": key.strip().removeprefix("key: "), "inputs": None}
     if inputs is not None:
         window = None if layer.type == "InnerProduct" else asdict(input_window(layer))

@@ -8,7 +8,7 @@ to `transform_param`; BatchNorm's three parameter specs lose their learning rate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autonuq.errors import ModelError
@@ -29,6 +29,8 @@ _V1_IRREGULAR = {
     "TANH": "TanH",
     "ARGMAX": "ArgMax",
 }
+
+_ACRONYMS = frozenset({"BN", "CRF", "ELU", "LSTM", "PSROI", "RNN", "ROI", "SPP"})
 
 _V0_IRREGULAR = {
     "conv": "CONVOLUTION",
@@ -165,8 +167,19 @@ def v1_type_name(number: int) -> str:
     known = caffe_pb2.V1LayerParameter.LayerType.DESCRIPTOR.values_by_number
     if number not in known or number == 0:
         return ""
-    name = known[number].name
+    return _type_name(known[number].name)
+
+
+def _type_name(name: str) -> str:
+    """Return today's spelling of a name of V1's enumeration."""
     return _V1_IRREGULAR.get(name) or "".join(word.capitalize() for word in name.split("_"))
+
+
+def _fork_type_name(name: str) -> str:
+    """Return the type name that a fork would give to a name of its enumeration: `ROI_POOLING` is ROIPooling."""
+    words = name.split("_")
+    spelled = (word if word in _ACRONYMS else word.capitalize() for word in words)
+    return _V1_IRREGULAR.get(name) or "".join(spelled)
 
 
 def upgrade_v1_layer(old: caffe_pb2.V1LayerParameter) -> caffe_pb2.LayerParameter:
@@ -214,8 +227,15 @@ def _upgrade_batch_norm(layer: caffe_pb2.LayerParameter) -> caffe_pb2.LayerParam
     return layer
 
 
-def upgrade_net(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb2.LayerParameter]:
-    """Return the layers that the network's state keeps in today's format, its inputs as an `Input` layer.
+def upgrade_layers(
+    net: caffe_pb2.NetParameter, path: Path | None, types: Mapping[int, str]
+) -> list[caffe_pb2.LayerParameter]:
+    """Return all layers of a network in today's format, in the file's order.
+
+    Parameters
+    ----------
+    types : mapping of int to str
+        Types of V1 layers that Caffe's enumeration lacks, as forks spell them there (`SEG_ACCURACY`), by position.
 
     Raises
     ------
@@ -225,24 +245,33 @@ def upgrade_net(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb
     if net.layers and net.layer:
         raise ModelError("mixes 'layer' and 'layers'; Caffe accepts only one of them", path=path)
     old_layers = list(net.layers)
-    if any(old.HasField("layer") for old in old_layers):
+    if has_v0_layers(net):
         old_layers = upgrade_v0_layers(old_layers, path)
-    for old in old_layers:
-        if not v1_type_name(old.type):
+    for index, old in enumerate(old_layers):
+        if index not in types and not v1_type_name(old.type):
             raise ModelError(f"V1 layer type {old.type} has no counterpart today", path=path, layer=old.name)
     layers = [upgrade_v1_layer(old) for old in old_layers] or list(net.layer)
+    for index, name in types.items():
+        layers[index].type = _fork_type_name(name)
     for layer in layers:
         if layer.include and layer.exclude:
             raise ModelError("has include and exclude rules; Caffe accepts one kind", path=path, layer=layer.name)
-    kept = [_upgrade_batch_norm(layer) for layer in layers if _is_included(layer, net.state)]
-    names, inputs = {layer.name for layer in kept}, _legacy_inputs(net, path)
-    for layer in inputs:
-        while layer.name in names:
-            layer.name += "_"
-    return [*inputs, *kept]
+    return [_upgrade_batch_norm(layer) for layer in layers]
 
 
-def _legacy_inputs(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb2.LayerParameter]:
+def has_v0_layers(net: caffe_pb2.NetParameter) -> bool:
+    """Say whether a network has layers inside layers, the oldest spelling."""
+    return any(old.HasField("layer") for old in net.layers)
+
+
+def legacy_inputs(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe_pb2.LayerParameter]:
+    """Return the network's top-level `input` fields as an `Input` layer.
+
+    Raises
+    ------
+    ModelError
+        Their shapes are not complete.
+    """
     if not net.input:
         return []
     layer = caffe_pb2.LayerParameter(name="input", type="Input")
@@ -259,7 +288,7 @@ def _legacy_inputs(net: caffe_pb2.NetParameter, path: Path | None) -> list[caffe
     return [layer]
 
 
-def _is_included(layer: caffe_pb2.LayerParameter, state: caffe_pb2.NetState) -> bool:
+def is_included(layer: caffe_pb2.LayerParameter, state: caffe_pb2.NetState) -> bool:
     """Caffe's StateMeetsRule: with include rules one must hold, otherwise no exclude rule may."""
     if layer.include:
         return any(_rule_holds(rule, state) for rule in layer.include)

@@ -13,6 +13,7 @@ from autonuq.graph.model import TEST, TRAIN
 from autonuq.pycaffe import io
 from autonuq.runtime.device import select_accelerator, select_card, select_cpu
 from autonuq.runtime.net import Net
+from autonuq.runtime.seed import seed_fillers
 
 __all__ = [
     "TEST",
@@ -67,7 +68,8 @@ def init_log(*_ignored: object) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Do nothing: networks in phase TEST draw no numbers."""
+    """Seed the random fillers of nets that are made without weights; nothing else draws numbers in phase TEST."""
+    seed_fillers(seed)
 
 
 def install() -> None:

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.caffemodel import load_caffemodel, read_bytes
-from autonuq.graph.files import attach_weights, parse_graph, write_caffemodel
+from autonuq.graph.files import attach_weights, fill_weights, parse_graph, stored_names, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
-from autonuq.graph.model import TEST, Array, Graph, Shape
+from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
+from autonuq.runtime.seed import random_generator
 from autonuq.runtime.session import Session
+
+_T = TypeVar("_T")
 
 
 @lru_cache(maxsize=16)
@@ -111,6 +114,15 @@ class Parameter:
         return self._values.size
 
 
+def _parameters(graph: Graph) -> list[list[Parameter]]:
+    """Return every layer's blobs; layers that share one have the same."""
+    made: dict[tuple[int, Shape], Parameter] = {}
+    return [
+        [made.setdefault((blob.__array_interface__["data"][0], blob.shape), Parameter(blob)) for blob in layer.blobs]
+        for layer in graph.layers
+    ]
+
+
 @dataclass(frozen=True)
 class NetLayer:
     """One layer of `Net.layers`: its Caffe type and its weight blobs."""
@@ -192,7 +204,7 @@ class Net:
     level, stages
         Caffe's NetState.
     weights : str or Path, optional
-        caffemodel.
+        caffemodel. Without it the blobs hold what the fillers make; `caffe.set_random_seed` seeds the random ones.
 
     Raises
     ------
@@ -221,7 +233,9 @@ class Net:
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
         self._stored = None if weights is None else load_caffemodel(weights)
-        self._runner = _Runner(graph if self._stored is None else attach_weights(graph, self._stored))
+        self._runner = _Runner(
+            fill_weights(graph, random_generator()) if self._stored is None else attach_weights(graph, self._stored)
+        )
         self._observers = {
             layer.name: Observer(layer, self._graph.by_name)
             for layer in self._graph.layers
@@ -230,8 +244,9 @@ class Net:
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
-        self.params = OrderedDict(
-            (layer.name, [Parameter(blob) for blob in layer.blobs]) for layer in self._graph.layers if layer.blobs
+        self._parameters = _parameters(self._graph)
+        self.params = self._by_caffe_name(
+            (layer, found) for layer, found in zip(self._graph.layers, self._parameters, strict=True) if found
         )
 
     @property
@@ -250,29 +265,31 @@ class Net:
 
     @property
     def _layer_names(self) -> list[str]:
-        return [layer.name for layer in self._graph.layers]
+        return [layer.caffe_name for layer in self._graph.layers]
+
+    def _by_caffe_name(self, values: Iterable[tuple[Layer, _T]]) -> OrderedDict[str, _T]:
+        """Return something of layers by Caffe's names; of two layers of a name the last one counts, as in pycaffe."""
+        return OrderedDict((layer.caffe_name, value) for layer, value in values)
 
     @property
     def layer_dict(self) -> OrderedDict[str, NetLayer]:
         """Layers by name."""
-        return OrderedDict(
-            (layer.name, NetLayer(layer.type, self.params.get(layer.name, []))) for layer in self._graph.layers
-        )
+        return self._by_caffe_name(zip(self._graph.layers, self.layers, strict=True))
 
     @property
     def layers(self) -> list[NetLayer]:
         """Layers in order, as `_layer_names` has them."""
-        return list(self.layer_dict.values())
+        return [NetLayer(layer.type, found) for layer, found in zip(self._graph.layers, self._parameters, strict=True)]
 
     @property
     def bottom_names(self) -> OrderedDict[str, list[str]]:
         """Bottoms of every layer."""
-        return OrderedDict((layer.name, list(layer.bottoms)) for layer in self._graph.layers)
+        return self._by_caffe_name((layer, list(layer.bottoms)) for layer in self._graph.layers)
 
     @property
     def top_names(self) -> OrderedDict[str, list[str]]:
         """Tops of every layer."""
-        return OrderedDict((layer.name, list(layer.tops)) for layer in self._graph.layers)
+        return self._by_caffe_name((layer, list(layer.tops)) for layer in self._graph.layers)
 
     def reshape(self) -> None:
         """Give every blob the shape that follows from the present input shapes."""
@@ -281,21 +298,22 @@ class Net:
             self.blobs[name].reshape(*shape)
 
     def copy_from(self, weights: str | Path) -> None:
-        """Load other weights."""
+        """Load other weights; a layer that the file lacks keeps its own."""
+        self._take_parameters()
         self._stored = load_caffemodel(weights)
         self._runner.adopt(attach_weights(self._graph, self._stored))
-        for layer in self._graph.layers:
-            if layer.blobs:
-                self.params[layer.name] = [Parameter(blob) for blob in layer.blobs]
+        for parameters, loaded in zip(self._parameters, _parameters(self._graph), strict=True):
+            parameters[:] = loaded
 
     def save(self, path: str | Path) -> None:
         """Write the present weights as a caffemodel; what was not changed stays as the loaded file has it."""
         self._take_parameters()
-        if self._stored is None:
+        with_blobs = {layer.name: layer.blobs for layer in self._graph.layers if layer.blobs}
+        names = {} if self._stored is None else stored_names(self._graph, self._stored)
+        if self._stored is None or names.keys() != with_blobs.keys():
             write_caffemodel(self._graph, path)
         else:
-            blobs = {layer.name: layer.blobs for layer in self._graph.layers if layer.blobs}
-            self._stored.write(path, {name: arrays for name, arrays in blobs.items() if name in self._stored})
+            self._stored.write(path, {names[name]: blobs for name, blobs in with_blobs.items()})
 
     def forward(
         self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: Array
@@ -328,7 +346,7 @@ class Net:
         if self._input_shapes() != self._runner.shapes:
             self.reshape()
         self._take_parameters()
-        results = self.top_names[end] if end is not None else self.outputs
+        results = self._graph.layers[last].tops if end is not None else self.outputs
         wanted = list(dict.fromkeys([*results, *(blobs or ())]))
         self._run(first, last, wanted)
         return {name: self.blobs[name].data for name in wanted}
@@ -396,8 +414,7 @@ class Net:
     def _take_parameters(self) -> None:
         """Adopt weights that somebody wrote through `params`."""
         layers = []
-        for layer in self._graph.layers:
-            parameters = self.params.get(layer.name, [])
+        for layer, parameters in zip(self._graph.layers, self._parameters, strict=True):
             changed = any(
                 parameter.touched and not np.array_equal(parameter.data, blob)
                 for parameter, blob in zip(parameters, layer.blobs, strict=False)

@@ -22,6 +22,7 @@ from google.protobuf.message import EncodeError
 from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.model import Graph
+from autonuq.graph.text import unescape_bytes
 from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.settings import quant_config_pb2 as schema
@@ -126,7 +127,7 @@ def _parse_text(path: Path) -> schema.AMCTConfig:
     message = schema.AMCTConfig()
     try:
         # Merge, not Parse: only Merge lets the last of two exclusive blocks win.
-        text_format.Merge(path.read_text(encoding="utf-8"), message)
+        text_format.Merge(unescape_bytes(path.read_text(encoding="utf-8")), message)
     except OSError as error:
         raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
     except UnicodeDecodeError as error:

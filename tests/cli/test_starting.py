@@ -1,12 +1,16 @@
 """The commands before a study: `new` makes one that runs, `check` finds what is wrong with one."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import jsonschema
 import pytest
 
+import autonuq as nuq
 from autonuq.cli.documents import SCHEMAS
 
 
@@ -93,3 +97,53 @@ def test_check_refuses_another_model(run, tiny_study):
     assert "was started with another prototxt" in result.stderr
     shutil.rmtree(tiny_study.parent / "out")
     assert run("check", tiny_study).returncode == 0
+
+
+STAGED = """
+layer { name: "in" type: "Input" top: "x" include { stage: "deploy" }
+        input_param { shape { dim: 1 dim: 2 dim: 6 dim: 6 } } }
+layer { name: "data" type: "Data" top: "x" top: "label" exclude { stage: "deploy" } data_param { source: "a" } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "c"
+        convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "c" top: "c" include { min_level: 2 } }
+layer { name: "prob" type: "Softmax" bottom: "c" top: "prob" include { stage: "deploy" } }
+"""
+
+
+def test_level_and_stage_choose_the_network_of_a_command(run_in, tmp_path):
+    (tmp_path / "net.prototxt").write_text(STAGED)
+    nuq.Net(tmp_path / "net.prototxt", nuq.pycaffe.TEST, 2, ["deploy"]).save(tmp_path / "net.caffemodel")
+    pair, chosen = ("net.prototxt", "net.caffemodel"), ("--stage", "deploy", "--level", "2")
+    refused = run_in(tmp_path, "inspect", *pair)
+    assert refused.returncode == 3
+    assert "layer 'in' is left out by its include and exclude rules: set level or stage" in refused.stderr
+    for options, names in ((chosen, ["in", "conv", "relu", "prob"]), (chosen[:2], ["in", "conv", "prob"])):
+        shown = json.loads(run_in(tmp_path, "inspect", *pair, *options, "--json").stdout)
+        assert [row["name"] for row in shown["layers"]] == names
+    made = run_in(tmp_path, "new", "mine", "--model", pair[0], "--weights", pair[1], *chosen)
+    assert made.stdout.split() == ["mine/study.toml", "mine/evaluate.py", "mine/net.prototxt"]
+    assert run_in(tmp_path, "check", "mine/study.toml").returncode == 0
+    assert run_in(tmp_path, "config", *pair, "-o", "c.json", *chosen).returncode == 0
+    assert "conv" in json.loads((tmp_path / "c.json").read_text())
+    evaluator = ("--evaluator", "mine/evaluate.py:Closeness")
+    done = run_in(tmp_path, "quantize", *pair, "--config", "c.json", *evaluator, "-o", "out/q", *chosen)
+    assert done.returncode in (0, 8), done.stderr
+    fake = nuq.Net(tmp_path / "out/q_fake_quant_model.prototxt", tmp_path / "out/q_fake_quant_weights.caffemodel")
+    assert fake._layer_names[-2:] == ["relu", "prob"]
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tiny):
+    model = (tiny / "tiny.prototxt").read_text().replace('name: "relu"', 'name: "卷积"')
+    (tiny / "tiny.prototxt").write_text(model, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        "from autonuq.cli import main; main()",
+        "inspect",
+        "tiny.prototxt",
+        "tiny.caffemodel",
+    ]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, cwd=tiny, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert r"\u5377\u79ef" in shown.stdout

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 
+import autonuq as nuq
+from autonuq.errors import ModelError
+from autonuq.graph.files import load_graph
+
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2, 3)], ids=str)
 def test_batch_norm_of_any_number_of_axes(run, rng, shape):
@@ -82,3 +86,45 @@ def test_prelu(run, rng, shape, shared):
     np.testing.assert_allclose(
         run(layer, {"x": x}, {"p": [slope]})["y"], np.where(x > 0, x, x * beside), rtol=1e-5, atol=1e-6
     )
+
+
+NVIDIA = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.02 PARAMETERS } }'
+
+
+@pytest.mark.parametrize("parameters", ["scale_bias: true", "scale_filler { value: 1 }", "bias_filler { }"])
+@pytest.mark.parametrize("statistics", ["", "use_global_stats: false"], ids=["stored", "batch"])
+def test_batch_norm_of_nvidia_scales_and_shifts(run, rng, parameters, statistics):
+    x, mean, variance = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    factor, shift = rng.normal(size=3), rng.normal(size=3)
+    layer = NVIDIA.replace("PARAMETERS", f"{parameters} {statistics}")
+    found = run(layer, {"x": x}, {"b": [mean, variance, [7], factor, shift]})["y"]  # averages; the 7 means nothing
+    mean, variance, factor, shift = (values.reshape(3, 1, 1) for values in (mean, variance, factor, shift))
+    np.testing.assert_allclose(found, (x - mean) / np.sqrt(variance + 0.02) * factor + shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias_term", [True, False])
+def test_batch_norm_of_intel_scales_sums(run, rng, bias_term):
+    x, mean, variance = rng.normal(size=(2, 3, 4, 4)), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    factor, shift = rng.normal(size=3), rng.normal(size=3) * bias_term
+    text = f"use_weight_bias: true engine: MKL2017 bias_term: {str(bias_term).lower()}"
+    blobs = [mean * 7, variance * 7, [7], factor, *([shift] if bias_term else [])]
+    found = run(NVIDIA.replace("PARAMETERS", text), {"x": x}, {"b": blobs})["y"]
+    mean, variance, factor, shift = (values.reshape(3, 1, 1) for values in (mean, variance, factor, shift))
+    np.testing.assert_allclose(found, (x - mean) / np.sqrt(variance + 0.02) * factor + shift, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("text", "share"), [("", 1), ("scale_train: true", 1), ("scale_train: false", 0.25)])
+def test_dropout_scales_where_training_did_not(run, rng, text, share):
+    x = rng.normal(size=(2, 3))
+    layer = f'layer {{ name: "d" type: "Dropout" bottom: "x" top: "y" dropout_param {{ dropout_ratio: 0.75 {text} }} }}'
+    np.testing.assert_allclose(run(layer, {"x": x})["y"], x * share, rtol=1e-6)
+
+
+def test_blobs_of_a_batch_norm_that_the_prototxt_does_not_mention(tmp_path):
+    text = """layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+    layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { SCALE } }"""
+    for name, scale in (("plain", ""), ("scaled", "scale_bias: true")):
+        (tmp_path / name).write_text(text.replace("SCALE", scale))
+    nuq.Net(tmp_path / "scaled", nuq.pycaffe.TEST).save(tmp_path / "weights")
+    with pytest.raises(ModelError, match="layer 'b': has 5 blobs.*asks for 3.*say scale_bias .* or use_weight_bias"):
+        load_graph(tmp_path / "plain", tmp_path / "weights")

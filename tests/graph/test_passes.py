@@ -123,6 +123,15 @@ def test_what_folds_and_what_does_not(load, text, names):
     assert_same_outputs(graph, folded)
 
 
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+def test_a_batch_norm_of_nvidia_folds_whole(load, kind):
+    norm = BATCH_NORM.replace('top: "bn"', 'top: "bn" batch_norm_param { scale_bias: true }')
+    graph = load(INPUT + layer(kind, "num_output: 6 kernel_size: 3 group: 2") + norm)
+    folded = fold_batch_norm(graph)
+    assert [found.name for found in folded.layers] == ["data", "conv"]
+    assert_same_outputs(graph, folded)
+
+
 def test_skipped_layers_stay(load):
     graph = load(INPUT + layer("Convolution", "num_output: 8 kernel_size: 3") + BATCH_NORM + SCALE)
     assert foldable_chains(graph) == {1: [2, 3]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import autonuq as nuq
-from autonuq.errors import ModelError, RuntimeFailure
+from autonuq.errors import RuntimeFailure
 
 
 @pytest.fixture
@@ -38,11 +38,19 @@ def test_constructors_agree(files, images):
     assert all((result == results[0]).all() for result in results)
 
 
-def test_without_weights_shapes_are_known_but_nothing_runs(files):
+def test_without_weights_a_net_has_what_its_fillers_say(files, images, tmp_path):
     net = nuq.Net(files[0], nuq.pycaffe.TEST)
     assert net.blobs["pool"].shape == (4, 8, 4, 4)
-    with pytest.raises(ModelError, match="has no weights"):
-        net.forward()
+    assert net.forward(data=images)["prob"] == pytest.approx(0.1)  # zeros: the prototxt has no fillers
+    source = nuq.Net(*files, nuq.pycaffe.TEST)
+    for name, blobs in source.params.items():
+        for own, other in zip(net.params[name], blobs, strict=True):
+            own.data[...] = other.data
+    net.save(tmp_path / "operated.caffemodel")
+    again = nuq.Net(files[0], str(tmp_path / "operated.caffemodel"), nuq.pycaffe.TEST)
+    right = source.forward(data=images)["prob"].copy()
+    assert (net.forward(data=images)["prob"] == right).all()
+    assert (again.forward(data=images)["prob"] == right).all()
 
 
 def test_only_the_test_phase(files):

@@ -123,7 +123,7 @@ def test_parameters_that_nobody_knows(net_of, new_type, tmp_path):
 
 
 def test_parameters_that_nobody_knows_of_types_that_nobody_knows(net_of):
-    with pytest.raises(ModelError, match='no field named "own_param"'):
+    with pytest.raises(ModelError, match="layer 'o': type 'Own' is not supported; register_layer can add it"):
         net_of(layer("o", "Own", "x", "o", "own_param { alpha: 3 }"))
 
 

@@ -47,8 +47,12 @@ def _bnll(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape
 
 
 @lowers("Dropout")
-def _identity(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    return tensors[:1]
+def _dropout(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+    """Nothing in phase TEST, unless training did not scale what was kept: then everything is scaled down here."""
+    message = layer.message.dropout_param
+    if message.scale_train:
+        return tensors[:1]
+    return [builder.scalar("Mul", tensors[0], 1 - message.dropout_ratio, label=layer.name)]
 
 
 @lowers("ReLU")

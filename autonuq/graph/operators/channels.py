@@ -8,15 +8,30 @@ import numpy as np
 
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.operators.builder import Builder, lowers
-from autonuq.graph.shapes.channels import scale_axis, scale_shape
+from autonuq.graph.shapes.channels import scale_axis, scale_shape, stores_sums, uses_stored_statistics
 from autonuq.graph.shapes.registry import legacy_shape
 
 
 def batch_norm_statistics(layer: Layer) -> tuple[Array, Array]:
-    """Return mean and variance, shape (C,): the stored sums divided by the moving-average factor (0 stays 0)."""
-    mean, variance, factor = layer.blobs
+    """Return mean and variance, shape (C,): the stored sums divided by the moving-average factor (0 stays 0).
+
+    NVIDIA Caffe's layer with five blobs stores the averages themselves and ignores the factor.
+    """
+    mean, variance, factor = layer.blobs[:3]
+    if not stores_sums(layer):
+        return mean, variance
     share = np.float32(0 if factor[0] == 0 else 1 / factor[0])
     return mean * share, variance * share
+
+
+def batch_norm_rescaling(layer: Layer) -> tuple[Array, Array]:
+    """Return f and g of x * f + g, which is what a BatchNorm with stored statistics computes; float64, shape (C,)."""
+    mean, variance = (values.astype(np.float64) for values in batch_norm_statistics(layer))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a negative variance gives NaN, as in Caffe
+        factor = 1 / np.sqrt(variance + layer.message.batch_norm_param.eps)
+    scale, shift = _own_scale(layer)
+    factor = factor * scale
+    return factor, shift - mean * factor
 
 
 @lowers("BatchNorm")
@@ -28,20 +43,25 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     folding does.
     """
     message = layer.message.batch_norm_param
-    if message.HasField("use_global_stats") and not message.use_global_stats:
+    if not uses_stored_statistics(layer):
         return [_batch_statistics(builder, layer, tensors[0], shapes[0])]
     mean, variance = batch_norm_statistics(layer)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a negative variance gives NaN, as in Caffe
-        factor = 1 / np.sqrt(variance.astype(np.float64) + message.eps)
-    folded = builder.rescale(tensors[0], factor, -mean * factor, label=layer.name)
+    folded = builder.rescale(tensors[0], *batch_norm_rescaling(layer), label=layer.name)
     if folded is not None:
         return [folded]
-    ones = np.ones_like(mean)
+    names = ("ones", "zeros", "mean", "variance")
     operands = [
         builder.constant(f"{layer.name}:{label}", values)
-        for label, values in (("ones", ones), ("zeros", ones * 0), ("mean", mean), ("variance", variance))
+        for label, values in zip(names, (*_own_scale(layer), mean, variance), strict=True)
     ]
     return [builder.add("BatchNormalization", tensors[0], *operands, label=layer.name, epsilon=message.eps)]
+
+
+def _own_scale(layer: Layer) -> tuple[Array, Array]:
+    """Return what a BatchNorm scales and shifts by: ones and zeros unless it has blobs for it."""
+    mean = layer.blobs[0]
+    scale, shift = layer.blobs[3:4] or (np.ones_like(mean),), layer.blobs[4:5] or (np.zeros_like(mean),)
+    return scale[0], shift[0]
 
 
 def _batch_statistics(builder: Builder, layer: Layer, tensor: str, shape: Shape) -> str:

@@ -15,7 +15,37 @@ def _batch_norm_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 
 def _batch_norm_blobs(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     channels = bottoms[0][1]
-    return [(channels,), (channels,), (1,)]
+    own = int(has_own_scale(layer)) + int(has_own_shift(layer))
+    return [(channels,), (channels,), (1,), *[(channels,)] * own]
+
+
+def has_own_scale(layer: Layer) -> bool:
+    """Say whether a BatchNorm also scales what it normalized: Intel's, and NVIDIA's, where fillers ask for it, too."""
+    message = layer.message.batch_norm_param
+    if message.HasField("use_weight_bias"):
+        return message.use_weight_bias
+    return message.scale_bias or message.HasField("scale_filler") or message.HasField("bias_filler")
+
+
+def has_own_shift(layer: Layer) -> bool:
+    """Say whether a BatchNorm adds an offset behind its factor; Intel's may go without."""
+    message = layer.message.batch_norm_param
+    return has_own_scale(layer) and (message.bias_term or not message.use_weight_bias)
+
+
+def stores_sums(layer: Layer) -> bool:
+    """Say whether a BatchNorm's blobs are sums to be divided by the factor; NVIDIA's with a scale are averages."""
+    return not has_own_scale(layer) or layer.message.batch_norm_param.use_weight_bias
+
+
+def uses_stored_statistics(layer: Layer) -> bool:
+    """Say whether a BatchNorm normalizes by what it stores, not by its batch.
+
+    It is Caffe's default in phase TEST. NVIDIA's and Intel's layers with a scale do so there whatever
+    `use_global_stats` says.
+    """
+    message = layer.message.batch_norm_param
+    return has_own_scale(layer) or not message.HasField("use_global_stats") or message.use_global_stats
 
 
 def broadcast_parameters(layer: Layer) -> caffe_pb2.ScaleParameter | caffe_pb2.BiasParameter:
