@@ -57,12 +57,15 @@ class Lowered:
     outputs : mapping of str to str
         Caffe blob -> ONNX output that holds its value at the end of the range. What a calibration layer reads is
         an output too, under `observed_blob`.
+    layers : tuple of str
+        Names of the layers; an ONNX node that one of them became has its name in front of the last colon.
     """
 
     model: bytes
     initializers: Mapping[str, Weights]
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, str]
+    layers: tuple[str, ...] = ()
 
 
 def lower(
@@ -99,7 +102,8 @@ def lower(
     lower_layers(builder, graph, inputs, first=first, last=last)
     wanted = tuple(outputs) if outputs is not None else graph.with_layers(layers).outputs
     made = {blob: (builder.read(blob), builder.shapes[blob]) for blob in wanted}
-    return _assemble(graph.name, builder, made | builder.observed if observe else made)
+    names = tuple(layer.name for layer in layers)
+    return _assemble(graph.name, builder, made | builder.observed if observe else made, names)
 
 
 def lower_layers(
@@ -159,7 +163,9 @@ def _lower_layer(
     builder.tensors.update(zip(layer.tops, tops, strict=False))
 
 
-def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]) -> Lowered:
+def _assemble(
+    name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]], layers: tuple[str, ...]
+) -> Lowered:
     """Give every wanted blob an output of its own and serialize."""
     outputs = {}
     for index, (blob, (tensor, _)) in enumerate(made.items()):
@@ -178,4 +184,4 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs)
+    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs, layers)

@@ -19,7 +19,8 @@ Value = tuple[int, int]
 
 TRAIN, TEST = 0, 1
 MAX_AXES = 32  # Caffe's kMaxBlobAxes
-DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "AnnotatedData"})
+DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "WindowData", "AnnotatedData"})
+FED_LAYERS = frozenset({"Input", "MemoryData"})  # a script hands over what they put out
 
 
 @dataclass(frozen=True)
