@@ -174,7 +174,7 @@ def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
         {name: candidate.weights(name) for name in model.weights},
         model.factors,
         codebooks=codebooks,
-        metadata={f"autonuq:{key}": value for key, value in metadata.items()},
+        metadata=metadata,
     )
     yield replace_file(onnx_file(job.prefix, codebooks=codebooks), [content])
 

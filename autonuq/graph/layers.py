@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
-from autonuq.graph.model import Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
@@ -71,7 +71,7 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
         if len(layer.tops) > len(tops):
             raise graph.error(layer, f"type '{layer.type}' makes {len(tops)} tops, but {len(layer.tops)} are named")
         for top, shape in zip(layer.tops, tops, strict=False):
-            shapes[top] = shape if not inputs or layer.type != "Input" else tuple(inputs.get(top, shape))
+            shapes[top] = shape if not inputs or layer.type not in FED_LAYERS else tuple(inputs.get(top, shape))
             if math.prod(shapes[top]) > MAX_ELEMENTS:
                 raise graph.error(layer, f"blob '{top}' of shape {shapes[top]} exceeds {MAX_ELEMENTS} values")
     return shapes

@@ -19,7 +19,7 @@ from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
 from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
-from autonuq.graph.model import Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
 from autonuq.graph.operators.channels import batch_norm_statistics
 from autonuq.graph.operators.quantizers import observed_blob, quant_factors
@@ -141,7 +141,7 @@ class _ShapeFlow:
         """Take one layer's tops in and return their shapes, those included that the layer does not name."""
         tops = layer_type(self.graph, layer).tops(layer, [self.shapes[bottom] for bottom in layer.bottoms])
         for top, shape in zip(layer.tops, tops, strict=False):
-            self.shapes[top] = tuple(self.inputs.get(top, shape)) if layer.type == "Input" else shape
+            self.shapes[top] = tuple(self.inputs.get(top, shape)) if layer.type in FED_LAYERS else shape
         return tops
 
 
@@ -163,9 +163,7 @@ def _lower_layer(
     builder.tensors.update(zip(layer.tops, tops, strict=False))
 
 
-def _assemble(
-    name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]], layers: tuple[str, ...]
-) -> Lowered:
+def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]], layers: tuple[str, ...]) -> Lowered:
     """Give every wanted blob an output of its own and serialize."""
     outputs = {}
     for index, (blob, (tensor, _)) in enumerate(made.items()):

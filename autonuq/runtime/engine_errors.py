@@ -13,8 +13,11 @@ from autonuq.errors import RuntimeFailure
 # Where onnxruntime names the node: in an error of a kernel, of shape inference, of the graph
 _NODES = re.compile(r"Name:'([^']*)'|Node ?\(([^)]*)\)|[Nn]ode[: ]+'?([^' ,]+)")
 _REASONS = (
-    (re.compile(r"bad_alloc|allocat|out of memory", re.I), "there is not enough memory for what it makes"),
-    (re.compile(r"out of (data )?bounds|out of range|indices|must be within", re.I), "an index or a label that it reads lies outside of its range"),
+    (re.compile(r"bad_alloc|failed to allocate|out of memory", re.I), "there is not enough memory for what it makes"),
+    (
+        re.compile(r"out of (data )?bounds|out of range|must be within", re.I),
+        "an index or a label that it reads lies outside of its range",
+    ),
 )
 
 

@@ -262,7 +262,7 @@ class Net:
         return list(self.blobs.values())
 
     def _blob_ids(self, names: Iterable[str]) -> list[int]:
-        """Number blobs as `_blob_names` lists them."""
+        """Return the places of blobs in `_blob_names`."""
         ids = {name: index for index, name in enumerate(self.blobs)}
         return [ids[name] for name in names]
 
@@ -479,7 +479,9 @@ class Net:
                     self.blobs[top].take(values)
 
     def _made(self, first: int, last: int) -> set[str]:
-        return {top for layer in self._graph.layers[first : last + 1] if layer.type not in FED_LAYERS for top in layer.tops}
+        return {
+            top for layer in self._graph.layers[first : last + 1] if layer.type not in FED_LAYERS for top in layer.tops
+        }
 
     def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
         for observer in observers:

@@ -73,6 +73,8 @@ class Session:
         self.inputs = dict(lowered.inputs)
         self.outputs = dict(lowered.outputs)
         self._layers = frozenset(lowered.layers)
+        if not self.outputs:  # every layer ends in a Silence: the engine takes no such network
+            return
         device = selected_device()
         prepared = _prepared(lowered) if device.is_cpu else None  # the layout of weights is this processor's
         options = _options(threads, optimize=prepared is None)
@@ -112,6 +114,8 @@ class Session:
             if array.shape != self.inputs[name]:
                 raise RuntimeFailure(f"blob '{name}' has shape {array.shape} instead of {self.inputs[name]}")
         wanted = list(self.outputs if blobs is None else blobs)
+        if not wanted:
+            return {}
         try:
             values = self._session.run([self.outputs[blob] for blob in wanted], dict(feeds))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
@@ -317,7 +321,7 @@ def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptio
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is an exception (`engine_errors`); nothing is written beside it
     options.intra_op_num_threads = threads
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")

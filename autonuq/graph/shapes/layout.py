@@ -174,7 +174,7 @@ def _reindex_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 def _filter_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     """How many items pass depends on the data; the shape is the one for all of them, as Caffe's first one."""
     *items, selector = bottoms
-    if any(dim != 1 for dim in selector[1:]) or any(shape[:1] != selector[:1] for shape in items):
+    if not selector or any(dim != 1 for dim in selector[1:]) or any(shape[:1] != selector[:1] for shape in items):
         raise LayerError(f"the selector {selector} must have one value for each item of {', '.join(map(str, items))}")
     return items
 
