@@ -14,7 +14,8 @@ from types import ModuleType
 from autonuq.graph.hosted.python_layer import PythonLayer as Layer
 from autonuq.graph.layers import LAYER_TYPES
 from autonuq.graph.model import TEST, TRAIN
-from autonuq.pycaffe import classifier, coord_map, detector, io, net_spec
+from autonuq.pycaffe import classifier, detector, io, net_spec
+from autonuq.pycaffe import coordinates as coord_map
 from autonuq.pycaffe.classifier import Classifier
 from autonuq.pycaffe.detector import Detector
 from autonuq.pycaffe.net_spec import NetSpec, layers, params, to_proto

@@ -211,7 +211,7 @@ class NetSpec:
         return _net({top: name for name, top in self.tops.items()}, self.tops.values())
 
 
-class Layers:
+class LayerMaker:
     """Makes layers: every attribute is a function, called like the layer type."""
 
     def __getattr__(self, name: str) -> Any:
@@ -225,7 +225,7 @@ class Layers:
         return layer
 
 
-class Parameters:
+class Constants:
     """Finds constants: `params.Pooling.MAX` is `PoolingParameter.MAX`."""
 
     def __getattr__(self, name: str) -> Any:
@@ -235,5 +235,5 @@ class Parameters:
             raise AttributeError(f"Caffe has no message '{name}Parameter'") from None
 
 
-layers = Layers()
-params = Parameters()
+layers = LayerMaker()
+params = Constants()
