@@ -58,6 +58,8 @@ def coord_map(fn: Function) -> _Map:
     ------
     UndefinedMapException
         The layer's type has none.
+    ValueError
+        A window has sizes by axis (`kernel_h` and its like).
     """
     if fn.type_name in _WINDOWS:
         axis, stride, extent, pad = _window(fn)
@@ -79,7 +81,7 @@ def _window(fn: Function) -> tuple[int, Array, Array, Array]:
     given = fn.params.get(name, fn.params)
     apart = sorted({"pad_h", "pad_w", "kernel_h", "kernel_w", "stride_h", "stride_w"} & set(given))
     if apart:
-        raise UndefinedMapException(f"{', '.join(apart)} of a {fn.type_name}: only sizes for all axes can be mapped")
+        raise ValueError(f"{', '.join(apart)} of a {fn.type_name}: only sizes for all axes at once can be mapped")
     stride, pad, kernel, dilation = (
         np.array(given.get(key, default), ndmin=1)
         for key, default in (("stride", 1), ("pad", 0), ("kernel_size", 1), ("dilation", 1))
