@@ -7,7 +7,7 @@ deploy          of these the part that ATC needs: deploy pair, record, list of N
 pycaffe         fake-quant pair with `Python` layers, and their file: for a Caffe that nobody patched
 weights         pair with the plan's weights and float activations: for whatever reads caffemodels, OpenCV for one
 packed          one file with the bytes that the ratio counts (`packed_file`)
-onnx            QuantizeLinear and DequantizeLinear, int8 weights
+onnx            QuantizeLinear and DequantizeLinear, int8 weights; any batch size where the network allows it
 onnx-codebook   the same, but weights as indices of ceil(log2 levels) bits into their levels
 ==============  =====================================================================================================
 """

@@ -168,6 +168,7 @@ def install() -> None:
         "caffe.detector": detector,
         "caffe.io": io,
         "caffe.net_spec": net_spec,
+        "caffe.pycaffe": sys.modules[__name__],
         "caffe.proto": proto,
         "caffe.proto.caffe_pb2": io.caffe_pb2,
     }

@@ -8,6 +8,7 @@ Source: pycaffe (`_caffe.cpp`, `pycaffe.py`): argument orders, names, and what a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,20 @@ class Parameter(Extent):
     def shape(self) -> Shape:
         """Dimensions."""
         return self._values.shape
+
+    def reshape(self, *dims: int) -> None:
+        """Change the dimensions: as many values as fit stay, others are 0. The layer must be made for such weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no positive whole numbers.
+        """
+        shape = checked_sizes(dims)
+        values = np.zeros(math.prod(shape), np.float32)
+        kept = self._values.reshape(-1)[: values.size]
+        values[: kept.size] = kept
+        self._values, self.touched = values.reshape(shape), True
 
 
 @dataclass(frozen=True)

@@ -104,3 +104,16 @@ def test_a_layer_without_a_size_is_refused(tmp_path, old, new, message):
     text = TEXT.replace(old, new).partition('layer { name: "loss"')[0]
     with pytest.raises(ModelError, match=f"layer 'in': .*{message}"):
         build(tmp_path, text)
+
+
+def test_the_old_spelling(tmp_path):
+    net = build(
+        tmp_path,
+        """layers { name: "in" type: MEMORY_DATA top: "x" top: "label"
+                    memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 } }
+           layers { name: "double" type: POWER bottom: "x" top: "y" power_param { scale: 2 } }""",
+    )
+    net.set_input_arrays(items(2), np.float32([5, 6]))
+    out = net.forward()
+    np.testing.assert_array_equal(out["y"], 2 * items(2))
+    np.testing.assert_array_equal(out["label"], [5, 6])
