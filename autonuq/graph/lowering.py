@@ -154,7 +154,7 @@ def _lower_layer(
     if len(layer.blobs) < len(layer_type(graph, layer).blobs(layer, bottom_shapes)):
         raise graph.error(layer, "has no weights; load the network with its caffemodel")
     tensors = [builder.read(bottom) for bottom in layer.bottoms]
-    builder.shapes_of_tops = flow.advance(layer)
+    builder.layer, builder.shapes_of_tops = layer.name, flow.advance(layer)
     builder.shapes = flow.shapes
     try:
         tops = lowerings[layer.type](builder, layer, tensors, bottom_shapes)

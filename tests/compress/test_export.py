@@ -91,6 +91,22 @@ def test_onnx_says_what_the_fake_quant_model_says(exported, codebooks):
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("codebooks", [False, True], ids=["int8", "codebook"])
+def test_with_float_sums_onnx_says_the_same_at_any_batch_size(exported, codebooks):
+    """By itself, onnxruntime rounds biases to int32 and sums in integers, which moves values to the next step."""
+    prefix = exported[1]
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    path = str(onnx_file(prefix, codebooks=codebooks))
+    running = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    ours = nuq.Net(f"{prefix}_fake_quant_model.prototxt", f"{prefix}_fake_quant_weights.caffemodel")
+    for size in (1, 3, 4, 9):
+        images = np.resize(IMAGES, (size, 2, 8, 8))
+        ours.blobs["data"].reshape(*images.shape)
+        (found,) = running.run(["prob"], {"data": images})
+        np.testing.assert_allclose(found, ours.forward(data=images)["prob"], atol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5, 16, 17, 100, 128, 129, 256])
 def test_codes_of_any_number_of_levels_decode_exactly(tmp_path, levels):
     text = """name: "one"

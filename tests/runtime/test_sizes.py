@@ -206,3 +206,9 @@ def test_legacy_names_of_sizes(tmp_path):
         with pytest.raises(ValueError, match=r"shape \(1, 2, 3, 4, 5\) has more than 4 axes"):
             getattr(net.blobs["y"], name)
     assert net.blobs["y"].count == 120
+
+
+def test_a_label_beyond_the_classes_is_told_by_layer(tmp_path):
+    net = build(tmp_path, one("SoftmaxWithLoss", "", ["x", "y"]), x=(2, 5), y=(2,))
+    with pytest.raises(RuntimeFailure, match="layer 'mine': .* an index or a label that it reads lies outside"):
+        net.forward(x=np.zeros((2, 5), np.float32), y=np.float32([1, 7]))
