@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
-from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
@@ -40,8 +40,6 @@ __all__ = [
 _MISFITS = dict.fromkeys(
     ["Convolution", "Deconvolution", *DEPTHWISE_TYPES], "Input size incompatible with convolution kernel"
 ) | {"InnerProduct": "Input size incompatible with inner product parameters"}
-
-MAX_ELEMENTS = 2**31 - 1  # Caffe's Blob::Reshape refuses more
 
 
 def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dict[str, Shape]:

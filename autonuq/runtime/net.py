@@ -20,13 +20,13 @@ import numpy as np
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.caffemodel import load_caffemodel, read_bytes
+from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.files import attach_weights, parse_graph, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
-from autonuq.runtime.extent import Extent, checked_sizes
 from autonuq.runtime.memory_data import MemoryData
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.session import Session

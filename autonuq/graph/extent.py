@@ -1,12 +1,11 @@
-"""How large a blob is, in pycaffe's words: data blobs and weight blobs answer alike."""
+"""How large a blob is, in pycaffe's words: blobs of a net, its weights and what a Python layer gets answer alike."""
 
 from __future__ import annotations
 
 import math
 import operator
 
-from autonuq.graph.layers import MAX_ELEMENTS
-from autonuq.graph.model import MAX_AXES, Shape
+from autonuq.graph.model import MAX_AXES, MAX_ELEMENTS, Shape
 
 _LEGACY_AXES = 4
 
@@ -37,15 +36,20 @@ class Extent:
         return self.shape[axis] if axis < len(self.shape) else 1
 
 
-def checked_sizes(sizes: tuple[object, ...]) -> Shape:
+def checked_sizes(sizes: tuple[object, ...], *, least: int = 1) -> Shape:
     """Return the arguments of `Blob.reshape` as a shape.
+
+    Parameters
+    ----------
+    least : {0, 1}
+        What a size must be: a layer may find nothing, but the engine executes nothing without values.
 
     Raises
     ------
     TypeError
         One is no whole number: pycaffe takes the sizes one by one, not as a tuple.
     ValueError
-        One is not positive, or there are too many axes or values.
+        One is too small, or there are too many axes or values.
     """
     for size in sizes:
         if not hasattr(size, "__index__"):
@@ -54,8 +58,9 @@ def checked_sizes(sizes: tuple[object, ...]) -> Shape:
     shape = tuple(operator.index(size) for size in sizes)  # type: ignore[arg-type]
     if len(shape) > MAX_AXES:
         raise ValueError(f"Blob.reshape takes at most {MAX_AXES} axes. Got {len(shape)} instead.")
-    if any(size < 1 for size in shape):
-        raise ValueError(f"The sizes of Blob.reshape must be positive. Got {shape} instead.")
+    if any(size < least for size in shape):
+        rule = "positive" if least else "0 or more"
+        raise ValueError(f"The sizes of Blob.reshape must be {rule}. Got {shape} instead.")
     if math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"Blob.reshape takes at most {MAX_ELEMENTS} values. Got {shape} instead.")
     return shape
