@@ -362,7 +362,8 @@ class Net:
                 for layer in self._graph.layers
             )
         )
-        self.params.update({name: other.params[name] for name in self.params if name in other.params})
+        for name, parameters in self.params.items():
+            parameters[:] = other.params.get(name, parameters)
 
     def set_input_arrays(self, data: Array, labels: Array) -> None:
         """Give the first layer, a MemoryData, its items; every forward pass takes the next batch.
