@@ -48,12 +48,17 @@ def build_messages() -> ModuleType:
 
 
 def _joined() -> descriptor_pb2.FileDescriptorProto:
-    """Return one file with the messages of both schemas; what both have is the networks'."""
+    """Return one file with the messages of both schemas, and the fields of both where both have a message."""
     file, more = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
     caffe_pb2.DESCRIPTOR.CopyToProto(file)
     script_pb2.DESCRIPTOR.CopyToProto(more)
-    known = {message.name for message in file.message_type}
-    file.message_type.extend(message for message in more.message_type if message.name not in known)
+    known = {message.name: message for message in file.message_type}
+    for message in more.message_type:
+        if message.name in known:
+            fields = {field.name for field in known[message.name].field}
+            known[message.name].field.extend(field for field in message.field if field.name not in fields)
+        else:
+            file.message_type.append(message)
     for message in file.message_type:
         for field in message.field:
             if field.type_name.startswith(f".{more.package}."):

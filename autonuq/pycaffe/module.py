@@ -20,7 +20,7 @@ from autonuq.pycaffe.classifier import Classifier
 from autonuq.pycaffe.detector import Detector
 from autonuq.pycaffe.net_spec import NetSpec, layers, params, to_proto
 from autonuq.runtime.device import select_accelerator, select_card, select_cpu
-from autonuq.runtime.net import Net, refuse_training
+from autonuq.runtime.net import Net, refuse_to_train
 
 __all__ = [
     "AdaDeltaSolver",
@@ -92,7 +92,7 @@ def set_device(device_id: int) -> None:
     select_card(device_id)
 
 
-get_solver = SGDSolver = NesterovSolver = AdaGradSolver = RMSPropSolver = AdaDeltaSolver = AdamSolver = refuse_training
+get_solver = SGDSolver = NesterovSolver = AdaGradSolver = RMSPropSolver = AdaDeltaSolver = AdamSolver = refuse_to_train
 
 
 def layer_type_list() -> list[str]:

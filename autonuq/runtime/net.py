@@ -38,7 +38,7 @@ def _structure(text: bytes, path: Path, phase: int, level: int, stages: tuple[st
     return parse_graph(text, path, phase=phase, level=level, stages=stages)
 
 
-def refuse_training(*_args: object, **_kwargs: object) -> None:
+def refuse_to_train(*_args: object, **_kwargs: object) -> None:
     """Raise the RuntimeFailure of everything in pycaffe that trains."""
     raise RuntimeFailure("networks are executed here, not trained: there is no solver and no backward pass; use Caffe")
 
@@ -441,7 +441,7 @@ class Net:
 
     def backward(self, *_args: object, **_kwargs: object) -> None:
         """Refuse: there is no training here."""
-        refuse_training()
+        refuse_to_train()
 
     forward_backward_all = backward
 

@@ -5,6 +5,9 @@ from google.protobuf import text_format
 
 from autonuq.graph import caffe_pb2 as schema
 from autonuq.graph import script_pb2
+from autonuq.pycaffe import NetSpec
+from autonuq.pycaffe import layers as L
+from autonuq.pycaffe import params as P
 from autonuq.pycaffe.io import caffe_pb2
 
 
@@ -36,6 +39,31 @@ def test_what_a_detectors_script_makes():
     output.save_output_param.label_map_file = "labels.prototxt"
     output.save_output_param.resize_param.height = 300
     assert output.nms_param.nms_threshold == pytest.approx(0.3)
+
+
+def test_a_training_network_of_a_detector_is_read_and_made():
+    text = """
+    layer { name: "data" type: "AnnotatedData" top: "data" top: "label"
+            transform_param { resize_param { height: 300 width: 300 interp_mode: LINEAR }
+                              emit_constraint { emit_type: CENTER } distort_param { hue_prob: 0.5 } expand_param { max_expand_ratio: 4 } }
+            annotated_data_param { batch_sampler { max_sample: 1 } label_map_file: "labels.prototxt" } }
+    layer { name: "mbox_loss" type: "MultiBoxLoss" bottom: "data" bottom: "label" top: "mbox_loss"
+            multibox_loss_param { num_classes: 21 code_type: CENTER_SIZE } }
+    """
+    net = text_format.Parse(text, caffe_pb2.NetParameter())
+    n = NetSpec()
+    n.data, n.label = L.AnnotatedData(
+        annotated_data_param=dict(label_map_file="labels.prototxt", batch_sampler=[dict(max_sample=1)]),
+        transform_param=dict(
+            resize_param=dict(height=300, width=300, interp_mode=[P.Resize.LINEAR]),
+            emit_constraint=dict(emit_type=caffe_pb2.EmitConstraint.CENTER),
+            distort_param=dict(hue_prob=0.5),
+            expand_param=dict(max_expand_ratio=4),
+        ),
+        ntop=2,
+    )
+    n.mbox_loss = L.MultiBoxLoss(n.data, n.label, num_classes=21, code_type=P.PriorBox.CENTER_SIZE)
+    assert n.to_proto() == net
 
 
 def test_a_solver_is_read_and_written():

@@ -193,7 +193,7 @@ def test_a_parameter_that_is_reshaped_must_fit_its_layer(net, images):
     weights.reshape(128, 10)
     assert (weights.num, weights.channels) == (128, 10)
     np.testing.assert_array_equal(weights.data.ravel(), before.ravel())
-    with pytest.raises(ModelError, match=r"layer 'fc': .*blob 0 has shape \(128, 10\).*must be \(10, 128\)"):
+    with pytest.raises(nuq.ModelError, match=r"layer 'fc': .*blob 0 has shape \(128, 10\).*must be \(10, 128\)"):
         net.forward(data=images)
     weights.reshape(10, 128)
     net.forward(data=images)
