@@ -45,7 +45,8 @@ def test_a_training_network_of_a_detector_is_read_and_made():
     text = """
     layer { name: "data" type: "AnnotatedData" top: "data" top: "label"
             transform_param { resize_param { height: 300 width: 300 interp_mode: LINEAR }
-                              emit_constraint { emit_type: CENTER } distort_param { hue_prob: 0.5 } expand_param { max_expand_ratio: 4 } }
+                              emit_constraint { emit_type: CENTER }
+                              distort_param { hue_prob: 0.5 } expand_param { max_expand_ratio: 4 } }
             annotated_data_param { batch_sampler { max_sample: 1 } label_map_file: "labels.prototxt" } }
     layer { name: "mbox_loss" type: "MultiBoxLoss" bottom: "data" bottom: "label" top: "mbox_loss"
             multibox_loss_param { num_classes: 21 code_type: CENTER_SIZE } }
