@@ -40,7 +40,7 @@ GATES = {
     "joblib": ("evaluate/", "study/"),
     "lmdb": ("evaluate/builtin/",),
     "numpy": ("",),
-    "onnx": ("graph/lowering.py", "graph/operators/", "graph/onnx_model.py", "graph/detached.py"),
+    "onnx": ("graph/lowering.py", "graph/operators/", "graph/onnx_model.py", "graph/any_batch.py", "graph/detached.py"),
     "onnxruntime": ("runtime/",),
     "optuna": ("search/", "storage/", "study/", "report/"),
     "optuna_dashboard": ("report/dashboard.py",),

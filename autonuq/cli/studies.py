@@ -113,7 +113,8 @@ def export(
     `pycaffe`: fake-quant pair for a Caffe that nobody patched, with `Python` layers and their file,
     `autonuq_layers.py`. `weights`: pair with float activations, for OpenCV and others. `deploy`: deploy pair, record,
     NUQ layer list. `packed`: one file, PREFIX.nuq, with the bytes that the ratio counts; see `autonuq unpack`. `onnx`:
-    QuantizeLinear, DequantizeLinear and int8 weights. `onnx-codebook`: weights as indices into their levels.
+    QuantizeLinear, DequantizeLinear and int8 weights, for any batch size unless the network depends on it.
+    `onnx-codebook`: weights as indices into their levels.
 
     Example: `autonuq export studies/fashion_lenet.toml --trial 7 --format packed --format onnx -o nets/lenet`
     """

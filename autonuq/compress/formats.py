@@ -7,7 +7,7 @@ deploy          of these the part that ATC needs: deploy pair, record, list of N
 pycaffe         fake-quant pair with `Python` layers, and their file: for a Caffe that nobody patched
 weights         pair with the plan's weights and float activations: for whatever reads caffemodels, OpenCV for one
 packed          one file with the bytes that the ratio counts (`packed_file`)
-onnx            QuantizeLinear and DequantizeLinear, int8 weights
+onnx            QuantizeLinear and DequantizeLinear, int8 weights; any batch size where the network allows it
 onnx-codebook   the same, but weights as indices of ceil(log2 levels) bits into their levels
 ==============  =====================================================================================================
 """
@@ -174,7 +174,7 @@ def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
         {name: candidate.weights(name) for name in model.weights},
         model.factors,
         codebooks=codebooks,
-        metadata={f"autonuq:{key}": value for key, value in metadata.items()},
+        metadata=metadata,
     )
     yield replace_file(onnx_file(job.prefix, codebooks=codebooks), [content])
 

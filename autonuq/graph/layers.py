@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
-from autonuq.graph.model import Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
@@ -46,7 +46,10 @@ __all__ = [
     "scale_shape",
 ]
 
-MAX_ELEMENTS = 2**31 - 1  # Caffe's Blob::Reshape refuses more
+# Caffe's own words where a layer's weights are made for another input
+_MISFITS = dict.fromkeys(
+    ["Convolution", "Deconvolution", *DEPTHWISE_TYPES], "Input size incompatible with convolution kernel"
+) | {"InnerProduct": "Input size incompatible with inner product parameters"}
 
 
 def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
@@ -66,16 +69,17 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
     Raises
     ------
     ModelError
-        A layer type is unknown, or a layer does not fit its bottoms.
+        A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms.
     """
     shapes: dict[str, Shape] = {}
     for layer in graph.layers:
         bottoms = [shapes[bottom] for bottom in layer.bottoms]
         tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops)
+        _check_own_blobs(graph, layer, bottoms)
         if len(layer.tops) > len(tops):
             raise graph.error(layer, f"type '{layer.type}' makes {len(tops)} tops, but {len(layer.tops)} are named")
         for top, shape in zip(layer.tops, tops, strict=False):
-            shapes[top] = shape if not inputs or layer.type != "Input" else tuple(inputs.get(top, shape))
+            shapes[top] = shape if not inputs or layer.type not in FED_LAYERS else tuple(inputs.get(top, shape))
             if math.prod(shapes[top]) > MAX_ELEMENTS:
                 raise graph.error(layer, f"blob '{top}' of shape {shapes[top]} exceeds {MAX_ELEMENTS} values")
     return shapes
@@ -83,8 +87,32 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
 
 def blob_shapes(graph: Graph, layer: Layer, shapes: Mapping[str, Shape]) -> list[Shape]:
     """Return the shapes that a layer's own blobs must have; `shapes` as from `infer_shapes`."""
-    bottoms = [shapes[bottom] for bottom in layer.bottoms]
+    return _own_shapes(graph, layer, [shapes[bottom] for bottom in layer.bottoms])
+
+
+def _own_shapes(graph: Graph, layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     return _checked(graph, layer, bottoms, layer_type(graph, layer).blobs)
+
+
+def _check_own_blobs(graph: Graph, layer: Layer, bottoms: list[Shape]) -> None:
+    """Refuse an input that the layer's weights are not made for."""
+    if not layer.blobs:
+        return
+    for index, (blob, shape) in enumerate(zip(layer.blobs, _own_shapes(graph, layer, bottoms), strict=False)):
+        if blob.shape != shape:
+            raise graph.error(layer, _misfit_text(layer, index, blob.shape, shape, bottoms))
+
+
+def _misfit_text(layer: Layer, index: int, own: Shape, wanted: Shape, bottoms: list[Shape]) -> str:
+    """Say what a blob of weights is made for and what came, as numbers where one axis tells."""
+    what = _MISFITS.get(layer.type, "Input size incompatible with the weights")
+    where = f"{what}: blob {index} has shape {own}"
+    differing = [pair for pair in zip(own, wanted, strict=False) if pair[0] != pair[1]]
+    if len(own) != len(wanted) or len(differing) != 1:
+        return f"{where}, but for an input of shape {bottoms[0]} it must be {wanted}"
+    groups = layer.message.convolution_param.group if layer.type == "Convolution" else 1
+    made_for, got = (size * groups for size in differing[0])
+    return f"{where}, so it takes {made_for}, not the {got} of an input of shape {bottoms[0]}"
 
 
 def layer_type(graph: Graph, layer: Layer) -> LayerType:

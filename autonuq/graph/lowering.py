@@ -19,7 +19,7 @@ from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
 from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
-from autonuq.graph.model import Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
 from autonuq.graph.operators.channels import batch_norm_rescaling
 from autonuq.graph.operators.quantizers import observed_blob, quant_factors
@@ -57,12 +57,15 @@ class Lowered:
     outputs : mapping of str to str
         Caffe blob -> ONNX output that holds its value at the end of the range. What a calibration layer reads is
         an output too, under `observed_blob`.
+    layers : tuple of str
+        Names of the layers; an ONNX node that one of them became has its name in front of the last colon.
     """
 
     model: bytes
     initializers: Mapping[str, Weights]
     inputs: Mapping[str, Shape]
     outputs: Mapping[str, str]
+    layers: tuple[str, ...] = ()
 
 
 def lower(
@@ -99,7 +102,8 @@ def lower(
     lower_layers(builder, graph, inputs, first=first, last=last)
     wanted = tuple(outputs) if outputs is not None else graph.with_layers(layers).outputs
     made = {blob: (builder.read(blob), builder.shapes[blob]) for blob in wanted}
-    return _assemble(graph.name, builder, made | builder.observed if observe else made)
+    names = tuple(layer.name for layer in layers)
+    return _assemble(graph.name, builder, made | builder.observed if observe else made, names)
 
 
 def lower_layers(
@@ -137,7 +141,7 @@ class _ShapeFlow:
         """Take one layer's tops in and return their shapes, those included that the layer does not name."""
         tops = layer_type(self.graph, layer).tops(layer, [self.shapes[bottom] for bottom in layer.bottoms])
         for top, shape in zip(layer.tops, tops, strict=False):
-            self.shapes[top] = tuple(self.inputs.get(top, shape)) if layer.type == "Input" else shape
+            self.shapes[top] = tuple(self.inputs.get(top, shape)) if layer.type in FED_LAYERS else shape
         return tops
 
 
@@ -150,7 +154,7 @@ def _lower_layer(
     if len(layer.blobs) < len(layer_type(graph, layer).blobs(layer, bottom_shapes)):
         raise graph.error(layer, "has no weights; load the network with its caffemodel")
     tensors = [builder.read(bottom) for bottom in layer.bottoms]
-    builder.shapes_of_tops = flow.advance(layer)
+    builder.layer, builder.shapes_of_tops = layer.name, flow.advance(layer)
     builder.shapes = flow.shapes
     try:
         tops = lowerings[layer.type](builder, layer, tensors, bottom_shapes)
@@ -159,7 +163,7 @@ def _lower_layer(
     builder.tensors.update(zip(layer.tops, tops, strict=False))
 
 
-def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]) -> Lowered:
+def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]], layers: tuple[str, ...]) -> Lowered:
     """Give every wanted blob an output of its own and serialize."""
     outputs = {}
     for index, (blob, (tensor, _)) in enumerate(made.items()):
@@ -178,4 +182,4 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs)
+    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs, layers)

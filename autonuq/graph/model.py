@@ -19,7 +19,9 @@ Value = tuple[int, int]
 
 TRAIN, TEST = 0, 1
 MAX_AXES = 32  # Caffe's kMaxBlobAxes
-DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "AnnotatedData"})
+MAX_ELEMENTS = 2**31 - 1  # Caffe's Blob::Reshape refuses more
+DATA_LAYERS = frozenset({"Data", "ImageData", "HDF5Data", "WindowData", "AnnotatedData"})
+FED_LAYERS = frozenset({"Input", "MemoryData"})  # a script hands over what they put out
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ gap, where ONNX's own 4-bit tensors would serve 16 levels only.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -18,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import FunctionProto, TensorProto, helper, numpy_helper, parser
 
+from autonuq.graph.any_batch import free_batch
+from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.lowering import IR_VERSION, LOWERINGS, OPSET, Builder, lower_layers
 from autonuq.graph.model import Array, Graph, Layer, Shape
 from autonuq.graph.record import Factors
@@ -81,7 +84,7 @@ def build_onnx(
     codebooks : bool
         Store indices into each layer's levels instead of int8 codes.
     metadata : mapping of str to str
-        Goes into the model's metadata.
+        Goes into the model's metadata, each key behind "autonuq:".
 
     Raises
     ------
@@ -90,21 +93,24 @@ def build_onnx(
 
     Notes
     -----
-    Inputs and outputs have the names and the shapes of the Caffe blobs. The model passes `onnx.checker` with full
-    shape inference. Ties are rounded to even by QuantizeLinear, away from zero by Caffe: that is all that differs.
+    Outputs, and the inputs that are read, have the names and the shapes of the Caffe blobs, but any batch size,
+    "batch", if the network treats its items one by one (`find_batch`). Otherwise the prototxt's stays, and a warning
+    and the metadata ("batch") say why. The model passes `onnx.checker` with full shape inference. Ties are rounded to
+    even by QuantizeLinear, away from zero by Caffe: that is all that differs.
     """
     builder = _IntegerBuilder(graph, weights, codebooks)
-    lowerings = LOWERINGS | {"Quant": lambda _, layer, tensors, shapes: _quantize(builder, layer, tensors, factors)}
-    lower_layers(builder, graph, lowerings=lowerings)
+    _lower(builder, graph, factors)
+    axes, size, note = _free_batch(builder, graph, factors)
     for blob in graph.outputs:
         builder.nodes.append(helper.make_node("Identity", [builder.read(blob)], [blob]))
     nodes, constants = builder.needed(graph.outputs)
+    read = {name for node in nodes for name in node.input}
     model = helper.make_model(
         helper.make_graph(
             nodes,
             graph.name or "caffe",
-            [_declared(blob, shape) for blob, shape in builder.inputs.items()],
-            [_declared(blob, builder.shapes[blob]) for blob in graph.outputs],
+            [_declared(blob, shape, axes, size) for blob, shape in builder.inputs.items() if blob in read],
+            [_declared(blob, builder.shapes[blob], axes, size) for blob in graph.outputs],
             [numpy_helper.from_array(np.asarray(found.values, order="C"), key) for key, found in constants.items()],
         ),
         opset_imports=_OPSETS if codebooks else _OPSETS[:1],
@@ -112,13 +118,53 @@ def build_onnx(
         producer_name="autonuq",
         functions=[_unpack_function()] if codebooks else [],
     )
-    helper.set_model_props(model, dict(metadata))
+    helper.set_model_props(model, {f"{DOMAIN}:{key}": value for key, value in {**metadata, "batch": note}.items()})
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
 
-def _declared(blob: str, shape: Shape) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape)
+def _lower(
+    builder: _IntegerBuilder,
+    graph: Graph,
+    factors: Mapping[str, Factors],
+    inputs: Mapping[str, Shape] | None = None,
+) -> None:
+    lowerings = LOWERINGS | {"Quant": lambda _, layer, tensors, shapes: _quantize(builder, layer, tensors, factors)}
+    lower_layers(builder, graph, inputs, lowerings=lowerings)
+
+
+def _free_batch(
+    builder: _IntegerBuilder, graph: Graph, factors: Mapping[str, Factors]
+) -> tuple[Mapping[str, int], int, str]:
+    """Make the nodes fit any batch size if the network does.
+
+    Returns
+    -------
+    mapping of str to int
+        The axis of every blob that has the size of the batch.
+    int
+        The prototxt's batch size.
+    str
+        What the metadata say of it.
+    """
+    try:
+        batch = find_batch(graph)
+        one_more = builder.sibling()
+        _lower(one_more, graph, factors, batch.inputs)
+        free_batch(builder, one_more, batch.size)
+    except MixesItems as reason:
+        note = f"the prototxt's size only: {reason}"
+        warnings.warn(f"the ONNX file runs at the batch size of the prototxt only: {reason}", stacklevel=3)
+        return {}, 0, note
+    return batch.axes, batch.size, "any"
+
+
+def _declared(blob: str, shape: Shape, axes: Mapping[str, int], size: int) -> onnx.ValueInfoProto:
+    """Declare an input or an output; a size that is a multiple of the batch's has no name."""
+    sizes: list[int | str | None] = list(shape)
+    if blob in axes:
+        sizes[axes[blob]] = "batch" if shape[axes[blob]] == size else None
+    return helper.make_tensor_value_info(blob, TensorProto.FLOAT, sizes)
 
 
 def _unpack_function() -> FunctionProto:
@@ -141,6 +187,14 @@ class _IntegerBuilder(Builder):
         self._integers = {id(layer.blobs[0]): layer.name for layer in graph.layers if layer.name in weights}
         self._weights, self._codebooks = weights, codebooks
         self._powers: dict[int, str] = {}
+        self._packed: dict[str, Array] = {}
+        self._origin = graph
+
+    def sibling(self) -> _IntegerBuilder:
+        """Return an empty builder for the same network; what is packed already is not packed again."""
+        other = _IntegerBuilder(self._origin, self._weights, self._codebooks)
+        other._packed = self._packed
+        return other
 
     def constant(self, label: str, values: Array | list[float] | float) -> str:  # type: ignore[override]
         """Add a constant; see `Builder.constant`."""
@@ -169,9 +223,11 @@ class _IntegerBuilder(Builder):
             return self.stored(f"{layer}:codes", codes)
         if bits not in self._powers:
             self._powers[bits] = self.stored("powers", 1 << np.arange(bits, dtype=np.uint8)[None])
+        if layer not in self._packed:
+            self._packed[layer] = pack_indices((np.cumsum(present) - 1)[steps], bits)
         return self.add(
             "Unpack",
-            self.stored(f"{layer}:indices", pack_indices((np.cumsum(present) - 1)[steps], bits)),
+            self.stored(f"{layer}:indices", self._packed[layer]),
             self._powers[bits],
             self.stored(f"{layer}:levels", levels),
             self.stored(f"{layer}:shape", np.array(codes.shape, np.int64)),

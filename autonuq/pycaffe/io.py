@@ -20,7 +20,9 @@ __all__ = [
     "Transformer",
     "array_to_blobproto",
     "array_to_datum",
+    "arraylist_to_blobprotovector_str",
     "blobproto_to_array",
+    "blobprotovector_str_to_arraylist",
     "caffe_pb2",
     "datum_to_array",
     "load_image",
@@ -198,6 +200,17 @@ def array_to_blobproto(arr: Array, diff: Array | None = None) -> Any:
     if diff is not None:
         blob.diff.extend(np.asarray(diff, np.float32).ravel().tolist())
     return blob
+
+
+def arraylist_to_blobprotovector_str(arraylist: Iterable[Array]) -> bytes:
+    """Return arrays as the bytes of a BlobProtoVector."""
+    message: bytes = caffe_pb2.BlobProtoVector(blobs=map(array_to_blobproto, arraylist)).SerializeToString()
+    return message
+
+
+def blobprotovector_str_to_arraylist(str: bytes) -> list[Array]:  # noqa: A002 - pycaffe's own name
+    """Return the arrays in the bytes of a BlobProtoVector."""
+    return [blobproto_to_array(blob) for blob in caffe_pb2.BlobProtoVector.FromString(str).blobs]
 
 
 def array_to_datum(arr: Array, label: int | None = None) -> Any:

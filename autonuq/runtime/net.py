@@ -20,12 +20,14 @@ import numpy as np
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.caffemodel import load_caffemodel, read_bytes
+from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.files import attach_weights, fill_weights, parse_graph, stored_names, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
-from autonuq.graph.model import TEST, Array, Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
+from autonuq.runtime.memory_data import MemoryData
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.seed import random_generator
 from autonuq.runtime.session import Session
@@ -39,7 +41,12 @@ def _structure(text: bytes, path: Path, phase: int, level: int, stages: tuple[st
     return parse_graph(text, path, phase=phase, level=level, stages=stages)
 
 
-class Blob:
+def refuse_to_train(*_args: object, **_kwargs: object) -> None:
+    """Raise the RuntimeFailure of everything in pycaffe that trains."""
+    raise RuntimeFailure("networks are executed here, not trained: there is no solver and no backward pass; use Caffe")
+
+
+class Blob(Extent):
     """One blob: `data` is a float32 array that keeps its identity until the shape changes; made when looked at."""
 
     def __init__(self, runner: _Runner, name: str, shape: Shape) -> None:
@@ -62,7 +69,7 @@ class Blob:
 
     def take(self, values: Array) -> None:
         """Hold values that a pass made; their number may depend on the data."""
-        self.reshape(*values.shape)
+        self.resize(values.shape)
         np.copyto(self._data, values)
 
     @property
@@ -70,26 +77,23 @@ class Blob:
         """Dimensions."""
         return self._shape
 
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return math.prod(self._shape)
-
-    num = property(lambda self: self._legacy_shape(0))
-    channels = property(lambda self: self._legacy_shape(1))
-    height = property(lambda self: self._legacy_shape(2))
-    width = property(lambda self: self._legacy_shape(3))
-
-    def _legacy_shape(self, axis: int) -> int:
-        return (*self.shape, 1, 1, 1, 1)[axis] if len(self._shape) <= 4 else self.shape[axis]
-
     def reshape(self, *dims: int) -> None:
-        """Change the dimensions; `Net.reshape` or the next forward pass carries it on to the other blobs."""
-        if tuple(dims) != self._shape:
-            self._shape, self._array = tuple(dims), None
+        """Change the dimensions; `Net.reshape` or the next forward pass carries it on to the other blobs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no positive whole numbers.
+        """
+        self.resize(checked_sizes(dims))
+
+    def resize(self, shape: Shape) -> None:
+        """Take a shape that is known to be one; a pass may make blobs without values."""
+        if shape != self._shape:
+            self._shape, self._array = shape, None
 
 
-class Parameter:
+class Parameter(Extent):
     """One weight blob of a layer; `data` may be written, the next forward pass uses it."""
 
     def __init__(self, values: Array) -> None:
@@ -108,10 +112,19 @@ class Parameter:
         """Dimensions."""
         return self._values.shape
 
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return self._values.size
+    def reshape(self, *dims: int) -> None:
+        """Change the dimensions: as many values as fit stay, others are 0. The layer must be made for such weights.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no positive whole numbers.
+        """
+        shape = checked_sizes(dims)
+        values = np.zeros(math.prod(shape), np.float32)
+        kept = self._values.reshape(-1)[: values.size]
+        values[: kept.size] = kept
+        self._values, self.touched = values.reshape(shape), True
 
 
 def _parameters(graph: Graph) -> list[list[Parameter]]:
@@ -241,6 +254,9 @@ class Net:
             for layer in self._graph.layers
             if layer.type in OBSERVER_TYPES
         }
+        self._memory_data = {
+            index: MemoryData(layer) for index, layer in enumerate(graph.layers) if layer.type == "MemoryData"
+        }
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
@@ -272,6 +288,46 @@ class Net:
         return OrderedDict((layer.caffe_name, value) for layer, value in values)
 
     @property
+    def _blob_names(self) -> list[str]:
+        return list(self.blobs)
+
+    @property
+    def _blobs(self) -> list[Blob]:
+        return list(self.blobs.values())
+
+    def _blob_ids(self, names: Iterable[str]) -> list[int]:
+        """Return the places of blobs in `_blob_names`."""
+        ids = {name: index for index, name in enumerate(self.blobs)}
+        return [ids[name] for name in names]
+
+    @property
+    def _inputs(self) -> list[int]:
+        return self._blob_ids(self.inputs)
+
+    @property
+    def _outputs(self) -> list[int]:
+        return self._blob_ids(self.outputs)
+
+    def _bottom_ids(self, layer: int) -> list[int]:
+        return self._blob_ids(self._graph.layers[layer].bottoms)
+
+    def _top_ids(self, layer: int) -> list[int]:
+        return self._blob_ids(self._graph.layers[layer].tops)
+
+    @property
+    def blob_loss_weights(self) -> OrderedDict[str, float]:
+        """What every blob counts in a sum of losses: 1 for a loss, unless its layer says otherwise."""
+        weights = OrderedDict.fromkeys(self.blobs, 0.0)
+        for layer in self._graph.layers:
+            given = list(layer.message.loss_weight) or ([1.0] if layer.type.endswith("Loss") else [])
+            weights.update(zip(layer.tops, given, strict=False))
+        return weights
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return list(self.blob_loss_weights.values())
+
+    @property
     def layer_dict(self) -> OrderedDict[str, NetLayer]:
         """Layers by name."""
         return self._by_caffe_name(zip(self._graph.layers, self.layers, strict=True))
@@ -292,10 +348,18 @@ class Net:
         return self._by_caffe_name((layer, list(layer.tops)) for layer in self._graph.layers)
 
     def reshape(self) -> None:
-        """Give every blob the shape that follows from the present input shapes."""
-        self._runner.reshape(self._input_shapes())
-        for name, shape in infer_shapes(self._graph, dict(self._runner.shapes)).items():
-            self.blobs[name].reshape(*shape)
+        """Give every blob the shape that follows from the present input shapes.
+
+        Raises
+        ------
+        ModelError
+            A layer cannot take such an input; nothing has changed.
+        """
+        inputs = self._input_shapes()
+        shapes = infer_shapes(self._graph, dict(inputs))
+        self._runner.reshape(inputs)
+        for name, shape in shapes.items():
+            self.blobs[name].resize(shape)
 
     def copy_from(self, weights: str | Path) -> None:
         """Load other weights; a layer that the file lacks keeps its own."""
@@ -304,6 +368,39 @@ class Net:
         self._runner.adopt(attach_weights(self._graph, self._stored))
         for parameters, loaded in zip(self._parameters, _parameters(self._graph), strict=True):
             parameters[:] = loaded
+
+    def share_with(self, other: Net) -> None:
+        """Use the parameters of another net wherever layers have the same name; what one writes, both have."""
+        other._take_parameters()
+        theirs = other._graph.by_name
+        self._runner.adopt(
+            self._graph.with_layers(
+                layer.with_(blobs=theirs[layer.name].blobs) if layer.blobs and layer.name in theirs else layer
+                for layer in self._graph.layers
+            )
+        )
+        for name, parameters in self.params.items():
+            parameters[:] = other.params.get(name, parameters)
+
+    def set_input_arrays(self, data: Array, labels: Array) -> None:
+        """Give the first layer, a MemoryData, its items; every forward pass takes the next batch.
+
+        Parameters
+        ----------
+        data : ndarray of float32, shape (n, channels, height, width)
+            C-contiguous, sizes as in the prototxt; `n` is a multiple of its batch_size.
+        labels : ndarray of float32, shape (n,) or (n, 1, 1, 1)
+
+        Raises
+        ------
+        ValueError
+            An array does not fit.
+        RuntimeFailure
+            The first layer is of another type.
+        """
+        if 0 not in self._memory_data:
+            raise RuntimeFailure("set_input_arrays may only be called if the first layer is a MemoryData layer")
+        self._memory_data[0].set(data, labels)
 
     def save(self, path: str | Path) -> None:
         """Write the present weights as a caffemodel; what was not changed stays as the loaded file has it."""
@@ -360,6 +457,12 @@ class Net:
                 parts.setdefault(name, []).append(values.copy())
         return {name: np.concatenate(values)[:count] for name, values in parts.items()}
 
+    def backward(self, *_args: object, **_kwargs: object) -> None:
+        """Refuse: there is no training here."""
+        refuse_to_train()
+
+    forward_backward_all = backward
+
     def _batches(self, inputs: dict[str, Array]) -> Iterator[dict[str, Array]]:
         """Cut inputs into batches, the last one filled up with zeros."""
         size = self.blobs[self.inputs[0]].shape[0]
@@ -392,6 +495,7 @@ class Net:
             for layer in self._graph.layers[first : last + 1]
             if layer.name in self._observers and not self._observers[layer.name].finished
         ]
+        self._take_batches(first, last)
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
         self._runner.host.begin()
@@ -401,8 +505,17 @@ class Net:
             self.blobs[name].take(values[name])
         self._calibrate(observers, values)
 
+    def _take_batches(self, first: int, last: int) -> None:
+        """Let the MemoryData layers of the range put out their next batch."""
+        for index, source in self._memory_data.items():
+            if first <= index <= last:
+                for top, values in zip(self._graph.layers[index].tops, source.next_batch(), strict=True):
+                    self.blobs[top].take(values)
+
     def _made(self, first: int, last: int) -> set[str]:
-        return {top for layer in self._graph.layers[first : last + 1] if layer.type != "Input" for top in layer.tops}
+        return {
+            top for layer in self._graph.layers[first : last + 1] if layer.type not in FED_LAYERS for top in layer.tops
+        }
 
     def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
         for observer in observers:

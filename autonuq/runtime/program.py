@@ -15,7 +15,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.hosted import HOST_LAYERS, HostLayer
 from autonuq.graph.hosted.registry import raised_by
 from autonuq.graph.lowering import Lowered, lower
-from autonuq.graph.model import Array, Graph, Layer, Shape
+from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES
 from autonuq.runtime.session import Session
 
@@ -168,7 +168,7 @@ def _needed(
         layer = graph.layers[index]
         is_host = layer.type in HOST_LAYERS
         acts = is_host and not again or observe and layer.type in OBSERVER_TYPES
-        if layer.type == "Input" or not (acts or wanted.intersection(layer.tops)):
+        if layer.type in FED_LAYERS or not (acts or wanted.intersection(layer.tops)):
             continue
         wanted -= set(layer.tops)
         if not (is_host and again):

@@ -34,6 +34,7 @@ from autonuq.graph.detached import Weights, split_weights
 from autonuq.graph.lowering import Lowered
 from autonuq.graph.model import Array, Shape
 from autonuq.runtime.device import Device, check_session, selected_device
+from autonuq.runtime.engine_errors import engine_failure
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -71,6 +72,9 @@ class Session:
     def __init__(self, lowered: Lowered, *, threads: int = 0) -> None:
         self.inputs = dict(lowered.inputs)
         self.outputs = dict(lowered.outputs)
+        self._layers = frozenset(lowered.layers)
+        if not self.outputs:  # every layer ends in a Silence: the engine takes no such network
+            return
         device = selected_device()
         prepared = _prepared(lowered) if device.is_cpu else None  # the layout of weights is this processor's
         options = _options(threads, optimize=prepared is None)
@@ -80,11 +84,11 @@ class Session:
                 name: np.require(weights.values, requirements=["C", "A"])
                 for name, weights in lowered.initializers.items()
             }
-            self._session = _load(lowered.model, self._weights, options, device)
+            self._session = _load(lowered.model, self._weights, options, device, lowered.layers)
             return
         memory = prepared.take_memory()
         self._weights = prepared.moved(lowered.initializers, memory)
-        self._session = _load(prepared.model, self._weights, options, device)
+        self._session = _load(prepared.model, self._weights, options, device, lowered.layers)
         weakref.finalize(self, _spare.append, memory)
 
     def run(self, feeds: Mapping[str, Array], blobs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -104,13 +108,18 @@ class Session:
         Raises
         ------
         RuntimeFailure
-            onnxruntime failed.
+            An array has another shape, or the engine failed.
         """
+        for name, array in feeds.items():
+            if array.shape != self.inputs[name]:
+                raise RuntimeFailure(f"blob '{name}' has shape {array.shape} instead of {self.inputs[name]}")
         wanted = list(self.outputs if blobs is None else blobs)
+        if not wanted:
+            return {}
         try:
             values = self._session.run([self.outputs[blob] for blob in wanted], dict(feeds))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise RuntimeFailure(f"onnxruntime failed: {_first_line(error)}") from error
+            raise engine_failure(error, "cannot compute", self._layers) from error
         return dict(zip(wanted, values, strict=True))
 
 
@@ -225,7 +234,7 @@ def _prepare(lowered: Lowered) -> _Prepared | None:
         bits = np.arange(place, place + sizes[name], dtype=np.int32)
         numbered[name] = bits.view(np.float32).reshape(weights.array.shape)
         place += sizes[name]
-    model, found = split_weights(_optimize(lowered.model, numbered))
+    model, found = split_weights(_optimize(lowered.model, numbered, lowered.layers))
     moves: dict[str, _Move] = {}
     for name, values in found.items():
         move = _find_move(values, first, sizes)
@@ -235,13 +244,13 @@ def _prepare(lowered: Lowered) -> _Prepared | None:
     return _Prepared(model, moves) if {move.source for move in moves.values()} == set(first) else None
 
 
-def _optimize(model: bytes, weights: Mapping[str, Array]) -> bytes:
+def _optimize(model: bytes, weights: Mapping[str, Array], layers: Sequence[str]) -> bytes:
     """Let onnxruntime optimize a network for this processor; it hands the result out as a file only."""
     options = _options(threads=1)
     with tempfile.TemporaryDirectory(prefix="autonuq-") as folder:
         path = Path(folder, "optimized.onnx")
         options.optimized_model_filepath = str(path)
-        _load(model, weights, options, Device(), disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
+        _load(model, weights, options, Device(), layers, disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
         return path.read_bytes()
 
 
@@ -312,7 +321,7 @@ def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptio
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is an exception (`engine_errors`); nothing is written beside it
     options.intra_op_num_threads = threads
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -326,6 +335,7 @@ def _load(
     weights: Mapping[str, Array],
     options: onnxruntime.SessionOptions,
     device: Device,
+    layers: Sequence[str],
     **settings: Sequence[str],
 ) -> onnxruntime.InferenceSession:
     """Load a network; the engine uses the arrays' memory, which the caller keeps alive."""
@@ -337,10 +347,6 @@ def _load(
             options.add_external_initializers(list(weights), values)
         session = onnxruntime.InferenceSession(model, options, providers=device.providers, **settings)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise RuntimeFailure(f"onnxruntime cannot load the network: {_first_line(error)}") from error
+        raise engine_failure(error, "cannot prepare", layers) from error
     check_session(session, device)
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -57,18 +57,9 @@ def scores(pair, images):
 def onnx_scores(path, images):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
-    size = entry.shape[0]
-    parts = [session.run(None, {entry.name: images[i : i + size]})[0] for i in range(0, len(images), size)]
+    assert entry.shape[0] == "batch"
+    parts = [session.run(None, {entry.name: images[i : i + BATCH]})[0] for i in range(0, len(images), BATCH)]
     return np.concatenate(parts).reshape(len(images), -1)
-
-
-def resized(source):
-    """Write the network for batches that the images divide into; an ONNX file has the shapes of the prototxt."""
-    graph = load_graph(source / "deploy.prototxt", source / "weights.caffemodel")
-    for layer in graph.layers:
-        for shape in layer.message.input_param.shape:
-            shape.dim[0] = BATCH
-    return graph
 
 
 @pytest.mark.parametrize(
@@ -76,7 +67,8 @@ def resized(source):
 )
 def test_top1_is_the_same_everywhere(shared, tmp_path, name):
     images, labels = NETWORKS[name](shared)
-    graph = resized(shared / "models" / name)
+    source = shared / "models" / name
+    graph = load_graph(source / "deploy.prototxt", source / "weights.caffemodel")
     model = quantize(graph, default_config(graph))
     *coarse, last = model.weights  # 32 levels, and 256 in the last layer
     weights = {layer: replace(model.weights[layer], codes=model.weights[layer].codes // 8 * 8 + 4) for layer in coarse}

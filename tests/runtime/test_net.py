@@ -155,3 +155,53 @@ def test_the_package_has_the_names_of_the_module_that_a_script_gets():
     exec("from autonuq.pycaffe import *", names)
     assert {name for name in names if not name.startswith("__")} == set(module.__all__)
     assert nuq.pycaffe.__version__ == module.__version__
+
+
+def test_numbers_of_blobs_and_layers(net):
+    assert net._blob_names == list(net.blobs)
+    assert net._blobs == list(net.blobs.values())
+    assert [net._blob_names[index] for index in net._inputs] == net.inputs
+    assert [net._blob_names[index] for index in net._outputs] == net.outputs
+    for index, name in enumerate(net._layer_names):
+        assert [net._blob_names[blob] for blob in net._bottom_ids(index)] == net.bottom_names[name]
+        assert [net._blob_names[blob] for blob in net._top_ids(index)] == net.top_names[name]
+    assert net._blob_loss_weights == [0] * len(net.blobs)
+
+
+def test_losses_count_one_unless_their_layer_says_otherwise(tmp_path):
+    (tmp_path / "n.prototxt").write_text("""
+    layer { name: "in" type: "Input" top: "x" top: "y" input_param { shape { dim: 2 dim: 3 } } }
+    layer { name: "a" type: "EuclideanLoss" bottom: "x" bottom: "y" top: "a" }
+    layer { name: "b" type: "EuclideanLoss" bottom: "x" bottom: "y" top: "b" loss_weight: 0.5 }
+    layer { name: "c" type: "Reduction" bottom: "x" top: "c" loss_weight: 2 }
+    """)
+    net = nuq.Net(tmp_path / "n.prototxt", nuq.pycaffe.TEST)
+    assert dict(net.blob_loss_weights) == {"x": 0, "y": 0, "a": 1, "b": 0.5, "c": 2}
+
+
+def test_nets_share_parameters(files, images):
+    one, other = nuq.Net(*files), nuq.Net(*files)
+    one.params["fc"][0].data[...] *= 2
+    other.share_with(one)
+    np.testing.assert_array_equal(other.forward(data=images)["prob"], one.forward(data=images)["prob"])
+    other.params["fc"][1].data[...] += 3
+    np.testing.assert_array_equal(one.forward(data=images)["prob"], other.forward()["prob"])
+    assert (one.params["fc"][1].data == other.params["fc"][1].data).all()
+
+
+def test_training_is_refused_by_name(net):
+    for call in (net.backward, net.forward_backward_all):
+        with pytest.raises(RuntimeFailure, match="executed here, not trained"):
+            call()
+
+
+def test_a_parameter_that_is_reshaped_must_fit_its_layer(net, images):
+    weights = net.params["fc"][0]
+    before = weights.data.copy()
+    weights.reshape(128, 10)
+    assert (weights.num, weights.channels) == (128, 10)
+    np.testing.assert_array_equal(weights.data.ravel(), before.ravel())
+    with pytest.raises(nuq.ModelError, match=r"layer 'fc': .*blob 0 has shape \(128, 10\).*must be \(10, 128\)"):
+        net.forward(data=images)
+    weights.reshape(10, 128)
+    net.forward(data=images)

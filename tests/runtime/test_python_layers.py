@@ -329,3 +329,22 @@ def test_installed_pycaffe_has_the_base_class(net_of, module):
     net = net_of(python("p", "Affine", "x", "y"))
     assert issubclass(module().Affine, nuq.pycaffe.Layer)
     assert net.forward(x=X)["y"] == pytest.approx(2 * X)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [("-1, 3", r"0 or more. Got \(-1, 3\)"), ("(2, 3)", r"write reshape\(\*shape\)"), ("2, 1.5", "Got 1.5")],
+)
+def test_sizes_that_a_top_cannot_have_are_named(tmp_path, sizes, message):
+    (tmp_path / "sizes.py").write_text(
+        "import caffe\n\n\nclass Sized(caffe.Layer):\n    def setup(self, bottom, top):\n        pass\n\n"
+        f"    def reshape(self, bottom, top):\n        top[0].reshape({sizes})\n\n"
+        "    def forward(self, bottom, top):\n        pass\n"
+    )
+    (tmp_path / "n.prototxt").write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 } } }'
+        'layer { name: "mine" type: "Python" bottom: "x" top: "y" python_param { module: "sizes" layer: "Sized" } }'
+    )
+    with pytest.raises(RuntimeFailure, match=f"layer 'mine': .*{message}"):
+        nuq.Net(tmp_path / "n.prototxt", nuq.pycaffe.TEST)
+    sys.modules.pop("sizes", None)

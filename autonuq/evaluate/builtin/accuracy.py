@@ -178,6 +178,9 @@ def _chosen(key: str, name: str | None, blobs: Mapping[str, Shape]) -> str:
     known = ", ".join(blobs)
     if name is not None:
         raise EvaluatorError(f"the network has no {key} blob '{name}' (it has: {known})")
+    if not blobs:
+        hint = "; give it an Input layer in place of its MemoryData" if key == "input" else ""
+        raise EvaluatorError(f"the network has no {key}{hint}")
     if len(blobs) != 1:
         raise EvaluatorError(f"the network has {len(blobs)} {key}s, {known}; say which with '{key}' in [evaluator]")
     return next(iter(blobs))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.hosted.registry import HostLayer, raised_by, runs_on_host
 from autonuq.graph.model import TEST, TRAIN, Array, Layer, Shape
 from autonuq.graph.shapes.registry import ANY, LayerError, define
@@ -40,7 +41,7 @@ class PythonLayer:
     phase: int = TEST
 
 
-class PythonBlob:
+class PythonBlob(Extent):
     """A bottom or a top of a Python layer: `data`, `diff`, the shape, and `reshape`."""
 
     def __init__(self, data: Array) -> None:
@@ -64,24 +65,12 @@ class PythonBlob:
         """Dimensions."""
         return self._data.shape
 
-    @property
-    def count(self) -> int:
-        """Number of values."""
-        return self._data.size
-
-    num = property(lambda self: self._legacy_shape(0))
-    channels = property(lambda self: self._legacy_shape(1))
-    height = property(lambda self: self._legacy_shape(2))
-    width = property(lambda self: self._legacy_shape(3))
-
-    def _legacy_shape(self, axis: int) -> int:
-        return (*self.shape, 1, 1, 1, 1)[axis]
-
     def reshape(self, *dims: int) -> None:
         """Change the dimensions; the values stay if their number does."""
-        if tuple(dims) != self.shape:
-            same = math.prod(dims) == self.count
-            self._data = self._data.reshape(dims) if same else np.zeros(dims, np.float32)
+        shape = checked_sizes(dims, least=0)
+        if shape != self.shape:
+            same = math.prod(shape) == self.count
+            self._data = self._data.reshape(shape) if same else np.zeros(shape, np.float32)
             self._diff = None
 
 

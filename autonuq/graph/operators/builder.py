@@ -24,6 +24,7 @@ class Builder:
         self.inputs: dict[str, Shape] = {}
         self.observed: dict[str, tuple[str, Shape]] = {}  # as `observed_blob` -> tensor and shape
         self.shapes_of_tops: list[Shape] = []  # of the layer that is being lowered
+        self.layer = "t"  # its name: what its tensors are called that nobody gives a label
         self._count = 0
         self._makers: dict[str, onnx.NodeProto] = {}  # tensor -> its node
         self._rescaled: dict[str, tuple[Array, Array]] = {}  # weights -> (what they are made of, factor per output)
@@ -47,13 +48,15 @@ class Builder:
         """Add a layer's blobs as they are."""
         return [self.constant(f"{layer.name}:{index}", blob) for index, blob in enumerate(layer.blobs)]
 
-    def add(self, operator: str, *inputs: str, label: str = "t", **attributes: Any) -> str:
+    def add(self, operator: str, *inputs: str, label: str | None = None, **attributes: Any) -> str:
         """Add one operator with one output and return that tensor."""
         return self.add_many(operator, *inputs, count=1, label=label, **attributes)[0]
 
-    def add_many(self, operator: str, *inputs: str, count: int, label: str = "t", **attributes: Any) -> list[str]:
+    def add_many(
+        self, operator: str, *inputs: str, count: int, label: str | None = None, **attributes: Any
+    ) -> list[str]:
         """Add one operator with several outputs and return those tensors."""
-        outputs = [self._unique(label) for _ in range(count)]
+        outputs = [self._unique(label or self.layer) for _ in range(count)]
         self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))
         self._makers.update(dict.fromkeys(outputs, self.nodes[-1]))
         return outputs
@@ -92,21 +95,23 @@ class Builder:
         array, factor = self._rescaled[name]
         return Weights(array, factor.astype(np.float32))
 
-    def reshape(self, tensor: str, shape: Sequence[int], *, label: str = "t") -> str:
+    def reshape(self, tensor: str, shape: Sequence[int], *, label: str | None = None) -> str:
         """Add a Reshape to a shape that is known now."""
-        return self.add("Reshape", tensor, self.constant(f"{label}:shape", np.array(shape, np.int64)), label=label)
+        return self.add(
+            "Reshape", tensor, self.constant(f"{label or self.layer}:shape", np.array(shape, np.int64)), label=label
+        )
 
     def indices(self, tensor: str) -> str:
         """Turn float32 values into integers as C does, towards zero."""
         return self.add("Cast", tensor, to=TensorProto.INT64)
 
-    def floats(self, tensor: str, *, label: str = "t") -> str:
+    def floats(self, tensor: str, *, label: str | None = None) -> str:
         """Turn integers or truth values into float32: every Caffe blob is."""
         return self.add("Cast", tensor, label=label, to=TensorProto.FLOAT)
 
-    def scalar(self, operator: str, tensor: str, value: float, *, label: str = "t") -> str:
+    def scalar(self, operator: str, tensor: str, value: float, *, label: str | None = None) -> str:
         """Add `tensor operator value`."""
-        return self.add(operator, tensor, self.constant(f"{label}:value", float(value)), label=label)
+        return self.add(operator, tensor, self.constant(f"{label or self.layer}:value", float(value)), label=label)
 
     def _unique(self, label: str) -> str:
         self._count += 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from autonuq.graph.model import Layer, Shape
+from autonuq.graph.model import FED_LAYERS, Layer, Shape
 from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.layout import concat_axis, crop_offsets, dummy_values, slice_axis
 from autonuq.graph.shapes.registry import canonical_axis
 
 
-@lowers("Input")
+@lowers(*FED_LAYERS)
 def _input(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     return [builder.read(top) for top in layer.tops]
 

@@ -44,7 +44,7 @@ class _Labels:
         return values if self.counted is None else builder.add("Mul", values, self.counted)
 
 
-def _total(builder: Builder, tensor: str, label: str = "t") -> str:
+def _total(builder: Builder, tensor: str, label: str | None = None) -> str:
     return builder.add("ReduceSum", tensor, label=label, keepdims=0)
 
 

@@ -124,15 +124,15 @@ def _scan(
     found: Recurrence,
 ) -> list[str]:
     """Run the step over time and return the last states, then h of every step."""
-    state_shape = [found.streams, found.outputs]
+    state_shape = [None, found.outputs]  # any number of streams
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [*nodes, helper.make_node("Identity", [f"{name}:h_next"], [f"{name}:out"])],
         f"{name}:step",
         [
             *(value(f"{name}:{state}", TensorProto.FLOAT, state_shape) for state in states),
-            value(f"{name}:driven", TensorProto.FLOAT, [found.streams, found.gates * found.outputs]),
-            value(f"{name}:mark", TensorProto.FLOAT, [found.streams, 1]),
+            value(f"{name}:driven", TensorProto.FLOAT, [None, found.gates * found.outputs]),
+            value(f"{name}:mark", TensorProto.FLOAT, [None, 1]),
         ],
         [
             *(value(f"{name}:{state}_next", TensorProto.FLOAT, state_shape) for state in states),

@@ -147,8 +147,8 @@ def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array | None:
 def _max_pool_with_mask(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str) -> list[str]:
     """MAX pooling and the place of each maximum in its plane, h * W + w; -1 where a window lies outside."""
     pooled, places = builder.add_many("MaxPool", tensor, count=2, label=label, **_attributes(found, bottom))
-    planes = np.arange(math.prod(bottom[:2]), dtype=np.int64).reshape(*bottom[:2], 1, 1) * math.prod(bottom[2:])
-    mask = builder.floats(builder.add("Sub", places, builder.constant("planes", planes)), label=label)
+    plane = builder.constant("plane", math.prod(bottom[2:]))  # the operator counts through all planes of all items
+    mask = builder.floats(builder.add("Mod", places, plane), label=label)
     return [
         _with_windows_outside(builder, top, found, bottom, value) for top, value in ((pooled, _LOWEST), (mask, -1.0))
     ]

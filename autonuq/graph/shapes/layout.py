@@ -14,6 +14,17 @@ def _input_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     return shapes * len(layer.tops) if len(shapes) == 1 else shapes
 
 
+def _memory_data_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
+    """Items, then their labels."""
+    message = layer.message.memory_data_param
+    shape = (message.batch_size, message.channels, message.height, message.width)
+    if min(shape) < 1:
+        raise LayerError(f"batch_size, channels, height and width must be positive, got {shape}")
+    if len(layer.tops) != 2:
+        raise LayerError(f"makes 2 tops, data and labels; {len(layer.tops)} are named")
+    return [shape, shape[:1]]
+
+
 def _dummy_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     message = layer.message.dummy_data_param
     shapes = [tuple(shape.dim) for shape in message.shape]
@@ -163,12 +174,13 @@ def _reindex_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 def _filter_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     """How many items pass depends on the data; the shape is the one for all of them, as Caffe's first one."""
     *items, selector = bottoms
-    if any(dim != 1 for dim in selector[1:]) or any(shape[:1] != selector[:1] for shape in items):
+    if not selector or any(dim != 1 for dim in selector[1:]) or any(shape[:1] != selector[:1] for shape in items):
         raise LayerError(f"the selector {selector} must have one value for each item of {', '.join(map(str, items))}")
     return items
 
 
 define(["Input"], _input_tops, bottoms=range(1))
+define(["MemoryData"], _memory_data_tops, bottoms=range(1))
 define(["DummyData"], _dummy_tops, bottoms=range(1))
 define(["Parameter"], _parameter_tops, _parameter_tops, bottoms=range(1))
 define(["Split"], _split_tops)
