@@ -73,6 +73,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                 ),
             },
             "weights": _COUNT,
+            "needs": _object({"memory_bytes": _COUNT, "disk_bytes": _COUNT, "curves_s": _SECONDS}),
         }
     ),
     "status": _object(

@@ -16,6 +16,7 @@ from autonuq.cli.console import (
     OutputOption,
     StageOption,
     WeightsArgument,
+    duration,
     err,
     out,
     say,
@@ -24,12 +25,14 @@ from autonuq.cli.console import (
     unknown,
 )
 from autonuq.compress.chip import ChipView, view_on_chip
+from autonuq.compress.needs import study_needs
 from autonuq.compress.outputs import unpack as write_unpacked
 from autonuq.compress.packed_file import load_packed
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import DDR_RATES
+from autonuq.quant.config import QuantizationConfig
 
 
 def inspect(
@@ -49,9 +52,15 @@ def inspect(
     graph = load_graph(model, weights, level=level, stages=stage or ())
     found = capabilities(graph)
     views = {} if chip is None else view_on_chip(graph, chip)
+    quantized, searched = (
+        [layer.name for layer in found if able(layer)] for able in (attrgetter("quantizable"), attrgetter("nuq"))
+    )
+    needs = study_needs(graph, quantized, searched, QuantizationConfig.batch_num)
     if as_json:
         rows = [_inspected(layer, views.get(layer.name)) for layer in found]
-        typer.echo(json.dumps({"layers": rows, "weights": sum(layer.weights for layer in found)}))
+        sizes = {"memory_bytes": round(needs.memory_bytes), "disk_bytes": round(needs.disk_bytes)}
+        document = {"layers": rows, "weights": sum(layer.weights for layer in found)}
+        typer.echo(json.dumps({**document, "needs": {**sizes, "curves_s": needs.curves_s}}))
         return
     table = Table(title=f"{model}", title_justify="left")
     for column, justify in (("layer", "left"), ("type", "left"), ("shape", "left"), ("weights", "right")):
@@ -65,8 +74,8 @@ def inspect(
         seen = _chip_cells(views.get(layer.name)) if chip else ()
         table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
     show(table)
-    able = sum(layer.nuq for layer in found)
-    out.print(f"{sum(layer.weights for layer in found):,} weights; {able} layers can carry a codebook")
+    out.print(f"{sum(layer.weights for layer in found):,} weights; {len(searched)} layers can carry a codebook")
+    say(f"a study takes {needs.say()}; its curves about {duration(needs.curves_s)} on one core")
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
         say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")

@@ -47,8 +47,8 @@ _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
 
-_PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
-_MANY_WEIGHTS, _SMALLER = 1 << 24, 0.94  # half of the points, 6 % apart: VGG-16's take 0.75 GB then
+PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
+MANY_WEIGHTS, _SMALLER = 1 << 24, 0.94  # half of the points, 6 % apart: VGG-16's take 0.75 GB then
 _PACKING = CODECS["entropy"]
 
 
@@ -158,7 +158,7 @@ def _feedback_points(
     feedback, targets = prepare_feedback(weights, uniform, inputs)
     energy = output_energy(feedback, targets) or 1.0  # 0 if all weights are
     others = _level_sets(uniform, codec, feedback, energy, sizes)
-    sets = [_EVERY_LEVEL, *others[:: 2 if weights.size >= _MANY_WEIGHTS else 1]]
+    sets = [_EVERY_LEVEL, *others[:: 2 if weights.size >= MANY_WEIGHTS else 1]]
     tried, at_a_time = _Tried(codec, uniform.codes.shape), sets_at_a_time(weights.size)
     for begin in range(0, len(sets), at_a_time):
         for assigned in assign(feedback, targets, sets[begin : begin + at_a_time]):
@@ -171,7 +171,7 @@ class _Tried:
 
     def __init__(self, codec: Codec, shape: tuple[int, ...]) -> None:
         self._codec, self._shape = codec, shape
-        self._is_packed = math.prod(shape) > _PACKED_ABOVE
+        self._is_packed = math.prod(shape) > PACKED_ABOVE
         self._codes: list[Any] = []
         self._codebooks: list[Codebook] = []
         self._rates: list[int] = []
@@ -197,7 +197,7 @@ class _Tried:
 
     def points(self, layer: str) -> OperatingPoints:
         """Return what is of use; of a layer with many weights only points well below the one before."""
-        if math.prod(self._shape) >= _MANY_WEIGHTS:
+        if math.prod(self._shape) >= MANY_WEIGHTS:
             self._keep(_spread(self._rates))
         curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))
         codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)

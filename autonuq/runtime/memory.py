@@ -1,10 +1,11 @@
-"""Memory that this process holds for networks to come."""
+"""Memory that this process holds for networks to come, and what the machine has left."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from autonuq.graph import caffemodel
 from autonuq.runtime import session
@@ -25,3 +26,20 @@ def give_back_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def available_memory() -> float | None:
+    """Return how much memory this process may still take, in bytes, or None where that is not known (not Linux)."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+        return min(free, _left_to_the_group())
+    return None
+
+
+def _left_to_the_group() -> float:
+    """Return what the control group of this process leaves, infinite where there is no limit."""
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        return float((folder / "memory.max").read_text()) - float((folder / "memory.current").read_text())
+    return float("inf")

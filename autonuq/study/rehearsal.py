@@ -26,6 +26,7 @@ from autonuq.records import say_verdict
 from autonuq.storage.open import open_storage, storage_file
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
+from autonuq.study.resources import check_resources, needs_of
 from autonuq.study.stored import FINISHED, check_fingerprint
 from autonuq.study.task import Task, check_folder, fingerprint_of, quantized_model
 
@@ -33,7 +34,7 @@ SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
 
 _BATCHES_TIMED = 4
-_WEIGHTS_TIMED = 100_000  # points are timed for the smallest layer and for the largest one up to this size
+_WEIGHTS_TIMED = 100_000  # points are timed for the quickest layer and for the slowest one up to this size
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Rehearsal:
         self._steps: tuple[tuple[str, tuple[str, ...], Callable[[], str]], ...] = (
             ("network", (), self._network),
             ("quantization", ("network",), self._quantization),
+            ("memory and disk", ("quantization",), self._resources),
             ("evaluator", ("network",), self._evaluator),
             ("one batch", ("evaluator",), self._one_batch),
             ("calibration", ("quantization", "one batch"), self._calibration),
@@ -159,6 +161,11 @@ class Rehearsal:
         searched = len(self._model.nuq_layers)
         return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._task.codec}"
 
+    def _resources(self) -> str:
+        self._needs = needs_of(self._model)
+        check_resources(self._task, self._needs)
+        return self._needs.say()
+
     def _evaluator(self) -> str:
         self._own = make_evaluator(self._task.evaluator, self._task.source.model)
         self._task = replace(self._task, evaluator=self._own)
@@ -206,13 +213,15 @@ class Rehearsal:
         searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}
         if not searched:
             raise StudyError("no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'")
-        first = min(searched, key=searched.__getitem__)
-        limit = max(_WEIGHTS_TIMED, searched[first])
-        second = max((name for name in searched if searched[name] <= limit), key=searched.__getitem__)
+        expected = {layer.layer: layer.seconds for layer in self._needs.layers}
+        first = min(searched, key=expected.__getitem__)
+        small = [name for name in searched if searched[name] <= max(_WEIGHTS_TIMED, searched[first])]
+        second = max(small, key=expected.__getitem__)
         once_s, found = self._timed_curve(first)
-        more_s = max(0.0, self._timed_curve(second)[0] - once_s) / max(1, searched[second] - searched[first])
-        more = sum(searched.values()) - len(searched) * searched[first]
-        self._curves_s = len(searched) * once_s + more * more_s
+        speed = 1.0
+        if expected[second] > expected[first]:
+            speed = max(0.0, self._timed_curve(second)[0] - once_s) / (expected[second] - expected[first])
+        self._curves_s = sum(once_s + speed * (expected[name] - expected[first]) for name in searched)
         return f"{found} operating points of layer '{first}'"
 
     def _timed_curve(self, name: str) -> tuple[float, int]:

@@ -54,7 +54,9 @@ from autonuq.storage.open import Storage, absolute_url, default_url, open_storag
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
+from autonuq.study.points_cache import has_points
 from autonuq.study.preparation import calibrate, prepare_points, score_original
+from autonuq.study.resources import check_resources, needs_of
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
@@ -307,6 +309,8 @@ class StudyRun:
             if evaluator is not None:
                 check_evaluator(evaluator)
         deadline = None if timeout is None else time.monotonic() + timeout
+        if not has_points(task.points_folder):
+            check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)

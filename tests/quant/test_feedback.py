@@ -250,7 +250,7 @@ def test_groups_and_their_bias(output_axis):
 def test_large_layers_keep_bitstreams(layer, monkeypatch):
     weights, uniform, moments = layer
     plain = build_points("conv", weights, uniform, CODECS["fixed"], inputs=(moments,))
-    monkeypatch.setattr("autonuq.quant.points._PACKED_ABOVE", 0)
+    monkeypatch.setattr("autonuq.quant.points.PACKED_ABOVE", 0)
     packed = build_points("conv", weights, uniform, CODECS["fixed"], inputs=(moments,))
     assert isinstance(packed.codes, PackedCodes)
     assert packed.curve.rates_bytes.tolist() == plain.curve.rates_bytes.tolist()

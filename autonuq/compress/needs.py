@@ -1,0 +1,113 @@
+"""What a study of a network takes of memory, disk and time, before any of it is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
+from autonuq.graph.model import Graph
+from autonuq.graph.passes import WEIGHT_TYPES
+from autonuq.quant.needs import LayerNeeds, layer_needs
+
+# Bytes: of the process with its libraries; of values that the activation ranges keep; of a network's weights, how often
+# they are in memory while it runs, read, as codes and in the engine's order.
+_PROCESS, _RANGES, _COPIES = 0.3e9, 1e9, 3.3
+_NOTABLE = 0.2  # of all: a layer that is worth a word
+
+
+@dataclass(frozen=True)
+class StudyNeeds:
+    """What a study takes.
+
+    Attributes
+    ----------
+    layers : tuple of LayerNeeds
+        Of every layer with int8 weights.
+    weights_bytes : float
+        Of the float network.
+    observed_bytes : float
+        What the calibration layers see in one forward pass.
+    """
+
+    layers: tuple[LayerNeeds, ...]
+    weights_bytes: float
+    observed_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        """At most: in the calibration, or for one layer's points."""
+        calibration = _COPIES * self.weights_bytes + self.observed_bytes + min(_RANGES, 8 * self.observed_bytes)
+        points = 1.5 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
+        return _PROCESS + max(calibration, points)
+
+    @property
+    def disk_bytes(self) -> float:
+        """At most: in the calibration, or with the points, the network's copy for workers and a trial's network."""
+        inputs = sum(layer.inputs_bytes for layer in self.layers)
+        points = sum(layer.points_bytes for layer in self.layers)
+        return max(self.weights_bytes + inputs, 2 * self.weights_bytes + points, inputs + points)
+
+    @property
+    def curves_s(self) -> float:
+        """About the time that all points take, in seconds."""
+        return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def notable(self) -> tuple[LayerNeeds, ...]:
+        """The layers that take a fifth of something, the largest first."""
+        points = self.disk_bytes
+        found = [
+            layer
+            for layer in self.layers
+            if layer.memory_bytes > _NOTABLE * self.memory_bytes
+            or layer.points_bytes + layer.inputs_bytes > _NOTABLE * points
+            or layer.seconds > _NOTABLE * self.curves_s
+        ]
+        return tuple(sorted(found, key=lambda layer: -layer.memory_bytes))
+
+    def say(self) -> str:
+        """Say it in a line."""
+        text = f"about {_gigabytes(self.memory_bytes)} of memory, {_gigabytes(self.disk_bytes)} of disk"
+        shares = [
+            f"'{layer.layer}' {_gigabytes(layer.memory_bytes)} of memory, "
+            f"{_gigabytes(layer.points_bytes + layer.inputs_bytes)} of disk, {layer.seconds:.0f} s"
+            for layer in self.notable[:3]
+        ]
+        return f"{text}; of it {'; '.join(shares)}" if shares and self.memory_bytes > 1e9 else text
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[str], passes: int) -> StudyNeeds:
+    """Say what a study of a network takes.
+
+    Parameters
+    ----------
+    graph : Graph
+        With blobs or without; its input shapes are those of a forward pass.
+    quantized, searched : collection of str
+        Names of the layers with int8 inputs, and of those with a codebook.
+    passes : int
+        Forward passes of the calibration.
+    """
+    shapes = infer_shapes(graph)
+    layers, weights, observed = [], 0, 0
+    for layer in graph.layers:
+        blobs = blob_shapes(graph, layer, shapes)
+        weights += sum(map(math.prod, blobs))
+        if layer.name not in quantized:
+            continue
+        observed += math.prod(shapes[layer.bottoms[0]])
+        if layer.type not in WEIGHT_TYPES or len(blobs[0]) not in (2, 4):
+            continue
+        turned = layer.type == "Deconvolution"
+        outputs, columns = blobs[0][turned], math.prod(blobs[0]) // blobs[0][turned]
+        groups = 1 if layer.type == "InnerProduct" else input_window(layer).groups
+        samples = passes * math.prod(shapes[layer.tops[0]]) // outputs
+        nuq = layer.name in searched
+        layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed)

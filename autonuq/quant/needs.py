@@ -1,0 +1,77 @@
+"""What a layer's operating points will take, before any of it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autonuq.quant.feedback import sets_at_a_time
+from autonuq.quant.inputs import sampling_of
+from autonuq.quant.points import MANY_WEIGHTS, PACKED_ABOVE
+
+_SETS = 48  # of levels that are tried
+# Bytes that a weight takes in all points of its layer, as they are stored: as they are, as bitstreams, and of a layer
+# with many weights. Seen of Gaussian weights, which have the longest curves.
+_STORED, _PACKED, _FEW_PACKED = 25.0, 6.7, 4.8
+# Seconds on one core of 2024: what rounding takes for a weight and a set, and a multiplication of a matrix product.
+_ROUNDING_S, _PRODUCT_S = 5e-8, 4e-11
+
+
+@dataclass(frozen=True)
+class LayerNeeds:
+    """What the operating points of one layer take.
+
+    Attributes
+    ----------
+    layer : str
+    memory_bytes : float
+        While they are built.
+    inputs_bytes, points_bytes : float
+        On disk: what the calibration keeps of the inputs until then, and the points.
+    seconds : float
+        About, on one core.
+    """
+
+    layer: str
+    memory_bytes: float
+    inputs_bytes: float
+    points_bytes: float
+    seconds: float
+
+
+def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples: int, nuq: bool) -> LayerNeeds:
+    """Say what a layer's operating points take.
+
+    Parameters
+    ----------
+    layer : str
+    outputs, columns : int
+        Rows of weights, and weights of each.
+    groups : int
+        Of outputs, with inputs of their own.
+    samples : int
+        That the calibration sees of what a row meets.
+    nuq : bool
+        False: one point.
+    """
+    weights = outputs * columns
+    is_large = weights >= MANY_WEIGHTS
+    sets = 1 if not nuq else _SETS // 2 if is_large else _SETS
+    together = min(sets, sets_at_a_time(weights))
+    used, as_rows = sampling_of(columns).expected(samples)
+    if as_rows and groups == 1:
+        inputs = 4.0 * used * columns
+        factor, errors = 2 * inputs + 16.0 * used**2, 4.0 * used * outputs
+        products = 2.0 * columns * used**2 + 2.0 * sets * weights * used
+    else:
+        inputs = 4.0 * groups * columns * (columns + 2)
+        factor, errors = 16.0 * columns**2, 4.0 * weights / groups
+        products = groups * columns**3 / 3 + 0.5 * sets * weights * columns
+    stored = _FEW_PACKED if is_large else _PACKED if weights > PACKED_ABOVE else _STORED
+    points = weights * (stored if nuq else 1.0)
+    return LayerNeeds(
+        layer=layer,
+        memory_bytes=factor + 8.0 * weights + together * (errors + 3.0 * weights) + points,
+        inputs_bytes=inputs,
+        points_bytes=points,
+        seconds=sets * weights * _ROUNDING_S + products * _PRODUCT_S,
+    )

@@ -1,0 +1,41 @@
+"""Whether a study fits on this machine, said before hours are spent."""
+
+from __future__ import annotations
+
+import shutil
+
+from autonuq.compress.needs import StudyNeeds, study_needs
+from autonuq.compress.quantized import QuantizedModel
+from autonuq.errors import StudyError
+from autonuq.runtime.memory import available_memory
+from autonuq.study.task import Task
+
+
+def needs_of(model: QuantizedModel) -> StudyNeeds:
+    """Say what a study of a quantized network takes."""
+    return study_needs(model.graph, model.factors.keys(), set(model.nuq_layers), model.config.batch_num)
+
+
+def check_resources(task: Task, needs: StudyNeeds) -> None:
+    """Refuse a study that does not fit.
+
+    Raises
+    ------
+    StudyError
+        It needs more memory or disk than there is; the message says what for, and what helps.
+    """
+    place = next(folder for folder in (task.out, *task.out.parents) if folder.exists())
+    _check(task, needs, "memory", needs.memory_bytes, available_memory(), "")
+    _check(task, needs, "disk", needs.disk_bytes, shutil.disk_usage(place).free, f" in {place}")
+
+
+def _check(task: Task, needs: StudyNeeds, what: str, wanted: float, free: float | None, where: str) -> None:
+    if free is None or wanted <= free:
+        return
+    largest = needs.notable[0].layer if needs.notable else None
+    remedy = f"leave layer '{largest}' float (skip_layers), use" if largest else "use"
+    raise StudyError(
+        f"needs {needs.say()}, but only {free / 1e9:.1f} GB of {what} are free{where}; {remedy} smaller batches, or a "
+        "machine with more",
+        study=task.name,
+    )
