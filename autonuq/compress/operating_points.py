@@ -49,8 +49,16 @@ def build_network_points(
         on_layer(name)
 
 
-def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]) -> tuple[LayerRecord, ...]:
-    """Describe every layer with weights, for reports."""
+def describe_layers(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], float_reasons: Mapping[str, str] | None = None
+) -> tuple[LayerRecord, ...]:
+    """Describe every layer with weights, for reports.
+
+    Parameters
+    ----------
+    float_reasons : mapping of str to str, optional
+        Why layers stay float that could be quantized.
+    """
     searched = set(model.nuq_layers)
     records = []
     for capability in model.capabilities:
@@ -58,7 +66,7 @@ def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]
             continue
         name, found = capability.name, points.get(capability.name)
         if found is None:
-            reason = capability.reason or "is left out by the configuration"
+            reason = (float_reasons or {}).get(name) or capability.reason or "is left out by the configuration"
             size = 4 * capability.weights
             records.append(
                 LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,14 @@ class QuantizedModel:
     def weight_counts(self) -> dict[str, int]:
         """Number of weights of every layer with int8 weights."""
         return {name: uniform.codes.size for name, uniform in self.weights.items()}
+
+    def leaving_float(self, names: Collection[str]) -> QuantizedModel:
+        """Return the same network with some layers float after all; the configuration stays that of the calibration."""
+        return replace(
+            self,
+            weights={name: weights for name, weights in self.weights.items() if name not in names},
+            factors={name: factors for name, factors in self.factors.items() if name not in names},
+        )
 
 
 def default_config(

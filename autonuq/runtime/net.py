@@ -26,6 +26,7 @@ from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import TEST, Array, Graph, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
+from autonuq.runtime.inputs import InputKeeper
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.session import Session
 
@@ -227,6 +228,7 @@ class Net:
             for layer in self._graph.layers
             if layer.type in OBSERVER_TYPES
         }
+        self._inputs = InputKeeper(observer.record_file for observer in self._observers.values())
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
@@ -376,6 +378,8 @@ class Net:
         ]
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
+        if observers and feeds.keys() == self._graph.inputs.keys():  # not where a pass begins in the middle
+            self._inputs.keep(feeds)
         self._runner.host.begin()
         values = session.run(feeds)
         self._runner.done = _Pass(feeds, first, last, made - set(fetched))

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
@@ -24,10 +25,11 @@ from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
+from autonuq.runtime.inputs import request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.study.points_cache import load_points, store_points
 from autonuq.study.resolution import resolution_warning
-from autonuq.study.stored import store_layers, store_long, stored_layers
+from autonuq.study.stored import store_layers, store_long, stored_float_layers, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
 
@@ -75,6 +77,8 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
     write_calibration_model(model, pair, task.record_file.resolve(), python_layers=task.python_layers)
+    if task.float_layers == "auto":
+        request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
     model = calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
@@ -88,28 +92,36 @@ def points_key(fingerprint: Mapping[str, str]) -> str:
 
 
 def prepare_points(
-    task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
+    task: Task, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
 ) -> dict[str, OperatingPoints]:
-    """Return the operating points of an earlier run, or build them.
+    """Return the operating points of an earlier run, or build them."""
+    key = points_key(fingerprint)
+    points = load_points(task.points_folder, key)
+    if points is not None:
+        return points
+    done: list[str] = []
+
+    def on_layer(name: str) -> None:
+        done.append(name)
+        on_progress(Progress("curves", name, len(done), len(model.weights)))
+
+    give_back_memory()
+    built = build_network_points(model, task.codec, task.record_file, on_layer)
+    return store_points(task.points_folder, key, built)
+
+
+def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:
+    """Return the network with the layers float that the study leaves float; its layers are stored the first time.
 
     Raises
     ------
     StudyError
-        They were lost, and what was built again differs from what the study's trials were made of.
+        The operating points were lost, and what was built again differs from what the study's trials were made of.
     """
-    key = points_key(fingerprint)
-    points = load_points(task.points_folder, key)
-    if points is None:
-        done: list[str] = []
-
-        def on_layer(name: str) -> None:
-            done.append(name)
-            on_progress(Progress("curves", name, len(done), len(model.weights)))
-
-        give_back_memory()
-        built = build_network_points(model, task.codec, task.record_file, on_layer)
-        points = store_points(task.points_folder, key, built)
-    layers = describe_layers(model, points)
+    found = stored_float_layers(study)
+    floats = {} if found is None else dict.fromkeys(found.layers, f"stays float: {found.reason}")
+    candidate = candidate.leaving_float(floats)
+    layers = describe_layers(candidate.model, candidate.points, floats)
     stored = stored_layers(study)
     if not stored:
         store_layers(study, layers)
@@ -119,4 +131,4 @@ def prepare_points(
             "study of another name",
             study=task.name,
         )
-    return points
+    return candidate

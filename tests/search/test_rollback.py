@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autonuq.amct.rollback import BinarySearchStrategy, CosineSimilaritySensitivity, roll_back
+from autonuq.search.rollback import BinarySearchStrategy, CosineSimilaritySensitivity, roll_back
 
 RANKING = {f"layer{index}": index / 100 for index in (3, 0, 4, 1, 2)}
 ORDER = sorted(RANKING)
