@@ -50,7 +50,7 @@ RUNNING_FIELDS = ("size_bytes", "started", "worker")
 LEASE = "autonuq:lease"
 """The `storage.lease.Lease` of the worker that runs the trial; empty between two workers."""
 INT8 = "int8"
-"""The origin of the first trial where layers were left float before the search: the others have all their steps."""
+"""The origin of the trial that was scored before the search: layers have all their steps, or stay float."""
 COPY_OF = "copy of "
 """What an origin begins with where an equal plan had been scored; that trial's number follows."""
 PLAN = "autonuq:plan"
@@ -457,9 +457,11 @@ class StudyRecord:
     def chosen(self) -> TrialRecord | None:
         """Return the satisfied trial with the largest ratio that keeps the limit with the study's confidence.
 
-        The earlier one of equals; the most probable one, if none is probable enough; None if none is satisfied.
+        The earlier one of equals; the most probable one, if none is probable enough; None if none is satisfied. Int8
+        alone, of which the model of the loss says nothing, is what is left where nothing else satisfies.
         """
-        satisfied = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
+        every = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
+        satisfied = [trial for trial in every if trial.origin != INT8] or every
         trusted = [trial for trial in satisfied if trial.probability is None or trial.probability >= self.confidence]
         if trusted or not satisfied:
             return max(trusted, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)

@@ -16,7 +16,8 @@ from autonuq.graph.files import ModelPair, write_model
 from autonuq.graph.model import Array, Graph
 from autonuq.runtime.net import Net
 
-_DECIDING = frozenset({"Accuracy", "ArgMax", "DetectionOutput"})
+_HIDING = frozenset({"Accuracy", "ArgMax", "DetectionOutput", "Sigmoid", "Softmax"})
+"""Types whose outputs jump, change their size or saturate: what they read tells more."""
 
 
 class OutputErrors:
@@ -64,12 +65,17 @@ class OutputErrors:
 
 
 def telling_blobs(graph: Graph) -> tuple[str, ...]:
-    """Return the outputs, and what a decision is made from in place of it: it jumps, and its size may change."""
+    """Return the outputs, or in place of a decision or a saturated share the blobs that it is made from."""
     makers = {top: layer for layer in graph.layers for top in layer.tops}
     found: dict[str, None] = {}
-    for blob in graph.outputs:
+    left = list(graph.outputs)
+    while left:
+        blob = left.pop(0)
         layer = makers[blob]
-        found.update(dict.fromkeys(layer.bottoms if layer.type in _DECIDING else (blob,)))
+        if layer.type in _HIDING and not set(layer.bottoms) & set(layer.tops):  # in place, only the result is there
+            left = [*layer.bottoms, *left]
+        else:
+            found[blob] = None
     return tuple(found)
 
 

@@ -146,7 +146,8 @@ def requantize(floats: Sequence[str], accepts: Callable[[Sequence[str]], bool], 
 
     Notes
     -----
-    **Cost**: halves are tried first, so k layers that are needed among n cost some k log2 n questions.
+    **Cost**: halves are tried first, so k layers that are needed among n cost some k log2 n questions. A part of what
+    did not suffice is taken not to suffice.
     **Source**: adaptive group testing (Hwang, JASA 67, 1972), by halves.
 
     Examples
@@ -155,14 +156,16 @@ def requantize(floats: Sequence[str], accepts: Callable[[Sequence[str]], bool], 
     ['b', 'e']
     """
     needed, groups, asked = list(floats), _halves(floats), 0
+    refused: list[set[str]] = [set()]
     while groups and asked < most:
         group = groups.pop(0)
         rest = [name for name in needed if name not in group]
-        if rest:
+        if not any(known.issuperset(rest) for known in refused):
             asked += 1
             if accepts(rest):
                 needed = rest
                 continue
+            refused.append(set(rest))
         groups[:0] = _halves(group)
     return needed
 

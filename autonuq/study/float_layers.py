@@ -2,9 +2,9 @@
 
 All layers at int8 are scored first. Where that keeps the limit, no layer stays float. Where it does not, each layer's
 harm alone is measured, and those layers are left float that harm most for the bytes that they take; then as many of
-them as possible are quantized again (`search.rollback`, as AMCT's accuracy-based calibration does it). The network
-that was found so is the study's first trial: what is known to keep the limit shall not be lost. The sampler does not
-learn from it, for without distortion it says nothing of the curves.
+them as possible are quantized again (`search.rollback`, as AMCT's accuracy-based calibration does it). What was scored
+last so is the study's first trial: no pass is wasted, and a network that is known to keep the limit is not lost. The
+sampler does not learn from it, for without distortion it says nothing of the curves.
 
 The harm is measured on inputs that the calibration kept, without the evaluator (`compress.sensitivity`). Where it ran
 in another Caffe, or this process cannot run the network, each layer costs one scoring pass instead.
@@ -42,7 +42,7 @@ from autonuq.records import (
 from autonuq.runtime.inputs import load_inputs
 from autonuq.search.rollback import BinarySearchStrategy, Verdict, requantize, roll_back
 from autonuq.search.trust import target_loss
-from autonuq.study.scoring import score_plan
+from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     load_long,
     original_metric,
@@ -56,8 +56,6 @@ from autonuq.study.task import OnProgress, Progress, Task
 
 MOST_REQUANTIZED = 10
 """Networks that are scored to quantize layers again, after ceil(log2 N) to find which of N suffice."""
-MOST_FAILURES = 3
-"""Scoring passes in a row that may fail."""
 
 
 def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, on_progress: OnProgress) -> FloatLayers:
@@ -90,11 +88,8 @@ def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, o
 
 
 def first_trial(study: optuna.Study, found: FloatLayers) -> TrialRecord | None:
-    """Return what the network that was found scored, or where nothing helps, all layers at int8.
-
-    None where int8 is good enough, or the layers were not found by measurements.
-    """
-    return _Measured(study).record(found.layers) if found.costs else None
+    """Return what the layers that were not left float scored, all at int8; None where that was not measured."""
+    return _Measured(study).record(found.layers)
 
 
 class _Measured:
@@ -144,6 +139,8 @@ class _Decision:
         if not self._layers:
             return FloatLayers()
         everything = self._score(())
+        if everything.error:  # a passing trouble, or a network that is broken: the second time tells
+            everything = self._score(())
         return FloatLayers() if everything.satisfied else self._blamed(everything)
 
     def _blamed(self, everything: TrialRecord) -> FloatLayers:
@@ -218,11 +215,8 @@ class _Decision:
         except EvaluatorError as error:
             record = TrialRecord(0, "failed", error=str(error))
             self._failures += 1
-            if self._failures == MOST_FAILURES:
-                raise EvaluatorError(
-                    f"{self._failures} scoring passes in a row failed, the last with: {error}; mend the evaluator, "
-                    "then start a study of another name"
-                ) from error
+            if self._failures == FAILURES_IN_A_ROW:
+                raise failed_in_a_row(str(error)) from error
         self._scored += 1
         outcome = record.error or f"metric {format_metric(record.metric, record.standard_error)}, {record.outcome}"
         self._on_progress(Progress("float", f"{what}: {outcome}", self._scored, self._scored))

@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
-from autonuq.errors import AutonuqError, EvaluatorError
+from autonuq.errors import AutonuqError
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
@@ -19,7 +19,7 @@ from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
-from autonuq.study.scoring import score_plan
+from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
     Study,
@@ -35,7 +35,6 @@ from autonuq.study.stored import (
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 
-FAILURES_IN_A_ROW = 3
 POLL_S = 1.0
 """How often a worker without work looks whether another's trial has become free."""
 LEAST_TRIALS = 10
@@ -81,10 +80,7 @@ class Runner:
                     if progress.trial is not None and progress.trial.number == record.number:
                         self.on_progress(progress)
                 if failures == FAILURES_IN_A_ROW:
-                    raise EvaluatorError(
-                        f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
-                        "then start a study of another name"
-                    )
+                    raise failed_in_a_row(record.error)
 
     def begin(self, floats: FloatLayers, scored: TrialRecord | None) -> None:
         """Make the trials that a study begins with.
