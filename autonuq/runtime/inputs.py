@@ -24,8 +24,13 @@ def inputs_folder(record_file: Path) -> Path:
 
 def request_inputs(record_file: Path) -> None:
     """Ask for the network's inputs; what an earlier calibration left is deleted."""
-    shutil.rmtree(inputs_folder(record_file), ignore_errors=True)
+    discard_inputs(record_file)
     inputs_folder(record_file).mkdir()
+
+
+def discard_inputs(record_file: Path) -> None:
+    """Delete what was kept."""
+    shutil.rmtree(inputs_folder(record_file), ignore_errors=True)
 
 
 def load_inputs(record_file: Path) -> list[dict[str, Array]]:

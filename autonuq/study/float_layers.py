@@ -15,12 +15,11 @@ Everything that was measured is stored as it comes, so that a killed study goes 
 from __future__ import annotations
 
 import math
-import tempfile
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -39,7 +38,7 @@ from autonuq.records import (
     format_metric,
     is_verdict_alone,
 )
-from autonuq.runtime.inputs import load_inputs
+from autonuq.runtime.inputs import discard_inputs, load_inputs
 from autonuq.search.rollback import BinarySearchStrategy, Verdict, requantize, roll_back
 from autonuq.search.trust import target_loss
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
@@ -77,6 +76,7 @@ def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, o
     if found is None:
         found = _Decision(task, study, candidate, on_progress).find()
         store_float_layers(study, found)
+        discard_inputs(task.record_file)
     if words := found.say():
         on_progress(Progress("float", words, 1, 1))
     if task.float_layers == "never" and (found.layers or found.hopeless):
@@ -93,7 +93,11 @@ def first_trial(study: optuna.Study, found: FloatLayers) -> TrialRecord | None:
 
 
 class _Measured:
-    """What a study stores of measurements, in the order in which they were made."""
+    """What a study stores of measurements, in the order in which they were made.
+
+    Of a kind INT8 it is what a network scored some of whose layers are float, of a kind OUTPUT_ERROR what one layer
+    costs.
+    """
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
@@ -102,22 +106,22 @@ class _Measured:
             load_long(study.user_attrs, f"{FLOAT_MEASURED}/{index}") for index in range(count)
         ]
 
-    def add(self, kind: str, floats: Collection[str], value: Any) -> None:
-        entry = {"kind": kind, "float": sorted(floats), "value": value}
+    def add(self, kind: str, layers: Collection[str], value: Any) -> None:
+        entry = {"kind": kind, "layers": sorted(layers), "value": value}
         store_long(self._study, f"{FLOAT_MEASURED}/{len(self._entries)}", entry)
         self._entries.append(entry)
-        self._study.set_user_attr(FLOAT_MEASURED, len(self._entries))
+        self._study.set_user_attr(FLOAT_MEASURED, len(self._entries))  # last: what is not counted is not there
 
-    def value(self, kind: str, floats: Collection[str]) -> Any:
-        wanted = sorted(floats)
-        return next((one["value"] for one in self._entries if (one["kind"], one["float"]) == (kind, wanted)), None)
+    def value(self, kind: str, layers: Collection[str]) -> Any:
+        wanted = sorted(layers)
+        return next((one["value"] for one in self._entries if (one["kind"], one["layers"]) == (kind, wanted)), None)
 
     def record(self, floats: Collection[str]) -> TrialRecord | None:
         stored = self.value(INT8, floats)
         return None if stored is None else record_from_data(stored, 0)
 
     def records(self) -> list[tuple[list[str], TrialRecord]]:
-        return [(one["float"], record_from_data(one["value"], 0)) for one in self._entries if one["kind"] == INT8]
+        return [(one["layers"], record_from_data(one["value"], 0)) for one in self._entries if one["kind"] == INT8]
 
 
 class _Decision:
@@ -206,7 +210,7 @@ class _Decision:
         known = self._measured.record(floats)
         if known is not None:
             return known
-        what = f"all but {len(floats)} layers at int8" if floats else "all layers at int8"
+        what = f"all layers at int8 but {len(floats)} of {len(self._layers)}" if floats else "all layers at int8"
         self._on_progress(Progress("float", f"scoring {what}", self._scored, self._scored + 1))
         try:
             record = self._scored_network(self._candidate.leaving_float(floats))
@@ -233,7 +237,7 @@ class _Decision:
         """Measure what each layer costs alone: on kept inputs where that is possible, by the evaluator elsewhere."""
         passes = load_inputs(self._task.record_file)
         if not passes:
-            return METRIC_CHANGE, self._metric_changes("the calibration ran in another Caffe")
+            return METRIC_CHANGE, self._metric_changes("another Caffe ran the calibration, or its inputs are gone")
         try:
             return OUTPUT_ERROR, self._output_errors(passes)
         except AutonuqError as error:
@@ -241,15 +245,19 @@ class _Decision:
 
     def _output_errors(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         costs: dict[str, float] = {}
-        with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
-            errors = OutputErrors(self._candidate, passes, Path(folder))
+        folder = self._task.scratch_folder
+        folder.mkdir(exist_ok=True)
+        try:
+            errors = OutputErrors(self._candidate, passes, folder)
             for name in self._layers:
-                others = [other for other in self._layers if other != name]
-                known = self._measured.value(OUTPUT_ERROR, others)
+                known = self._measured.value(OUTPUT_ERROR, [name])
                 costs[name] = errors.measure(name) if known is None else known
                 if known is None:
-                    self._measured.add(OUTPUT_ERROR, others, costs[name])
-                self._on_progress(Progress("float", f"error of '{name}' alone", len(costs), len(self._layers)))
+                    self._measured.add(OUTPUT_ERROR, [name], costs[name])
+                words = f"'{name}' alone: error {costs[name]:.3%} of the outputs"
+                self._on_progress(Progress("float", words, len(costs), len(self._layers)))
+        finally:
+            shutil.rmtree(folder)
         return costs
 
     def _metric_changes(self, why: str) -> dict[str, float | None]:

@@ -169,6 +169,11 @@ class Task:
         return self.out / f"trial{number}"
 
     @property
+    def scratch_folder(self) -> Path:
+        """Where networks lie that are run without the evaluator; it is there only meanwhile."""
+        return self.out / "scratch"
+
+    @property
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
         return str(self.out / self.name)

@@ -382,6 +382,8 @@ def test_killed_while_it_measures(fragile, moment):
     networks = scored(fragile)
     assert len(networks) == len(set(networks)) + 1  # the one that was killed in the middle, and nothing else
     assert networks[moment] == killed[-1]
+    left = {path.name for path in (fragile.parent / "out/fragile").rglob("*") if path.is_dir()}
+    assert not left & {"trial0", "scratch", "record.txt.inputs"}
 
 
 def test_two_workers_see_the_same_float_layers(fragile):
