@@ -305,6 +305,12 @@ def test_check_accepts_names(fragile):
     checks = {check.name: check for check in Rehearsal(load_task(with_floats(fragile, ["wide"]))).run()}
     assert {check.state for check in checks.values()} == {"passed"}
     assert checks["quantization"].detail.startswith("2 layers to int8")
+    assert checks["int8 batch"].detail.endswith(": satisfied")
+
+
+def test_check_says_what_the_study_will_do(fragile):
+    checks = {check.name: check for check in Rehearsal(load_task(fragile)).run()}
+    assert "not satisfied; where all batches say so, too, the study finds layers" in checks["int8 batch"].detail
 
 
 def test_where_nothing_helps_every_layer_is_in_the_table(fragile, run_in):
