@@ -1,13 +1,14 @@
 """Which layers stay float, decided once in a study's life, before its first trial.
 
 All layers at int8 are scored first. Where that keeps the limit, no layer stays float. Where it does not, each layer's
-harm alone is measured, and those layers are left float that harm most for the bytes that they take; then as many of
-them as possible are quantized again (`search.rollback`, as AMCT's accuracy-based calibration does it). What was scored
-last so is the study's first trial: no pass is wasted, and a network that is known to keep the limit is not lost. The
-sampler does not learn from it, for without distortion it says nothing of the curves.
+harm alone is measured, and those layers are left float that harm most for the bytes that they take, as few as suffice
+(as AMCT's accuracy-based calibration finds them); then what can be is quantized again, the largest first. Of N layers
+that scores 1 + ceil(log2 N) + `MOST_REQUANTIZED` networks at most. The one that is found is the study's first trial: no
+pass is wasted, and a network that is known to keep the limit is not lost. The sampler does not learn from it, for
+without distortion it says nothing of the curves.
 
-The harm is measured on inputs that the calibration kept, without the evaluator (`compress.sensitivity`). Where it ran
-in another Caffe, or this process cannot run the network, each layer costs one scoring pass instead.
+The harm is measured on inputs that the calibration kept, without the evaluator (`compress.sensitivity`). Where another
+Caffe ran it, or this process cannot run the network, each layer costs one scoring pass instead.
 
 Everything that was measured is stored as it comes, so that a killed study goes on where it was.
 """
@@ -54,7 +55,7 @@ from autonuq.study.stored import (
 from autonuq.study.task import OnProgress, Progress, Task
 
 MOST_REQUANTIZED = 10
-"""Networks that are scored to quantize layers again, after ceil(log2 N) to find which of N suffice."""
+"""Networks that are scored to quantize layers again."""
 
 
 def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, on_progress: OnProgress) -> FloatLayers:
@@ -175,7 +176,7 @@ class _Decision:
         harms = {name: _harm(cost) for name, cost in costs.items()}
         ranking = {name: -harm / max(1, self._float_bytes[name]) for name, harm in harms.items()}
         quantized, _ = roll_back(ranking, BinarySearchStrategy(), verdict, self._probe)
-        floats = sorted((name for name in quantized if not quantized[name]), key=lambda name: harms[name])
+        floats = sorted((name for name in quantized if not quantized[name]), key=lambda name: -self._float_bytes[name])
         if self._is_int8_left(floats):
             return requantize(floats, self._accepts, MOST_REQUANTIZED)
         lucky = [names for names, one in self._measured.records() if one.satisfied and self._is_int8_left(names)]
