@@ -138,7 +138,7 @@ def requantize(floats: Sequence[str], accepts: Callable[[Sequence[str]], bool], 
     Parameters
     ----------
     floats : sequence of str
-        Layers that suffice, those first that are best quantized; none of them does not.
+        Layers that suffice, those first that are most likely to be needless; none of them does not.
     accepts : callable
         Says whether a part of them suffices, too. It is not asked of none and not of all.
     most : int
