@@ -33,6 +33,10 @@ CONFIRMING_SAMPLES = "autonuq:confirming_samples"
 CODEC = "autonuq:codec"
 CONFIRMATION = "autonuq:confirmation"
 STOPPED = "autonuq:stopped"
+FLOAT_LAYERS = "autonuq:float_layers"
+"""The `FloatLayers` of the study; empty until they are decided. Studies of versions that had none lack it."""
+FLOAT_MEASURED = "autonuq:float_measured"
+"""What was measured to decide them: this is how many there are, `autonuq:float_measured/0` is the first."""
 ARTIFACTS = "autonuq:artifacts"
 """File name -> SHA-256."""
 
@@ -45,6 +49,8 @@ RUNNING = "autonuq:running"
 RUNNING_FIELDS = ("size_bytes", "started", "worker")
 LEASE = "autonuq:lease"
 """The `storage.lease.Lease` of the worker that runs the trial; empty between two workers."""
+INT8 = "int8"
+"""The origin of the trial that was scored before the search: layers have all their steps, or stay float."""
 COPY_OF = "copy of "
 """What an origin begins with where an equal plan had been scored; that trial's number follows."""
 PLAN = "autonuq:plan"
@@ -179,7 +185,8 @@ class TrialRecord:
     points : mapping of str to int
         Index of the chosen point on each searched layer's curve.
     origin : str
-        "seed" (a uniform level count), "sampler", or "copy of N" when an equal plan had been scored.
+        "int8" (all steps, see `INT8`), "seed" (a uniform level count), "sampler", or "copy of N" when an equal
+        plan had been scored.
     started : str
         ISO 8601 in UTC, empty if not started.
     duration_s : float or None
@@ -312,6 +319,68 @@ class Confirmation:
         return f"{words}{say_probability(self.probability)}{tried}: {'confirmed' if self.holds else 'not confirmed'}"
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs alone: the others are float.
+
+    Attributes
+    ----------
+    layer : str
+    float_bytes : int
+        What its weights take as float32.
+    cost : float or None
+        See `FloatLayers.measure`; None where the evaluator failed.
+    """
+
+    layer: str
+    float_bytes: int
+    cost: float | None
+
+
+OUTPUT_ERROR, METRIC_CHANGE = "share of error in the outputs", "change of the metric"
+"""What a layer's cost can be: measured on inputs of the calibration, or by the evaluator."""
+
+
+@dataclass(frozen=True)
+class FloatLayers:
+    """Layers that stay float although they can be quantized, and why.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        In network order; none where int8 is good enough, and where nothing helps.
+    reason : str
+        Empty where int8 is good enough or was not questioned.
+    measure : str
+        What the costs are: `OUTPUT_ERROR` or `METRIC_CHANGE`; empty without.
+    costs : tuple of LayerCost
+        Of every layer that was quantized, the largest first; empty where nothing was measured.
+    hopeless : bool
+        Not one layer can be quantized within the limit.
+    """
+
+    layers: tuple[str, ...] = ()
+    reason: str = ""
+    measure: str = ""
+    costs: tuple[LayerCost, ...] = ()
+    hopeless: bool = False
+
+    def say(self) -> str:
+        """Put what was decided into words; empty where nothing stays float."""
+        if self.hopeless:
+            return f"nothing helps: {self.reason}, and no layer can be quantized within the limit"
+        if not self.layers:
+            return ""
+        count = "1 layer stays" if len(self.layers) == 1 else f"{len(self.layers)} layers stay"
+        return f"{count} float: {', '.join(self.layers)}, because {self.reason}"
+
+    def say_cost(self, cost: float | None) -> str:
+        """Put one layer's cost into words."""
+        if cost is None:
+            return "not scored"
+        return f"{cost:.3%}" if self.measure == OUTPUT_ERROR else f"{cost:.4g}"
+
+
 def say_loss(loss: float, error: float | None, unit: Unit, samples: int | None, limit: float | None, where: str) -> str:
     """Say what was lost, on what, and what may be: `lost 0.71 ± 0.24 points on 5,000 images ... (limit 1)`."""
     count = f" on {samples:,} {unit.samples} {where}" if samples else f" on data {where}"
@@ -353,6 +422,8 @@ class StudyRecord:
         Of losses.
     samples : int or None
         How many the evaluator scores, where it tells.
+    float_layers : FloatLayers
+        Decided before the search.
     """
 
     name: str
@@ -368,6 +439,7 @@ class StudyRecord:
     confidence: float = 0.0
     unit: Unit = Unit()
     samples: int | None = None
+    float_layers: FloatLayers = FloatLayers()
 
     @property
     def original_bytes(self) -> int:
@@ -385,9 +457,11 @@ class StudyRecord:
     def chosen(self) -> TrialRecord | None:
         """Return the satisfied trial with the largest ratio that keeps the limit with the study's confidence.
 
-        The earlier one of equals; the most probable one, if none is probable enough; None if none is satisfied.
+        The earlier one of equals; the most probable one, if none is probable enough; None if none is satisfied. Int8
+        alone, of which the model of the loss says nothing, is what is left where nothing else satisfies.
         """
-        satisfied = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
+        every = [trial for trial in self.trials if trial.state == "complete" and trial.satisfied]
+        satisfied = [trial for trial in every if trial.origin != INT8] or every
         trusted = [trial for trial in satisfied if trial.probability is None or trial.probability >= self.confidence]
         if trusted or not satisfied:
             return max(trusted, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)

@@ -11,15 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.amct.log import FOLDER, open_log, warn_of
-from autonuq.amct.rollback import (
-    BinarySearchStrategy,
-    CosineSimilaritySensitivity,
-    Probe,
-    Sensitivity,
-    Strategy,
-    Verdict,
-    roll_back,
-)
 from autonuq.amct.static import load_configured, write_outputs
 from autonuq.atomic import replace_text
 from autonuq.compress.calibration import calibrated, layer_outputs, write_calibration_model
@@ -33,6 +24,15 @@ from autonuq.graph.record import write_record
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import say_verdict
 from autonuq.runtime.samples import load_sample, samples_folder
+from autonuq.search.rollback import (
+    BinarySearchStrategy,
+    CosineSimilaritySensitivity,
+    Probe,
+    Sensitivity,
+    Strategy,
+    Verdict,
+    roll_back,
+)
 from autonuq.settings.config_json import dump_json, parse_json
 
 __all__ = [

@@ -108,6 +108,7 @@ def _task_of_call(
         codec=codec,
         amct_levels=amct_levels,
         n_trials=n_trials,
+        float_layers="never",  # the configuration alone says what is quantized; AMCT has a call of its own for this
     )
 
 

@@ -1,7 +1,7 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
 `inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights. `status --json` adds those in
-`_WHEN_THERE` for studies that ended early or confirmed their winner.
+`_WHEN_THERE` for studies that ended early, confirmed their winner, or left layers float or found that nothing helps.
 """
 
 from __future__ import annotations
@@ -31,6 +31,18 @@ _ON_CHIP = {
 _MAYBE = {"type": ["number", "null"]}
 _WHEN_THERE = {
     "stopped": _TEXT,
+    "float_layers": _object(
+        {
+            "layers": {"type": "array", "items": _TEXT},
+            "reason": _TEXT,
+            "measure": _TEXT,
+            "costs": {
+                "type": "array",
+                "items": _object({"layer": _TEXT, "float_bytes": _COUNT, "cost": _MAYBE}),
+            },
+            "hopeless": _BOOL,
+        }
+    ),
     "confirmation": _object(
         {
             "evaluator": _TEXT,

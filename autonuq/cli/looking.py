@@ -67,9 +67,10 @@ def _status(record: StudyRecord) -> dict[str, Any]:
 
 
 def _when_there(record: StudyRecord) -> dict[str, Any]:
-    """Return the keys that only studies with a confirmation or an early end have."""
+    """Return the keys that only studies with a confirmation, an early end or float layers have."""
     found = {
         "stopped": record.stopped,
+        "float_layers": asdict(record.float_layers) if record.float_layers.say() else None,
         "confirmation": None if record.confirmation is None else asdict(record.confirmation),
     }
     return {key: value for key, value in found.items() if value}
@@ -92,6 +93,8 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
         before = format_metric(record.original_metric, record.original_standard_error)
         table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
         table.add_row("loss", Text(record.say_best()))
+    if record.float_layers.layers:
+        table.add_row("float", Text(record.float_layers.say()))
     if record.stopped:
         table.add_row("stopped", Text(record.stopped))
     for trial in now.running:

@@ -52,9 +52,8 @@ def inspect(
     graph = load_graph(model, weights, level=level, stages=stage or ())
     found = capabilities(graph)
     views = {} if chip is None else view_on_chip(graph, chip)
-    quantized, searched = (
-        [layer.name for layer in found if able(layer)] for able in (attrgetter("quantizable"), attrgetter("nuq"))
-    )
+    quantized = [layer.name for layer in found if layer.quantizable]
+    searched = [layer.name for layer in found if layer.nuq]
     needs = study_needs(graph, quantized, searched, QuantizationConfig.batch_num)
     if as_json:
         rows = [_inspected(layer, views.get(layer.name)) for layer in found]

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from autonuq import report
 from autonuq.cli.console import (
@@ -33,7 +34,7 @@ from autonuq.cli.console import (
 from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
-from autonuq.records import StudyRecord, TrialRecord, format_metric
+from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
 from autonuq.study.locate import open_study
 from autonuq.study.run import WINNER_FORMATS, StudyRun
 from autonuq.study.study_file import load_task
@@ -163,6 +164,7 @@ def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
         _print_result(record, record.best, [*written, page])
     elif not interrupted:
         err.print("no trial satisfied the constraint; nothing was written. 'autonuq plot' shows how far they were")
+        _print_costs(record.float_layers)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if record.best is None:
@@ -197,8 +199,24 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     say(record.say_best())
     if record.confirmation is not None and record.confirmation.trial != best.number:
         say(f"confirm {record.confirmation.say(record.unit)}")
+    if record.float_layers.layers:
+        say(f"float   {record.float_layers.say()}")
     if record.stopped:
         say(f"stopped {record.stopped}")
     out.print("wrote")
     for path in written:
         out.print(f"  {shown(path)}", soft_wrap=True)
+
+
+def _print_costs(found: FloatLayers) -> None:
+    """Print what each layer costs alone, where that was measured."""
+    if not found.costs:
+        return
+    table = Table(title="each layer alone at int8, all others float", title_justify="left")
+    table.add_column("layer")
+    table.add_column("float bytes", justify="right")
+    table.add_column(found.measure, justify="right")
+    for one in found.costs:
+        table.add_row(Text(one.layer), f"{one.float_bytes:,}", found.say_cost(one.cost))
+    show(table)
+    say(found.say())

@@ -22,7 +22,7 @@ from autonuq.graph.record import load_record, write_record
 from autonuq.runtime.moments import (
     describe_inputs,
     is_observable,
-    load_inputs,
+    load_moments,
     moments_folder,
     request_moments,
 )
@@ -78,7 +78,7 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
     return replace(model, factors=factors)
 
 
-def has_inputs(model: QuantizedModel, record_file: Path) -> bool:
+def has_moments(model: QuantizedModel, record_file: Path) -> bool:
     """Say whether a calibration left what it was asked for of the layers' inputs.
 
     Raises
@@ -87,7 +87,7 @@ def has_inputs(model: QuantizedModel, record_file: Path) -> bool:
         It was an earlier version's.
     """
     for name in model.weights:
-        load_inputs(record_file, model.graph.by_name[name])
+        load_moments(record_file, model.graph.by_name[name])
     return moments_folder(record_file).exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,14 @@ class Candidate:
     def with_plan(self, plan: Plan) -> Candidate:
         """Return the same network under another plan."""
         return replace(self, plan=plan)
+
+    def leaving_float(self, names: Collection[str]) -> Candidate:
+        """Return the same network with some layers float; neither a plan nor the points have them."""
+        return Candidate(
+            self.model.leaving_float(names),
+            {name: points for name, points in self.points.items() if name not in names},
+            {name: point for name, point in self.plan.items() if name not in names},
+        )
 
     @property
     def nuq_layers(self) -> tuple[str, ...]:

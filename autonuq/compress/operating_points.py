@@ -12,7 +12,7 @@ from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
 from autonuq.quant.points import OperatingPoints, build_points
 from autonuq.records import INT8_STEPS, LayerRecord, encode_levels
-from autonuq.runtime.moments import load_inputs
+from autonuq.runtime.moments import load_moments
 
 
 def build_network_points(
@@ -42,7 +42,7 @@ def build_network_points(
                 layer.blobs[0],
                 uniform,
                 make_codec(codec, uniform.codes.shape),
-                inputs=load_inputs(record_file, layer),
+                inputs=load_moments(record_file, layer),
                 nuq=name in searched,
                 sizes=AMCT_LEVELS if model.config.amct_levels else None,
                 output_axis=1 if layer.type == "Deconvolution" else 0,
@@ -51,8 +51,16 @@ def build_network_points(
         on_layer(name)
 
 
-def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]) -> tuple[LayerRecord, ...]:
-    """Describe every layer with weights, for reports."""
+def describe_layers(
+    model: QuantizedModel, points: Mapping[str, OperatingPoints], float_reasons: Mapping[str, str] | None = None
+) -> tuple[LayerRecord, ...]:
+    """Describe every layer with weights, for reports.
+
+    Parameters
+    ----------
+    float_reasons : mapping of str to str, optional
+        Why layers stay float that could be quantized.
+    """
     searched = set(model.nuq_layers)
     records = []
     for capability in model.capabilities:
@@ -60,7 +68,7 @@ def describe_layers(model: QuantizedModel, points: Mapping[str, OperatingPoints]
             continue
         name, found = capability.name, points.get(capability.name)
         if found is None:
-            reason = capability.reason or "is left out by the configuration"
+            reason = (float_reasons or {}).get(name) or capability.reason or "is left out by the configuration"
             size = 4 * capability.weights
             records.append(
                 LayerRecord(name, capability.type, capability.weights, "float", reason, (size,), (0.0,), (0,))

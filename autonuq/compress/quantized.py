@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from autonuq.graph.record import Factors
 from autonuq.quant.config import LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, on_grid, quantize_weights
-from autonuq.runtime.moments import load_inputs
+from autonuq.runtime.moments import load_moments
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ class QuantizedModel:
     def weight_counts(self) -> dict[str, int]:
         """Number of weights of every layer with int8 weights."""
         return {name: uniform.codes.size for name, uniform in self.weights.items()}
+
+    def leaving_float(self, names: Collection[str]) -> QuantizedModel:
+        """Return the same network with some layers float after all; the configuration stays that of the calibration."""
+        return replace(
+            self,
+            weights={name: weights for name, weights in self.weights.items() if name not in names},
+            factors={name: factors for name, factors in self.factors.items() if name not in names},
+        )
 
 
 def default_config(
@@ -159,7 +167,7 @@ def restrict_levels(model: QuantizedModel, record_file: Path | None = None) -> Q
     for name in model.nuq_layers:
         steps = model.config.layers[name].weights.num_steps
         layer = model.graph.by_name[name]
-        inputs = () if record_file is None else load_inputs(record_file, layer)
+        inputs = () if record_file is None else load_moments(record_file, layer)
         try:
             weights[name] = restrict_codes(layer.blobs[0], weights[name], steps, inputs)
         except QuantizationError as error:

@@ -70,7 +70,7 @@ class Evaluator:
         """Run `batch_num` batches of the network and return exactly one number, a `Score` where samples are known.
 
         It is called with the original network, with the calibration network (its value is ignored then), and once
-        a trial with the fake-quantized network.
+        a trial with the fake-quantized network; where int8 alone is not good enough, also to find the layers to blame.
         """
         raise NotImplementedError(f"{type(self).__name__} must define eval_model")
 

@@ -83,7 +83,8 @@ def build_page(record: StudyRecord) -> str:
     str
         An HTML document.
     """
-    body = [_verdict(record), _figures(record), _layer_table(record), _skipped(record), _provenance(record)]
+    layers = [_layer_table(record), _skipped(record), _float_layers(record)]
+    body = [_verdict(record), _figures(record), *layers, _provenance(record)]
     return "\n".join(
         [
             "<!doctype html>",
@@ -237,6 +238,20 @@ def _skipped(record: StudyRecord) -> str:
             _plain_table("Failed trials", ("Trial", "Reason", "Worker", "Started"), map(_failure_row, failed)),
         ]
     )
+
+
+def _float_layers(record: StudyRecord) -> str:
+    """Return which layers stay float, and what each layer costs alone; nothing where int8 was good enough."""
+    found = record.float_layers
+    if not found.say():
+        return ""
+    rows = [
+        (one.layer, "float" if one.layer in found.layers else "int8", f"{one.float_bytes:,}", found.say_cost(one.cost))
+        for one in found.costs
+    ]
+    heads = ("Layer", "Decision", "Bytes as float32", f"Alone at int8: {found.measure}")
+    table = _plain_table("What each layer costs alone", heads, rows) if rows else ""
+    return f'<section><h2>Float layers</h2><p class="note">{_text(found.say())}.</p></section>{table}'
 
 
 def _failure_row(trial: TrialRecord) -> tuple[str, ...]:

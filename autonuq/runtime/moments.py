@@ -61,7 +61,7 @@ def are_requested(record_file: Path, layer: str) -> bool:
     return moments_file(record_file, layer).exists()
 
 
-def load_inputs(record_file: Path, layer: Layer) -> tuple[Inputs, ...]:
+def load_moments(record_file: Path, layer: Layer) -> tuple[Inputs, ...]:
     """Map what was collected of a layer's inputs, for each group; empty if there is nothing.
 
     Raises

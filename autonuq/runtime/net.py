@@ -27,6 +27,7 @@ from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
+from autonuq.runtime.inputs import InputKeeper
 from autonuq.runtime.memory_data import MemoryData
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.seed import random_generator
@@ -257,6 +258,7 @@ class Net:
         self._memory_data = {
             index: MemoryData(layer) for index, layer in enumerate(graph.layers) if layer.type == "MemoryData"
         }
+        self._inputs = InputKeeper(observer.record_file for observer in self._observers.values())
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
@@ -498,6 +500,8 @@ class Net:
         self._take_batches(first, last)
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
+        if observers and feeds.keys() == self._graph.inputs.keys():  # not where a pass begins in the middle
+            self._inputs.keep(feeds)
         self._runner.host.begin()
         values = session.run(feeds)
         self._runner.done = _Pass(feeds, first, last, made - set(fetched))

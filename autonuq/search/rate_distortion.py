@@ -24,7 +24,16 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.quant.curve import Curve
-from autonuq.records import CONSTRAINT, LOSS_ERROR, MARGIN_ERROR, MARGIN_LIMIT, PLAN, is_verdict_alone
+from autonuq.records import (
+    CONSTRAINT,
+    INT8,
+    LOSS_ERROR,
+    MARGIN_ERROR,
+    MARGIN_LIMIT,
+    ORIGIN,
+    PLAN,
+    is_verdict_alone,
+)
 from autonuq.search.allocation import stack_layers
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
@@ -272,7 +281,8 @@ class RateDistortionSampler(BaseSampler):
 
     def _history_of(self, trials: Sequence[FrozenTrial], number: int | None) -> tuple[History, list[FrozenTrial]]:
         """Return the history and the trials that its evaluations are of."""
-        own = [trial for trial in trials if trial.number != number]
+        # What int8 alone costs says nothing of the curves, and belongs to no point on them.
+        own = [trial for trial in trials if trial.number != number and trial.user_attrs.get(ORIGIN) != INT8]
         done = [
             trial
             for trial in own

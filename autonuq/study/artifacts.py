@@ -106,7 +106,9 @@ class Artifacts:
             if not path.exists() or file_digest(path) != digests[name]:
                 self._download(name, digests[name], path)
         config = _config(json.loads((task.out / _CONFIG).read_text()))
-        return replace(task, source=ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS), config=config, cfg=None)
+        source = ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS)
+        # The configuration lacks the layers that were named to stay float; the others stand in the study.
+        return replace(task, source=source, config=config, cfg=None, float_layers=Task.float_layers)
 
     def _download(self, name: str, digest: str, path: Path) -> None:
         hashed = hashlib.sha256()

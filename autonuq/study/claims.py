@@ -67,6 +67,16 @@ class Claims:
             for plan in plans[there:]:
                 self._create(TrialState.WAITING, self._space.parameters(plan), {ORIGIN: origin})
 
+    def entered(self, plan: dict[str, int], origin: str) -> optuna.Trial | None:
+        """Return the one trial of an origin, made if it is not there, to be finished; None if it is finished."""
+        with self._storage.exclusive(self._study.study_name):
+            own = [trial for trial in self._trials() if trial.user_attrs.get(ORIGIN) == origin]
+            if not own:
+                attributes: dict[str, object] = {ORIGIN: origin, LEASE: self._session.lease.as_attribute()}
+                trial_id = self._create(TrialState.RUNNING, self._space.parameters(plan), attributes)
+                return optuna.Trial(self._study, trial_id)
+        return None if own[0].state.is_finished() else optuna.Trial(self._study, id_of(own[0]))
+
     def next(self) -> optuna.Trial | None:
         """Claim a trial, with all its parameters: a queued one, or a new one if the total leaves room.
 

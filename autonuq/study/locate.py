@@ -10,7 +10,7 @@ import optuna
 
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
-from autonuq.records import CONFIDENCE, ORIGINAL_METRIC, TARGET_TRIALS, TASK
+from autonuq.records import CONFIDENCE, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
@@ -72,8 +72,13 @@ def task_of_study(task: Task) -> Task:
 
 
 def task_as_stored(task: Task, study: optuna.Study) -> Task:
-    """Return the task as it has to be for this study: one of an earlier version has no confidence."""
-    return task if CONFIDENCE in study.user_attrs or ORIGINAL_METRIC not in study.user_attrs else task.as_before()
+    """Return the task as it has to be for this study: earlier versions had no confidence, and left no layer float."""
+    stored = study.user_attrs
+    if ORIGINAL_METRIC not in stored:
+        return task
+    if FLOAT_LAYERS not in stored and task.float_layers == "auto":
+        task = replace(task, float_layers="never")
+    return task if CONFIDENCE in stored else task.as_before()
 
 
 def _is_study_file(study: str | Path, storage: str | None) -> bool:
@@ -153,7 +158,7 @@ def _stored_task(
         storage=url,
         cfg=stored["cfg"] and Path(stored["cfg"]),
         n_trials=study.optuna.user_attrs[TARGET_TRIALS] if trials is None else trials,
-        **{key: stored[key] for key in PLAIN_FIELDS},
+        **{key: stored[key] for key in PLAIN_FIELDS if key in stored},
     )
     if artifacts is not None:
         task = replace(task, artifacts=absolute_location(artifacts, Path.cwd()))

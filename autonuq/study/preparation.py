@@ -15,7 +15,8 @@ from typing import Any
 
 import optuna
 
-from autonuq.compress.calibration import calibrated, has_inputs, write_calibration_model
+from autonuq.compress.calibration import calibrated, has_moments, write_calibration_model
+from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
@@ -24,11 +25,12 @@ from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
+from autonuq.runtime.inputs import request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
 from autonuq.study.points_cache import has_points, load_points, store_points
 from autonuq.study.resolution import resolution_warning
-from autonuq.study.stored import store_layers, store_long, stored_layers
+from autonuq.study.stored import store_layers, store_long, stored_float_layers, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
 
@@ -72,12 +74,14 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     """Return the calibrated model; what an earlier run left is used again, if it is complete."""
     with suppress(AutonuqError):
         found = calibrated(model, task.record_file)
-        if has_points(task.points_folder) or has_inputs(model, task.record_file):
+        if has_points(task.points_folder) or has_moments(model, task.record_file):
             return found
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
     write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
+    if task.float_layers == "auto":
+        request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
     for path in (pair.model, pair.weights):
         path.unlink()
@@ -93,29 +97,38 @@ def points_key(fingerprint: Mapping[str, str]) -> str:
 
 
 def prepare_points(
-    task: Task, study: optuna.Study, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
+    task: Task, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
 ) -> dict[str, OperatingPoints]:
-    """Return the operating points of an earlier run, or build them.
+    """Return the operating points of an earlier run, or build them."""
+    key = points_key(fingerprint)
+    points = load_points(task.points_folder, key)
+    if points is not None:
+        return points
+    done: list[str] = []
+
+    def on_layer(name: str) -> None:
+        done.append(name)
+        on_progress(Progress("curves", name, len(done), len(model.weights)))
+
+    give_back_memory()
+    built = build_network_points(model, task.codec, task.record_file, on_layer)
+    points = store_points(task.points_folder, key, built)
+    remove_moments(task.record_file)
+    return points
+
+
+def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:
+    """Return the network with the layers float that the study leaves float; its layers are stored the first time.
 
     Raises
     ------
     StudyError
-        They were lost, and what was built again differs from what the study's trials were made of.
+        The operating points were lost, and what was built again differs from what the study's trials were made of.
     """
-    key = points_key(fingerprint)
-    points = load_points(task.points_folder, key)
-    if points is None:
-        done: list[str] = []
-
-        def on_layer(name: str) -> None:
-            done.append(name)
-            on_progress(Progress("curves", name, len(done), len(model.weights)))
-
-        give_back_memory()
-        built = build_network_points(model, task.codec, task.record_file, on_layer)
-        points = store_points(task.points_folder, key, built)
-        remove_moments(task.record_file)
-    layers = describe_layers(model, points)
+    found = stored_float_layers(study)
+    floats = {} if found is None else dict.fromkeys(found.layers, f"stays float: {found.reason}")
+    candidate = candidate.leaving_float(floats)
+    layers = describe_layers(candidate.model, candidate.points, floats)
     stored = stored_layers(study)
     if not stored:
         store_layers(study, layers)
@@ -125,4 +138,4 @@ def prepare_points(
             "study of another name",
             study=task.name,
         )
-    return points
+    return candidate

@@ -239,8 +239,10 @@ class Rehearsal:
         metric = score(self._own, pair, 1)
         self._write_s = written - started
         self._int8_timing = self._timed(pair, time.monotonic() - written)
-        verdict = say_verdict(is_satisfied(self._own, self._original_metric, metric))
-        return f"metric {metric:g} with all layers at int8: {verdict}"
+        satisfied = is_satisfied(self._own, self._original_metric, metric)
+        looks = not satisfied and self._task.float_layers == "auto"
+        hint = "; where all batches say so, too, the study finds layers to leave float" if looks else ""
+        return f"metric {metric:g} with all layers at int8: {say_verdict(satisfied)}{hint}"
 
     def _confirmation(self) -> str:
         confirming = make_evaluator(self._task.confirm, self._task.source.model)

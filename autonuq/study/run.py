@@ -7,6 +7,7 @@
     study = run.run(exists=False)                # in this order, each step told to `on_progress`:
                                                  #     make or open the study in its storage
                                                  #     preparation: score_original, calibrate, prepare_points
+                                                 #     decide_float_layers: those that int8 is not good enough for
                                                  #     Artifacts.publish: what workers elsewhere need
                                                  #     make_runner: Runner.run here, or run_local with several jobs
                                                  #     confirm: the winner on data that the search never saw
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +44,7 @@ from autonuq.records import (
     CODEC,
     CONFIDENCE,
     FINGERPRINT,
+    FLOAT_LAYERS,
     PROVENANCE,
     STOPPED,
     TARGET_TRIALS,
@@ -53,9 +55,10 @@ from autonuq.records import (
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
+from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
 from autonuq.study.points_cache import has_points
-from autonuq.study.preparation import calibrate, prepare_points, score_original
+from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
 from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.study_file import absolute_location, load_task
@@ -84,6 +87,7 @@ def tune(
     seed: int = Task.seed,
     stop_gain: float = Task.stop_gain,
     confidence: float = Task.confidence,
+    float_layers: str | Sequence[str] = Task.float_layers,
     config: QuantizationConfig | None = None,
     cfg: str | Path | None = None,
     batch_num: int = Task.batch_num,
@@ -122,6 +126,9 @@ def tune(
     confidence : float in [0, 1)
         With which the winner shall keep the limit on data like those that are scored; 0 takes every measurement at its
         word.
+    float_layers : {"auto", "never"} or sequence of str
+        Layers that stay float, four bytes a weight: "auto" finds those without which int8 does not keep the limit, by
+        measurements before the first trial; or the names of some.
     config : QuantizationConfig, optional
         What is quantized and how; by default what `cfg` says.
     cfg : str or Path, optional
@@ -147,7 +154,8 @@ def tune(
     Returns
     -------
     Study
-        `best` is None if no trial satisfied the constraint; then nothing is exported.
+        `best` is None if no trial satisfied the constraint; then nothing is exported, and `record().float_layers` says
+        what each layer costs alone, where that was measured.
 
     Raises
     ------
@@ -177,6 +185,7 @@ def tune(
         confirm=confirm,
         stop_gain=stop_gain,
         confidence=confidence,
+        float_layers=float_layers,
     )
     return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
@@ -314,10 +323,12 @@ class StudyRun:
         storage, study = self._opened(exists)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)
-        candidate = self._candidate = self._prepared(study, model)
-        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
+        whole = self._prepared(model)
+        floats = decide_float_layers(task, study, whole, on_progress)
+        candidate = self._candidate = settled(task, study, whole)
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
-        runner.enqueue_seeds()
+        runner.begin(floats, first_trial(study, floats))
+        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
         if jobs == 1:
             runner.run(deadline)
         else:
@@ -347,14 +358,15 @@ class StudyRun:
             study.set_user_attr(CODEC, task.codec)
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_user_attr(CONFIDENCE, task.confidence)
+            study.set_user_attr(FLOAT_LAYERS, "")
         study.set_user_attr(TASK, task.as_attribute())
         study.set_user_attr(TARGET_TRIALS, task.n_trials)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
         study.set_user_attr(STOPPED, "")
         return storage, study
 
-    def _prepared(self, study: optuna.Study, model: QuantizedModel) -> Candidate:
-        return Candidate(model, prepare_points(self.task, study, model, self.fingerprint, self._on_progress))
+    def _prepared(self, model: QuantizedModel) -> Candidate:
+        return Candidate(model, prepare_points(self.task, model, self.fingerprint, self._on_progress))
 
     def candidate(self, study: Study, plan: Plan) -> Candidate:
         """Return the network of a plan: what the run made, or what a finished one left in the folder.
@@ -368,7 +380,8 @@ class StudyRun:
         """
         if self._candidate is None:
             check_fingerprint(study.optuna, self.fingerprint)
-            self._candidate = self._prepared(study.optuna, calibrated(self.model, self.task.record_file))
+            whole = self._prepared(calibrated(self.model, self.task.record_file))
+            self._candidate = settled(self.task, study.optuna, whole)
         return self._candidate.with_plan(plan)
 
     def export(

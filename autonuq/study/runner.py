@@ -11,18 +11,19 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
-from autonuq.errors import AutonuqError, EvaluatorError
-from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, TrialRecord
+from autonuq.errors import AutonuqError
+from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
-from autonuq.study.scoring import score_plan
+from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
     Study,
+    fixed_curves,
     id_of,
     original_metric,
     requeue,
@@ -34,7 +35,6 @@ from autonuq.study.stored import (
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 
-FAILURES_IN_A_ROW = 3
 POLL_S = 1.0
 """How often a worker without work looks whether another's trial has become free."""
 LEAST_TRIALS = 10
@@ -56,7 +56,8 @@ class Runner:
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
-        self.predictor = RateDistortionSampler(candidate.curves.values(), seed=task.seed, original_bytes=sizes)
+        curves = {**candidate.curves, **fixed_curves(self.layers)}
+        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
         self.original_metric = original_metric(study)
         self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
@@ -79,15 +80,35 @@ class Runner:
                     if progress.trial is not None and progress.trial.number == record.number:
                         self.on_progress(progress)
                 if failures == FAILURES_IN_A_ROW:
-                    raise EvaluatorError(
-                        f"{failures} trials in a row failed, the last with: {record.error}; mend the evaluator, "
-                        "then start a study of another name"
-                    )
+                    raise failed_in_a_row(record.error)
 
-    def enqueue_seeds(self) -> None:
-        """Queue the plans that a study begins with whose sampler does not know where to begin."""
-        if self.task.sampler != RATE_DISTORTION:
+    def begin(self, floats: FloatLayers, scored: TrialRecord | None) -> None:
+        """Make the trials that a study begins with.
+
+        Parameters
+        ----------
+        floats : FloatLayers
+            Where nothing helps, no trial follows.
+        scored : TrialRecord or None
+            What the network without a plan has scored already: the first trial.
+        """
+        if scored is not None:
+            self._enter(scored)
+        if floats.hopeless:
+            self.study.set_user_attr(STOPPED, floats.say())
+        elif self.task.sampler != RATE_DISTORTION:
             self.claims.enqueue(self.space.seeds(), "seed")
+
+    def _enter(self, scored: TrialRecord) -> None:
+        """Make a finished trial of what was scored without one, unless there is one."""
+        plan = dict.fromkeys(self.space.curves, 0)
+        trial = self.claims.entered(plan, scored.origin)
+        if trial is None:
+            return
+        record = self._with_ratio(replace(scored, size_bytes=self._size_bytes(plan), points=plan))
+        self._finish(trial, replace(record, number=trial.number, worker=self.session.lease.worker))
+        for progress in self.tally.news(self.claims.total()):
+            self.on_progress(progress)
 
     def tell_end(self) -> None:
         """Tell why the study ended before its total, if it did."""
@@ -98,12 +119,12 @@ class Runner:
     def _is_done(self) -> bool:
         """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
         share = self.task.stop_gain
+        if self.study.user_attrs.get(STOPPED):
+            return True
         if self.task.sampler != RATE_DISTORTION or share <= 0:
             return False
         if not LEAST_TRIALS <= self._finished() < self.claims.total():
             return False
-        if self.study.user_attrs.get(STOPPED):
-            return True
         if self.predictor.has_gain_left(self.study, share):
             return False
         self.study.set_user_attr(STOPPED, f"with 90 % probability no plan is more than {share:.1%} above the best")
@@ -145,12 +166,15 @@ class Runner:
         except AutonuqError as error:
             record = replace(record, state="failed", error=str(error))
         else:
-            original_bytes = sum(layer.original_bytes for layer in self.layers)
-            record = replace(record, state="complete", ratio=original_bytes / max(1, record.size_bytes or 0))
+            record = self._with_ratio(replace(record, state="complete"))
         return self._finish(trial, replace(record, duration_s=round(time.monotonic() - started, 3)))
 
     def _size_bytes(self, plan: Mapping[str, int]) -> int:
         return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
+
+    def _with_ratio(self, record: TrialRecord) -> TrialRecord:
+        original_bytes = sum(layer.original_bytes for layer in self.layers)
+        return replace(record, ratio=original_bytes / max(1, record.size_bytes or 0))
 
     def _scored(self, plan: dict[str, int], record: TrialRecord) -> TrialRecord:
         """Return the record with what was expected of the plan and what it scored."""

@@ -19,6 +19,17 @@ from autonuq.graph.files import ModelPair
 from autonuq.records import MARGIN_LIMIT, TrialRecord, is_verdict_alone, verdict_alone
 from autonuq.study.task import Task
 
+FAILURES_IN_A_ROW = 3
+"""So many end a study: the evaluator is to blame, not the plans."""
+
+
+def failed_in_a_row(last: str) -> EvaluatorError:
+    """Make the error that ends a study after several failures in a row."""
+    return EvaluatorError(
+        f"{FAILURES_IN_A_ROW} trials in a row failed, the last with: {last}; mend the evaluator, then start a study of "
+        "another name"
+    )
+
 
 def score_plan(task: Task, candidate: Candidate, original_metric: float, record: TrialRecord) -> TrialRecord:
     """Return a trial's record with what its plan scored.

@@ -24,6 +24,7 @@ from autonuq.records import (
     CONFIRMATION,
     CONSTRAINT,
     FINGERPRINT,
+    FLOAT_LAYERS,
     LAYERS,
     LEASE,
     LOSS_ERROR,
@@ -39,6 +40,8 @@ from autonuq.records import (
     TRIAL,
     UNIT,
     Confirmation,
+    FloatLayers,
+    LayerCost,
     LayerRecord,
     StudyRecord,
     TrialRecord,
@@ -123,6 +126,7 @@ class Study:
             confidence=attributes.get(CONFIDENCE, 0.0),
             unit=Unit(**attributes.get(UNIT, {})),
             samples=samples and samples["count"],
+            float_layers=stored_float_layers(self.optuna) or FloatLayers(),
         )
 
     def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
@@ -229,6 +233,26 @@ def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
     return LayerRecord(**{**entry, **lists})
 
 
+def store_float_layers(study: optuna.Study, found: FloatLayers) -> None:
+    """Store which layers stay float: that is decided from now on."""
+    store_long(study, FLOAT_LAYERS, asdict(found))
+
+
+def stored_float_layers(study: optuna.Study) -> FloatLayers | None:
+    """Return which layers stay float; None before that was decided."""
+    entry = load_long(study.user_attrs, FLOAT_LAYERS)
+    if not entry:
+        return None
+    costs = tuple(LayerCost(**cost) for cost in entry["costs"])
+    return FloatLayers(**{**entry, "layers": tuple(entry["layers"]), "costs": costs})
+
+
+def fixed_curves(layers: Iterable[LayerRecord]) -> dict[str, Curve]:
+    """Return a curve of one point for every layer that is float: no plan changes its bytes, but they count."""
+    floats = (layer for layer in layers if layer.treatment == "float")
+    return {one.name: Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in floats}
+
+
 _STATES: dict[TrialState, Any] = {
     TrialState.COMPLETE: "complete",
     TrialState.RUNNING: "running",
@@ -253,6 +277,17 @@ def _trial_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stored.items() if key in TrialRecord.__dataclass_fields__}
 
 
+def record_as_data(record: TrialRecord) -> dict[str, Any]:
+    """Return what is stored of a trial's record, in JSON."""
+    return {key: value for key, value in asdict(record).items() if key not in NOT_STORED}
+
+
+def record_from_data(stored: Mapping[str, Any], number: int) -> TrialRecord:
+    """Read what `record_as_data` made of the record of a trial that was scored or failed."""
+    state: Literal["failed", "complete"] = "failed" if stored["error"] else "complete"
+    return TrialRecord(**{**_trial_fields(stored), "number": number, "state": state})
+
+
 def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
     """Store what came of a trial and finish it, in whatever state its storage has it by now.
 
@@ -262,7 +297,7 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
         It was finished already.
     """
     storage, own_id = trial.storage, id_of(trial)
-    trial.set_user_attr(TRIAL, {key: value for key, value in asdict(record).items() if key not in NOT_STORED})
+    trial.set_user_attr(TRIAL, record_as_data(record))
     if record.margin is not None:
         storage.set_trial_system_attr(own_id, f"constraints:{CONSTRAINT}", record.margin)
     if record.margin_error is not None:
@@ -278,9 +313,7 @@ def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
 
 def scored_record(trial: optuna.Trial) -> TrialRecord:
     """Read what a running trial's last worker stored before it could finish it."""
-    stored = trial.user_attrs[TRIAL]
-    state: Literal["failed", "complete"] = "failed" if stored["error"] else "complete"
-    return TrialRecord(**{**_trial_fields(stored), "number": trial.number, "state": state})
+    return record_from_data(trial.user_attrs[TRIAL], trial.number)
 
 
 def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from autonuq.graph.files import ModelPair
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
-from autonuq.study.task import Task
+from autonuq.study.task import FLOAT_RULES, Task
 
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
@@ -62,6 +62,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "stop_gain": _NUMBER,
         "confidence": _NUMBER,
         "confirm": bool,
+        "float_layers": (str, list),
     },
     "confirm": {},
 }
@@ -78,6 +79,7 @@ _FIELDS = {
     ("search", "seed"): "seed",
     ("search", "stop_gain"): "stop_gain",
     ("search", "confidence"): "confidence",
+    ("search", "float_layers"): "float_layers",
 }
 """Keys that are fields of `Task` as they stand, where defaults are."""
 _REQUIRED = (
@@ -313,6 +315,7 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         raise StudyError(f"'search.confidence' must be at least 0 and less than 1. Got {got} instead.", path=path)
     if values.get(("search", "stop_gain"), 0) < 0:
         raise StudyError("'search.stop_gain' must not be negative; 0 never stops", path=path)
+    _check_float_layers(values.get(("search", "float_layers"), []), path)
     for place, choices in _CHOICES.items():
         if place in values and values[place] not in choices:
             hint = suggest_name(values[place], choices)
@@ -324,6 +327,16 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         extra = [key for key in ("batch_num", "activation_offset") if ("quantization", key) in values]
         if extra:
             raise StudyError(f"'quantization.{extra[0]}' comes from the cfg file; remove it here", path=path)
+
+
+def _check_float_layers(value: str | list[Any], path: Path) -> None:
+    """Check the form; whether the network has layers of these names shows when it is read."""
+    if isinstance(value, str) and value not in FLOAT_RULES:
+        hint = suggest_name(value, FLOAT_RULES)
+        rule = f"one of {', '.join(FLOAT_RULES)} or a list of layer names"
+        raise StudyError(f"'search.float_layers' must be {rule}. Got '{value}' instead.{hint}", path=path)
+    if not isinstance(value, str) and not all(isinstance(name, str) for name in value):
+        raise StudyError(f"'search.float_layers' must hold names of layers. Got {value!r} instead.", path=path)
 
 
 def _check_evaluator(values: Mapping[tuple[str, str], Any], path: Path) -> None:

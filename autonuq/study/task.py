@@ -6,14 +6,14 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
-from autonuq.errors import StudyError
+from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import evaluator_fingerprint
 from autonuq.evaluate.recipe import EvaluatorRecipe, make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
@@ -26,6 +26,8 @@ from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
 
 CONFIDENCE = 0.8
+FLOAT_RULES = ("auto", "never")
+"""What `float_layers` may be beside names of layers."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Task:
     confidence : float in [0, 1)
         With which the winner shall keep the limit on data like those that are scored. 0 takes every measurement at its
         word, for whoever's test set is the specification.
+    float_layers : {"auto", "never"} or sequence of str
+        Layers that stay float though they can be quantized: "auto" those without which int8 does not keep the limit,
+        found before the search; or the names of some.
     study_file : Path or None
         Absolute, where the task comes from one.
     """
@@ -99,6 +104,7 @@ class Task:
     confirm: Any = None
     stop_gain: float = 0.0
     confidence: float = CONFIDENCE
+    float_layers: str | Sequence[str] = "auto"
     study_file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +114,9 @@ class Task:
         if not 0 <= self.confidence < 1:
             rule = "confidence must be in [0, 1)"
             raise StudyError(f"{rule}. Got {self.confidence} instead.", study=self.name)
+        if isinstance(self.float_layers, str) and self.float_layers not in FLOAT_RULES:
+            rule = "float_layers must be 'auto', 'never' or a list of layer names"
+            raise StudyError(f"{rule}. Got '{self.float_layers}' instead.", study=self.name)
         if self.n_trials < 1:
             raise StudyError(f"the number of trials must be positive. Got {self.n_trials} instead.", study=self.name)
 
@@ -118,6 +127,11 @@ class Task:
         held = isinstance(self.confirm, EvaluatorRecipe) and self.confirm.part == "held back"
         confirm = None if held else self.confirm
         return replace(self, evaluator=self.evaluator.of_part("all"), confirm=confirm, confidence=0.0)
+
+    @property
+    def named_float_layers(self) -> Sequence[str]:
+        """The layers that the user wants float; none where that is left to the study, or ruled out."""
+        return () if isinstance(self.float_layers, str) else self.float_layers
 
     def made(self) -> Task:
         """Return the task with its evaluators made from their recipes.
@@ -155,6 +169,11 @@ class Task:
         return self.out / f"trial{number}"
 
     @property
+    def scratch_folder(self) -> Path:
+        """Where networks lie that are run without the evaluator; it is there only meanwhile."""
+        return self.out / "scratch"
+
+    @property
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
         return str(self.out / self.name)
@@ -186,6 +205,7 @@ PLAIN_FIELDS = (
     "seed",
     "stop_gain",
     "confidence",
+    "float_layers",
 )
 """Fields of `Task` that are JSON as they stand."""
 
@@ -196,7 +216,7 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"study", "baseline", "calibration", "curves", "waiting", "trial", "stop", "confirmation"}
+    stage : {"study", "baseline", "calibration", "curves", "float", "waiting", "trial", "stop", "confirmation"}
     message : str
     done, total : int
         Within the stage.
@@ -219,9 +239,36 @@ def tell_nobody(progress: Progress) -> None:
 
 
 def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
-    """Quantize the weights of the task's network as the task says; the network is read unless it is given."""
+    """Quantize the weights of the task's network as the task says; the network is read unless it is given.
+
+    Raises
+    ------
+    StudyError
+        `float_layers` names a layer that there is not, or that cannot be quantized.
+    ModelError, QuantizationError
+        See `load_graph` and `quantize`.
+    """
     graph = graph or load_graph(task.source.model, task.source.weights)
-    return quantize(graph, replace(_configuration(task, graph), amct_levels=task.amct_levels))
+    config = replace(_configuration(task, graph), amct_levels=task.amct_levels)
+    _check_named_floats(task, graph, config)
+    quantized = {name: layer for name, layer in config.layers.items() if name not in task.named_float_layers}
+    return quantize(graph, replace(config, layers=quantized))
+
+
+def _check_named_floats(task: Task, graph: Graph, config: QuantizationConfig) -> None:
+    """Refuse names that mean nothing; a layer that the configuration leaves out already may be named."""
+    if not task.named_float_layers:
+        return
+    able = capabilities(graph, skip_fusion=config.skip_fusion_layers, do_fusion=config.do_fusion)
+    known = {capability.name: capability for capability in able}
+    for name in task.named_float_layers:
+        said = f"'float_layers' names '{name}'"
+        if name not in known:
+            hint = suggest_name(name, known)
+            raise StudyError(f"{said}, but the network has no such layer.{hint}", study=task.name)
+        if not known[name].quantizable:
+            why = known[name].reason
+            raise StudyError(f"{said}, which is not quantized anyway ({why}); take it out there", study=task.name)
 
 
 def _configuration(task: Task, graph: Graph) -> QuantizationConfig:

@@ -32,9 +32,9 @@ from autonuq.storage.open import Storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.locate import existing_storage, task_as_stored
 from autonuq.study.points_cache import load_points
-from autonuq.study.preparation import points_key
+from autonuq.study.preparation import points_key, settled
 from autonuq.study.runner import POLL_S, Runner
-from autonuq.study.stored import FINISHED, Study, check_fingerprint
+from autonuq.study.stored import FINISHED, Study, check_fingerprint, fixed_curves
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
@@ -131,7 +131,7 @@ def _prepared(task: Task, study: optuna.Study, known: Collection[str]) -> Candid
     points = load_points(task.points_folder, points_key(study.user_attrs[FINGERPRINT]))
     if points is None:
         raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
-    return Candidate(calibrated(model, task.record_file), points)
+    return settled(task, study, Candidate(calibrated(model, task.record_file), points))
 
 
 def _is_of_main(evaluator: object) -> bool:
@@ -154,8 +154,8 @@ def make_runner(
     study.sampler = make_sampler(
         task.sampler,
         task.seed,
-        candidate.curves,
-        candidate.model.weight_counts,
+        {**candidate.curves, **fixed_curves(runner.layers)},
+        {layer.name: layer.weights for layer in runner.layers},
         trials=trials + apart,
         confidence=task.confidence,
     )

@@ -20,7 +20,7 @@ from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph import stock_caffe
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.record import load_record
-from autonuq.runtime.moments import load_inputs
+from autonuq.runtime.moments import load_moments
 
 SOURCE = Path(stock_caffe.__file__).parent / "hosted/autonuq_layers.py"
 
@@ -94,11 +94,11 @@ def test_calibration_leaves_the_record_and_the_moments_of_the_engine(tiny, algor
     python = calibration(model, tiny / "python", IMAGES, python_layers=True)
     assert load_record(python) == load_record(ours)
     assert calibrated(model, python).factors["fc"].scale_d
-    one, other = (load_inputs(record, model.graph.by_name["conv"])[0] for record in (python, ours))
+    one, other = (load_moments(record, model.graph.by_name["conv"])[0] for record in (python, ours))
     assert one.samples == other.samples
     np.testing.assert_allclose(one.sums, other.sums, rtol=1e-5, atol=1e-5 * np.abs(other.sums).max())
     np.testing.assert_allclose(one.totals, other.totals, rtol=1e-5, atol=1e-5 * np.abs(other.totals).max())
-    one, other = (load_inputs(record, model.graph.by_name["fc"])[0] for record in (python, ours))
+    one, other = (load_moments(record, model.graph.by_name["fc"])[0] for record in (python, ours))
     np.testing.assert_allclose(one.rows, other.rows, rtol=1e-5, atol=1e-5)
 
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from autonuq.records import LayerRecord, TrialRecord
+from autonuq.records import METRIC_CHANGE, OUTPUT_ERROR, FloatLayers, LayerCost, LayerRecord, TrialRecord
 from autonuq.report import FIGURES, write_report
 from autonuq.report.page import TABS, build_page
 
@@ -50,6 +50,25 @@ def test_the_verdict_comes_first(lenet):
     assert "1 failed" in text
     assert "eval_model returned nan" in text
     assert "9f86d081884c7d65" * 4 in text
+
+
+def test_layers_that_stay_float_are_named_with_what_each_costs(lenet):
+    assert "Float layers" not in Elements(build_page(lenet)).text
+    costs = (LayerCost("ip<1>", 1_600_000, 0.25), LayerCost("conv1", 2_000, 1e-5))
+    found = FloatLayers(
+        ("ip<1>",), "with every layer at int8 the limit is not kept (metric 0.9 -> 0.1)", OUTPUT_ERROR, costs
+    )
+    text = Elements(build_page(replace(lenet, float_layers=found))).text
+    assert "1 layer stays float: ip<1>, because with every layer at int8 the limit is not kept" in text
+    assert "25.000%" in text and "0.001%" in text
+
+
+def test_where_nothing_helps_the_page_says_so(empty):
+    costs = (LayerCost("conv1", 2_000, None), LayerCost("ip1", 1_600_000, 0.25))
+    found = FloatLayers((), "the limit is not kept", METRIC_CHANGE, costs, hopeless=True)
+    text = Elements(build_page(replace(empty, float_layers=found))).text
+    assert "nothing helps: the limit is not kept, and no layer can be quantized within the limit" in text
+    assert "not scored" in text and METRIC_CHANGE in text
 
 
 @pytest.mark.parametrize("fixture", ["lenet", "empty", "deep"])

@@ -11,7 +11,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import Layer
-from autonuq.runtime.moments import MomentObserver, _Inputs, load_inputs
+from autonuq.runtime.moments import MomentObserver, _Inputs, load_moments
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def calibrated(tiny):
     images = np.random.default_rng(0).standard_normal((2, 4, 2, 8, 8), np.float32)
     pooled = [net.forward(data=batch, blobs=["pool"])["pool"].copy() for batch in images]
     net.forward(data=100 * images[0])  # a later pass does nothing
-    found = {layer.name: load_inputs(record, layer) for layer in model.graph.layers if layer.name in model.factors}
+    found = {layer.name: load_moments(record, layer) for layer in model.graph.layers if layer.name in model.factors}
     return found, images.reshape(8, 2, 8, 8), np.concatenate(pooled)
 
 

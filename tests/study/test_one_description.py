@@ -80,6 +80,7 @@ artifacts = "shared"
 stop_gain = 0.25
 confidence = 0.25
 confirm = true
+float_layers = ["fc"]
 [confirm]
 class = "evaluate.py:Confirming"
 evaluate_batch_num = 4
@@ -168,6 +169,7 @@ def expected_of_a_class(folder):
         confirm=EvaluatorRecipe("evaluate.py:Confirming", folder, 4),
         stop_gain=0.25,
         confidence=0.25,
+        float_layers=["fc"],
         study_file=folder / "class.toml",
     )
 

@@ -199,7 +199,7 @@ def test_lost_points_are_built_again_only_as_they_were(task, monkeypatch):
     assert not (task.out / "calibration/record.txt.moments").exists()
     for path in (task.out / "calibration/points").iterdir():
         path.unlink()
-    monkeypatch.setattr("autonuq.compress.operating_points.load_inputs", lambda record, layer: ())
+    monkeypatch.setattr("autonuq.compress.operating_points.load_moments", lambda record, layer: ())
     with pytest.raises(StudyError, match="were lost and cannot be built again"):
         StudyRun(replace(task, n_trials=5)).run(exists=True)
 

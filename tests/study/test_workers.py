@@ -15,6 +15,7 @@ import joblib
 import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
+from autonuq.records import INT8
 from autonuq.study import workers
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.locate import load_study
@@ -58,7 +59,8 @@ def test_jobs_run_in_processes_of_their_own(logging_study):
     task, told = task_of(logging_study), []
     study = StudyRun(task, told.append).run(exists=False, jobs=2)
     trials = check_complete(logging_study, task.storage, 14)
-    pids = {int(trial.worker.rpartition(":")[2]) for trial in trials}
+    assert trials[0].origin == INT8  # was scored when the study was prepared, as the original network was
+    pids = {int(trial.worker.rpartition(":")[2]) for trial in trials[1:]}
     assert len(pids) == 2
     assert os.getpid() not in pids
     steps = [step for step in told if step.stage == "trial"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autonuq.amct.rollback import BinarySearchStrategy, CosineSimilaritySensitivity, roll_back
+from autonuq.search.rollback import BinarySearchStrategy, CosineSimilaritySensitivity, requantize, roll_back
 
 RANKING = {f"layer{index}": index / 100 for index in (3, 0, 4, 1, 2)}
 ORDER = sorted(RANKING)
@@ -65,3 +65,22 @@ def test_cosine():
     other = near.copy()
     other[0] = 1.01
     assert 0 < 1 - compare(near, other) < 1e-9
+
+
+@pytest.mark.parametrize("needed", [{"a"}, {"h"}, {"a", "h"}, {"c", "d"}, set("abcdefgh")])
+def test_requantize_finds_what_is_needed(needed):
+    asked = []
+
+    def accepts(kept):
+        asked.append(tuple(kept))
+        return needed <= set(kept)
+
+    assert set(requantize("abcdefgh", accepts, 99)) == needed
+    assert len(asked) == len(set(asked))
+    assert () not in asked and tuple("abcdefgh") not in asked
+
+
+def test_requantize_asks_no_more_than_it_may():
+    asked = []
+    assert requantize("abcdefgh", lambda kept: bool(asked.append(kept)), 3) == list("abcdefgh")
+    assert len(asked) == 3

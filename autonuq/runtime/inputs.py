@@ -1,0 +1,69 @@
+"""The first inputs of a calibration, kept so that networks can be compared on them afterwards.
+
+As with `moments`, whoever writes a modified model asks for them by a folder beside its record file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from autonuq.graph.model import Array
+
+MOST_IMAGES = 16
+"""No further pass is kept when so many images are."""
+
+
+def inputs_folder(record_file: Path) -> Path:
+    """Return the folder of a record file's network inputs."""
+    return record_file.with_name(f"{record_file.name}.inputs")
+
+
+def request_inputs(record_file: Path) -> None:
+    """Ask for the network's inputs; what an earlier calibration left is deleted."""
+    discard_inputs(record_file)
+    inputs_folder(record_file).mkdir()
+
+
+def discard_inputs(record_file: Path) -> None:
+    """Delete what was kept."""
+    shutil.rmtree(inputs_folder(record_file), ignore_errors=True)
+
+
+def load_inputs(record_file: Path) -> list[dict[str, Array]]:
+    """Return the input blobs of each pass that was kept; none where the calibration ran in another Caffe."""
+    files = sorted(inputs_folder(record_file).glob("*.npz"), key=lambda path: int(path.stem))
+    return [_load(path) for path in files]
+
+
+def _load(path: Path) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {str(name): arrays[str(index)] for index, name in enumerate(arrays["names"])}
+
+
+class InputKeeper:
+    """Keeps a net's inputs, whole passes, where somebody asked for them.
+
+    Parameters
+    ----------
+    record_files : iterable of Path
+        Of the net's calibration layers.
+    """
+
+    def __init__(self, record_files: Iterable[Path]) -> None:
+        folders = [inputs_folder(path) for path in dict.fromkeys(record_files)]
+        self._folders = [folder for folder in folders if folder.is_dir()]
+        self._passes = self._images = 0
+
+    def keep(self, inputs: Mapping[str, Array]) -> None:
+        """Take notice of one pass."""
+        if not self._folders or not inputs or self._images >= MOST_IMAGES:
+            return
+        arrays = {str(index): values for index, values in enumerate(inputs.values())}
+        for folder in self._folders:
+            np.savez(folder / f"{self._passes}.npz", allow_pickle=False, names=np.array(list(inputs)), **arrays)
+        self._passes += 1
+        self._images += len(next(iter(inputs.values())))
