@@ -258,7 +258,7 @@ class Net:
         self._memory_data = {
             index: MemoryData(layer) for index, layer in enumerate(graph.layers) if layer.type == "MemoryData"
         }
-        self._inputs = InputKeeper(observer.record_file for observer in self._observers.values())
+        self._input_keeper = InputKeeper(observer.record_file for observer in self._observers.values())
         self.blobs = OrderedDict(
             (name, Blob(self._runner, name, shape)) for name, shape in infer_shapes(self._graph).items()
         )
@@ -501,7 +501,7 @@ class Net:
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
         feeds = {name: self.blobs[name].data.copy() for name in session.inputs}
         if observers and feeds.keys() == self._graph.inputs.keys():  # not where a pass begins in the middle
-            self._inputs.keep(feeds)
+            self._input_keeper.keep(feeds)
         self._runner.host.begin()
         values = session.run(feeds)
         self._runner.done = _Pass(feeds, first, last, made - set(fetched))
