@@ -60,7 +60,7 @@ def calibrated_tiny(tiny):
     graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
     model, record = quantize(graph, default_config(graph, batch_num=6)), tiny / "record.txt"
     pair = ModelPair(tiny / "modified.prototxt", tiny / "modified.caffemodel")
-    write_calibration_model(model, pair, record)
+    write_calibration_model(model, pair, record, model.weights)
     request_inputs(record)
     images = np.random.default_rng(0).normal(size=(6, 4, 2, 8, 8)).astype(np.float32)
     net = Net(pair.model, pair.weights)
@@ -80,7 +80,7 @@ def test_whole_passes_are_kept_until_there_are_enough_images(calibrated_tiny):
 def test_inputs_are_kept_only_where_they_are_asked_for(tiny):
     graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
     pair = ModelPair(tiny / "modified.prototxt", tiny / "modified.caffemodel")
-    write_calibration_model(quantize(graph, default_config(graph)), pair, tiny / "record.txt")
+    write_calibration_model(quantize(graph, default_config(graph)), pair, tiny / "record.txt", ())
     Net(pair.model, pair.weights).forward(data=np.zeros((4, 2, 8, 8)))
     assert load_inputs(tiny / "record.txt") == []
 
