@@ -1,4 +1,4 @@
-"""Ranges of activations: what a range is, and HFMG, which takes it from a histogram (`ifmr` searches it).
+"""Ranges of activations: what a range is, and HFMG, which takes it from a histogram (`range_search` searches it).
 
 Notation, after AMCT: a float x is quantized to ``q = clip(RHA(x / scale) + offset, -128, 127)`` and comes back as
 ``(q - offset) * scale``; RHA rounds half away from zero.

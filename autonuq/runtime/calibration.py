@@ -15,7 +15,7 @@ from autonuq.graph.model import Array, Layer
 from autonuq.graph.record import Factors, load_record, write_record
 from autonuq.quant.activation import ActivationRange, HfmgHistogram
 from autonuq.quant.config import ActivationSettings
-from autonuq.quant.ifmr import ifmr
+from autonuq.quant.range_search import ifmr
 from autonuq.quant.stream import ValueStream
 from autonuq.runtime.moments import MomentObserver, are_requested, is_observable, moments_file
 from autonuq.runtime.samples import samples_folder, store_sample

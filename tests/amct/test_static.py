@@ -12,8 +12,9 @@ from autonuq.errors import ModelError, QuantizationError
 from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.files import load_graph, write_model
 from autonuq.graph.record import load_record, write_record
-from autonuq.quant.activation import ifmr
 from autonuq.quant.config import ActivationSettings
+from autonuq.quant.range_search import ifmr
+from autonuq.quant.stream import ValueStream
 from autonuq.runtime.net import Net
 
 IMAGES = np.random.default_rng(5).standard_normal((2, 4, 2, 8, 8), np.float32)
@@ -83,7 +84,9 @@ def test_uniform_network_follows_the_recorded_rules(tiny, files):
     codes = blobs["conv"][0].reshape(8, -1)
     assert codes.dtype == np.int8
     assert set(np.maximum(codes.max(1), -1 - codes.min(1).astype(int))) == {127}
-    expected = ifmr(IMAGES, settings=ActivationSettings(), with_offset=True)
+    values = ValueStream()
+    values.update(IMAGES)
+    expected = ifmr(values, settings=ActivationSettings(), with_offset=True)
     assert (record["conv"].scale_d, record["conv"].offset_d) == (pytest.approx(expected.scale), expected.offset)
     assert (record["conv"].channels, record["conv"].height, record["conv"].width) == (2, 8, 8)
     assert record["pool"].offset_d == -128

@@ -15,7 +15,6 @@ b         (K, 256)        the smallest float32 that lands on step first + j + 1;
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +77,11 @@ def ifmr(stream: ValueStream, *, settings: ActivationSettings, with_offset: bool
     The values of one step are those from b to the next b, so all candidates' sums of ``(x - g)**2`` follow from the
     counts and sums below b. While the stream holds every value, whatever is worse by more than the rounding error of
     those sums is left out, and the rest, mostly one, is evaluated by the definition. Afterwards the sums decide: they
-    are exact but for what the streamed bins at b leave open. Their width w is at most s / 256 with the default
-    settings; at worst, all bins at b holding their values at both ends, the error is off by ``6 (w / s)**2`` = 1e-4
-    of itself, on smooth densities by about ``5 (w / s)**1.5 / sqrt(n)`` of itself.
+    are exact but for the values in the same bins as the b. A value there is s / 2 from its grid point; on the wrong
+    side of b it counts ``2 s |x - b|`` too much, so that the part of these values in the error is off by
+    ``2 w / s`` of itself at most. In an even density they are w / s of all values, and the error is off by
+    ``6 (w / s)**2`` of itself at most: 7e-4 with the default settings, where w is at most s / 90. Measured on even,
+    normal and clipped normal values: 1e-5.
 
     **Cost**: O(K 256 log n).
     **Source**: AMCT 9.0.0 (`ifmr.cpp`); the sums are our own derivation.
@@ -100,10 +101,8 @@ def _percentile_bounds(stream: ValueStream, settings: ActivationSettings) -> tup
         kept = int(np.floor(np.float32(percentile) * np.float32(stream.size)))
         return max(stream.size - kept, 1)
 
-    low, high = (
-        stream.at_rank(rank(settings.min_percentile) - 1),
-        stream.at_rank(stream.size - rank(settings.max_percentile)),
-    )
+    low = stream.at_rank(rank(settings.min_percentile) - 1)
+    high = stream.at_rank(stream.size - rank(settings.max_percentile))
     return min(low, np.float32(0)), max(high, np.float32(0))
 
 
@@ -134,29 +133,24 @@ def _best_candidate(stream: ValueStream, candidates: _Candidates) -> int:
     """Return the index of the first candidate with the least error."""
     table = np.stack([candidates.low, candidates.high, candidates.scale])
     distinct = np.sort(np.unique(table, axis=1, return_index=True)[1])
-    losses, magnitudes = _losses(stream, candidates.take(distinct))
+    losses, uncertainty = _losses(stream, candidates.take(distinct))
     if stream.values is None or distinct.size == 1:
         return int(distinct[np.argmin(losses)])
-    uncertainty = SHORTLIST_TOLERANCE * (_sum_of_squares(stream.values) + magnitudes)
     shortlist = distinct[losses - uncertainty <= np.min(losses + uncertainty)]
     return int(shortlist[np.argmin(_defined_losses(stream.values, candidates.take(shortlist)))])
 
 
 def _losses(stream: ValueStream, candidates: _Candidates) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the squared error of each candidate, less the values' own squares, and the squares of what they become."""
+    """Return the summed squared error of each candidate, and a bound on what rounding may have done to it."""
     grid, boundaries = _steps(candidates)
     counts, sums = stream.below(boundaries)
-    restored = np.sum(grid * grid * _between(counts, stream.size), axis=1)
-    return restored - 2 * np.sum(grid * _between(sums, stream.total()), axis=1), restored
+    energy = stream.energy() + np.sum(grid * grid * _between(counts, stream.size), axis=1)
+    losses = energy - 2 * np.sum(grid * _between(sums, stream.total()), axis=1)
+    return losses, SHORTLIST_TOLERANCE * energy
 
 
 def _between(below: NDArray[np.float64], total: float) -> NDArray[np.float64]:
     return np.diff(below, axis=1, prepend=0.0, append=total)
-
-
-def _sum_of_squares(values: NDArray[Any]) -> float:
-    exact = values.astype(np.float64, copy=False)
-    return float(np.dot(exact, exact))
 
 
 def _defined_losses(values: NDArray[np.float32], candidates: _Candidates) -> NDArray[np.float64]:
@@ -166,7 +160,8 @@ def _defined_losses(values: NDArray[np.float32], candidates: _Candidates) -> NDA
         chunk = values[start : start + CHUNK]
         for index, (low, high, scale) in enumerate(zip(candidates.low, candidates.high, candidates.scale, strict=True)):
             restored = round_half_away(np.clip(chunk, low, high) / scale) * scale
-            losses[index] += _sum_of_squares(np.subtract(restored, chunk, dtype=np.float64))
+            error = np.subtract(restored, chunk, dtype=np.float64)
+            losses[index] += float(error @ error)
     return losses
 
 
