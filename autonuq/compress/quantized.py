@@ -54,6 +54,16 @@ class QuantizedModel:
         )
 
     @cached_property
+    def folded(self) -> dict[str, tuple[str, ...]]:
+        """Layers that were folded into each layer, in network order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for capability in self.capabilities:
+            if capability.name not in self.graph.by_name:
+                host = capability.reason.removeprefix("is folded into ").strip("'")
+                found[host] = (*found.get(host, ()), capability.name)
+        return found
+
+    @cached_property
     def weight_counts(self) -> dict[str, int]:
         """Number of weights of every layer with int8 weights."""
         return {name: uniform.codes.size for name, uniform in self.weights.items()}
