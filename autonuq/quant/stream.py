@@ -6,9 +6,9 @@ Notation:
 n                         number of values so far
 V         (n,)            the values, float32
 w                         width of a bin, a power of two: bin i holds the values with ``floor(x / w) = i``
-u         (n,)            place of a value in its bin, ``x / w - floor(x / w)``, in [0, 1); exact in float32
-N, U      (bins,)         count and ``sum(u)`` of each bin, float64
-m, h      (bins,)         mean of u, and half the width of the widest even density about it: ``min(m, 1 - m)``
+N, S      (bins,)         count and sum of the values of each bin, float64
+m         (bins,)         place of their mean in the bin, ``S / N / w - i``, in [0, 1]
+h         (bins,)         half the width of the widest even density about m: ``min(m, 1 - m)``
 ========  ==============  =============================================================================================
 """
 
@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
 
-CHUNK = 1 << 20
-"""Values that are worked on at a time: bounds the temporaries to some tens of MB."""
+CHUNK = 1 << 19
+"""Values that are worked on at a time: bounds the temporaries to some MB."""
 
 TAIL = 1 << 16
 """Values that are kept at either end. With the default percentiles the rank looked for is among them up to
 n = 6.5e10."""
 
-BINS = 1 << 16
+BINS = 1 << 15
 """Most bins between the tails. More than half of them are in use, so that each of the 255 steps of a range that covers
-them has 128 bins at least."""
+them has 64 bins at least."""
 
 FINEST = -40
 """Exponent of the smallest w: scales below 2**-23 are not used, and no step needs more than 2**17 bins."""
@@ -54,16 +54,17 @@ class ValueStream:
     a ReLU6). However they lie, ``sum(max(x - b, 0))`` over them is between ``N w max(m - t, 0)`` (Jensen) and
     ``N w m (1 - t)`` (all at the two ends), t the place of b; so it is off by ``N w / 4`` at most.
 
-    **Cost**: O(n) time, most of it to sort each chunk and to sum its runs; 1.5 MB, and some tens of MB while it works.
+    **Cost**: O(n) time, most of it to sort each chunk and to sum its runs; 4 MB, and some tens of MB while it works.
     **Source**: own derivation.
     """
 
     def __init__(self) -> None:
         self.size = 0
+        self._waiting: list[NDArray[np.float32]] = []  # less than a chunk, not looked at yet
         self._kept = np.empty(0, np.float32)  # both tails, in ascending order
         self._inner = (np.float32(np.inf), np.float32(-np.inf))  # what lies between is no part of the tails
         self._exponent, self._first = FINEST, 0
-        self._bins: NDArray[np.float64] = np.zeros((2, 0))  # N, U
+        self._bins: NDArray[np.float64] = np.zeros((2, 0))  # N, S
 
     def update(self, values: NDArray[Any]) -> None:
         """Take in the values of one batch.
@@ -81,22 +82,27 @@ class ValueStream:
         check_finite(values)
         self.size += values.size
         for start in range(0, values.size, CHUNK):
-            self._take(values[start : start + CHUNK])
+            self._waiting.append(values[start : start + CHUNK].copy())
+            if sum(part.size for part in self._waiting) >= CHUNK:
+                self._settle()
 
     @property
     def values(self) -> NDArray[np.float32] | None:
         """All values in ascending order, while there are few; None afterwards."""
+        self._settle()
         return self._kept if self._kept.size == self.size else None
 
     def at_rank(self, rank: int) -> np.float32:
         """Return the value with `rank` others before it: exact in the tails, between them the mean of its bin."""
+        self._settle()
         counted = self.size - self._kept.size
         if rank < TAIL or not counted:
             return np.float32(self._kept[rank])
         if rank >= TAIL + counted:
             return np.float32(self._kept[rank - counted])
-        place = np.searchsorted(np.cumsum(self._bins[0]), rank - TAIL, side="right")
-        return np.float32(np.clip(self._centres()[place], *self._inner))
+        counts, sums = self._bins
+        place = np.searchsorted(np.cumsum(counts), rank - TAIL, side="right")
+        return np.float32(np.clip(sums[place] / counts[place], *self._inner))
 
     def below(self, boundaries: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return how many values are smaller than each boundary, and their sums.
@@ -110,26 +116,28 @@ class ValueStream:
         tuple of ndarray of float64
             Both in the shape of `boundaries`.
         """
+        self._settle()
         place = np.searchsorted(self._kept, boundaries.reshape(-1)).reshape(boundaries.shape)
         counts, sums = self._counted_below(boundaries)
         return place + counts, np.concatenate(([0.0], np.cumsum(self._kept, dtype=np.float64)))[place] + sums
 
     def total(self) -> float:
         """Return the sum of all values."""
-        return float(np.sum(self._kept, dtype=np.float64) + np.sum(self._centres() * self._bins[0]))
+        self._settle()
+        return float(np.sum(self._kept, dtype=np.float64) + np.sum(self._bins[1]))
 
     def energy(self) -> float:
         """Return the sum of all squares; those of one bin count as equal."""
-        kept = self._kept.astype(np.float64)
-        return float(kept @ kept + self._centres() ** 2 @ self._bins[0])
+        self._settle()
+        kept, (counts, sums) = self._kept.astype(np.float64), self._bins
+        return float(kept @ kept + np.sum(sums * sums / np.maximum(counts, 1)))
 
-    def _centres(self) -> NDArray[np.float64]:
-        """Return the mean of the values in each bin."""
-        index = self._first + np.arange(self._bins.shape[1])
-        return np.ldexp(index + _densities(self._bins)[0], self._exponent)
-
-    def _take(self, chunk: NDArray[np.float32]) -> None:
-        ordered = np.sort(chunk)
+    def _settle(self) -> None:
+        """Put what waits where it belongs; sorting is cheapest for many at once."""
+        if not self._waiting:
+            return
+        ordered = np.sort(np.concatenate(self._waiting))
+        self._waiting.clear()
         lower, upper = self._inner
         begin = int(np.searchsorted(ordered, lower))
         end = max(begin, int(np.searchsorted(ordered, upper, side="right")))
@@ -147,12 +155,11 @@ class ValueStream:
         if not ordered.size:
             return
         self._make_room(float(ordered[0]), float(ordered[-1]))
-        scaled = ordered * np.float32(math.ldexp(1.0, -self._exponent))
-        whole = np.floor(scaled)
+        whole = np.floor(ordered * np.float32(math.ldexp(1.0, -self._exponent)))
         starts = np.flatnonzero(np.concatenate(([True], whole[1:] != whole[:-1])))
         index = (whole[starts] - np.float32(self._first)).astype(np.intp)
         self._bins[0, index] += np.diff(starts, append=ordered.size)
-        self._bins[1, index] += np.add.reduceat((scaled - whole).astype(np.float64), starts)
+        self._bins[1, index] += np.add.reduceat(ordered.astype(np.float64), starts)
 
     def _make_room(self, low: float, high: float) -> None:
         """Let the bins reach from `low` to `high`, of the double width as often as needed."""
@@ -168,25 +175,27 @@ class ValueStream:
             self._bins = _merged(self._bins, self._first % 2)
             self._exponent, self._first = self._exponent + 1, self._first // 2
         first, last = (math.floor(math.ldexp(end, -exponent)) for end in (low, high))
-        self._bins = np.pad(self._bins, ((0, 0), (self._first - first, last + 1 - self._first - self._bins.shape[1])))
-        self._first = first
+        missing = self._first - first, last + 1 - self._first - self._bins.shape[1]
+        if any(missing):
+            self._bins, self._first = np.pad(self._bins, ((0, 0), missing)), first
 
     def _counted_below(self, boundaries: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return counts and sums of the values in bins."""
         bins = np.pad(self._bins, ((0, 0), (0, 1)))  # an empty bin behind the last
-        counts, places = bins
+        counts, sums = bins
         index = self._first + np.arange(counts.size)
+        mean = np.clip(np.ldexp(sums / np.maximum(counts, 1), -self._exponent) - index, 0, 1)
+        half = np.minimum(mean, 1 - mean)
         until = np.ldexp(boundaries.astype(np.float64), -self._exponent) - self._first
         until = np.clip(until, 0, counts.size - 1)
-        bin_ = until.astype(np.intp)
-        mean, half = (each[bin_] for each in _densities(bins))
-        rest = until - bin_
+        at = until.astype(np.intp)
+        mean, half, rest = mean[at], half[at], until - at
         share = np.where(rest > mean, 1.0, 0.0)
         np.divide(rest - mean + half, 2 * half, out=share, where=half > 0)
-        part = np.clip(share, 0, 1) * counts[bin_]
-        of_part = index[bin_] + mean - half + half * np.clip(share, 0, 1)
-        sums = (np.cumsum(index * counts + places) - (index * counts + places))[bin_] + part * of_part
-        return (np.cumsum(counts) - counts)[bin_] + part, np.ldexp(sums, self._exponent)
+        share = np.clip(share, 0, 1)
+        part = share * counts[at]
+        of_part = np.ldexp(index[at] + mean - half + half * share, self._exponent)
+        return (np.cumsum(counts) - counts)[at] + part, (np.cumsum(sums) - sums)[at] + part * of_part
 
 
 def check_finite(values: NDArray[np.float32]) -> None:
@@ -200,11 +209,4 @@ def check_finite(values: NDArray[np.float32]) -> None:
 def _merged(bins: NDArray[np.float64], odd: int) -> NDArray[np.float64]:
     """Join bins in pairs; the first one is the second of its pair if `odd`."""
     bins = np.pad(bins, ((0, 0), (odd, (odd + bins.shape[1]) % 2)))
-    (counts, places), (counts_above, places_above) = bins[:, ::2], bins[:, 1::2]
-    return np.stack([counts + counts_above, (places + places_above + counts_above) / 2])
-
-
-def _densities(bins: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return m and h of the module's notation."""
-    mean = bins[1] / np.maximum(bins[0], 1)
-    return mean, np.clip(np.minimum(mean, 1 - mean), 0, None)
+    return bins[:, ::2] + bins[:, 1::2]
