@@ -242,6 +242,13 @@ def test_what_folds_before_a_layer_and_into_an_inner_product_is_gone_everywhere(
         assert (tmp_path / "converted" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("name", ["conv", "fc"])
+def test_a_record_made_without_a_folding_has_to_say_so(folded, name):
+    quantized(folded, f"batch_num: 2 skip_fusion_layers: '{name}'")
+    with pytest.raises(QuantizationError, match=f"layer '{name}': scale_w must fit.*add skip_fusion: true"):
+        amct.convert_model(*folded, "tmp/record.txt", "converted/tiny")
+
+
 def test_a_record_made_without_a_folding_skips_it(tmp_path, folded):
     quantized(folded, "batch_num: 2 skip_fusion_layers: 'conv'")
     record = load_record("tmp/record.txt")

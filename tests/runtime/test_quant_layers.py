@@ -129,6 +129,17 @@ def test_ifmr_calibrates_on_its_last_pass_and_keeps_the_weights_factors(net_of, 
     assert load_record(record) == found
 
 
+def test_a_pass_writes_the_record_once_whatever_the_number_of_layers(net_of, tmp_path, monkeypatch):
+    record = tmp_path / "record.txt"
+    second = observer("ifmr", record, batch_num=1, with_offset="false", **SEARCH)
+    second = tuple(part.replace('"conv"', '"other"').replace('name: "', 'name: "second_') for part in second)
+    net = net_of(observer("ifmr", record, batch_num=1, with_offset="true", **SEARCH), second)
+    written = []
+    monkeypatch.setattr("autonuq.runtime.net.update_record", lambda path, found: written.append((path, list(found))))
+    net.forward(data=VALUES)
+    assert written == [(record, ["conv", "other"])]
+
+
 def test_ifmr_adds_an_entry_if_there_is_none(net_of, tmp_path):
     record = tmp_path / "record.txt"
     net = net_of(observer("ifmr", record, batch_num=1, with_offset="true", **SEARCH))
