@@ -88,6 +88,14 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "The published mapping file leaves fc1000 unmarked, although its 2,048,000 bytes are above the limit; "
             "newer compilers mark every fully connected layer.",
         ),
+        "folding of BatchNorm and Scale": Choice(
+            "free",
+            "Beside Convolution and Deconvolution with both behind them: either alone; behind InnerProduct; and, where "
+            "no layer before takes them, before a Convolution, Deconvolution or InnerProduct. There only what leaves "
+            "every output as it was: a padded Convolution and a Deconvolution take a Scale without bias. convert_model "
+            "folds alike; a record that was made without it says skip_fusion for the layer.",
+            "The pages name the two chains and stop there; each fold saves an operator, and none changes an output.",
+        ),
         "use_global_stats": Choice(
             "inferred",
             "init, convert_model and accuracy_based_auto_calibration refuse a BatchNorm that does not say true; "

@@ -12,7 +12,6 @@ from pathlib import Path
 from autonuq.atomic import replace_file, replace_text
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.packed_file import SUFFIX, PackedLayer, PackedNetwork, write_packed
-from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.files import ModelPair, write_caffemodel, write_model
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
@@ -131,7 +130,7 @@ def write_quant_info(candidate: Candidate, prefix: str) -> Path:
 
 def _quant_info(candidate: Candidate) -> dict[str, object]:
     """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
-    model, chosen, folded = candidate.model, set(candidate.nuq_layers), _folded_layers(candidate.model)
+    model, chosen = candidate.model, set(candidate.nuq_layers)
     quantized = insert_quantizers(
         model.graph, {name: QuantizedBlobs((), factors) for name, factors in model.factors.items()}
     )
@@ -143,18 +142,8 @@ def _quant_info(candidate: Candidate) -> dict[str, object]:
             "dequant_layer": f"{name}_dequant_layer",
             "scale_d": factors.scale_d,
             "offset_d": factors.offset_d,
-            "folded": folded.get(name, []),
+            "folded": list(model.folded.get(name, ())),
             "weights": "nuq" if name in chosen else "uniform",
             "levels": candidate.levels(name) if name in chosen else [],
         }
     return {"version": 1, "network": model.graph.name, "layers": layers}
-
-
-def _folded_layers(model: QuantizedModel) -> dict[str, list[str]]:
-    """Return the layers that were folded into each layer."""
-    folded: dict[str, list[str]] = {}
-    for capability in model.capabilities:
-        if capability.name not in model.graph.by_name:
-            host = capability.reason.removeprefix("is folded into ").strip("'")
-            folded.setdefault(host, []).append(capability.name)
-    return folded

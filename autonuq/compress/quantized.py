@@ -54,6 +54,16 @@ class QuantizedModel:
         )
 
     @cached_property
+    def folded(self) -> dict[str, tuple[str, ...]]:
+        """Layers that were folded into each layer, in network order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for capability in self.capabilities:
+            if capability.name not in self.graph.by_name:
+                host = capability.reason.removeprefix("is folded into ").strip("'")
+                found[host] = (*found.get(host, ()), capability.name)
+        return found
+
+    @cached_property
     def weight_counts(self) -> dict[str, int]:
         """Number of weights of every layer with int8 weights."""
         return {name: uniform.codes.size for name, uniform in self.weights.items()}
@@ -207,11 +217,27 @@ def recorded(graph: Graph, records: Mapping[str, Factors], path: Path) -> Quanti
         axis = _channel_axis(layer, len(factors.scale_w) > 1)
         _check_recorded(layer, factors, 1 if axis is None else kernel.shape[axis], shapes[layer.bottoms[0]], path)
         if layer.type in WEIGHT_TYPES:
+            _check_folding(layer, graph.by_name[layer.name], factors, axis, path)
             uniform = on_grid(kernel, np.asarray(factors.scale_w, np.float32), axis)
             levels = np.asarray(factors.cluster, np.int8)
             weights[layer.name] = snap_codes(uniform, levels) if factors.cluster else uniform
         settings[layer.name] = LayerSettings(weights=WeightSettings("nuq" if factors.cluster else "arq"))
     return QuantizedModel(folded, replace(config, layers=settings), weights, records, able)
+
+
+def _check_folding(layer: Layer, unfolded: Layer, factors: Factors, axis: int | None, path: Path) -> None:
+    """Refuse factors of a layer that was not folded where it is now: they say so by fitting its own weights."""
+
+    def fit(kernel: NDArray[np.float32]) -> bool:
+        return np.allclose(quantize_weights(kernel, channel_axis=axis).scale, factors.scale_w, rtol=0.01, atol=0)
+
+    if layer is not unfolded and not fit(layer.blobs[0]) and fit(unfolded.blobs[0]):
+        raise QuantizationError(
+            "scale_w must fit the weights after BatchNorm and Scale are folded into them. It fits them as they are "
+            "instead; if the record was made without this folding, add skip_fusion: true to the layer's entry",
+            path=path,
+            layer=layer.name,
+        )
 
 
 def _check_recorded(layer: Layer, factors: Factors, channels: int, bottom: Shape, path: Path) -> None:

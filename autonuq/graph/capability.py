@@ -29,7 +29,7 @@ class Capability:
     nuq : bool
         A codebook is supported.
     fusible : bool
-        A BatchNorm or Scale behind this layer can be folded into it.
+        A BatchNorm or Scale behind this layer, or before it, can be folded into it.
     reason : str
         Why the layer is not quantizable, or quantizable but not NUQ-capable; empty if it is both.
     """

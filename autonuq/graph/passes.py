@@ -5,7 +5,7 @@ Source: AMCT's fusion and quantization pages; names of inserted layers as in ATC
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,15 +17,15 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
 from autonuq.graph.lowering import batch_norm_rescaling
-from autonuq.graph.model import Array, Graph, Layer, Shape, Value
+from autonuq.graph.model import Array, Graph, Layer, Shape, Value, weight_parameters
 from autonuq.graph.record import Factors
 from autonuq.graph.shapes.channels import uses_stored_statistics
 
-FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution", *DEPTHWISE_TYPES})
+FUSIBLE_TYPES = frozenset({"Convolution", "Deconvolution", "InnerProduct", *DEPTHWISE_TYPES})
 
 
 def fold_batch_norm(graph: Graph, skip: Iterable[str] = ()) -> Graph:
-    """Fold BatchNorm and Scale into the Convolution or Deconvolution before them.
+    """Fold BatchNorm and Scale into the layer with weights before or behind them.
 
     Parameters
     ----------
@@ -36,76 +36,153 @@ def fold_batch_norm(graph: Graph, skip: Iterable[str] = ()) -> Graph:
 
     Notes
     -----
-    w' = w * gamma / sqrt(variance + eps) and b' = (b - mean) * gamma / sqrt(variance + eps) + beta per output
-    channel, computed in float64. BatchNorm alone and Scale alone fold too; a layer folds only if nobody else reads
-    what it makes.
+    Both compute y = x * f + g per channel: f = 1 / sqrt(variance + eps) and g = -mean * f, or f = gamma and g = beta.
+    Behind the weights w' = w * f and b' = b * f + g per output channel; before them w' = w * f per input channel and
+    b' = b + sum(w * g) over an output's inputs. All is computed in float64.
     """
     folded = dict(enumerate(graph.layers))
     for index, chain in foldable_chains(graph, skip).items():
         layer = graph.layers[index]
-        for position in chain:
-            layer = _absorb(layer, folded.pop(position))
+        for position in [each for each in reversed(chain) if each < index]:
+            layer = _absorb_preceding(layer, folded.pop(position))
+        for position in [each for each in chain if each > index]:
+            layer = _absorb_following(layer, folded.pop(position))
         folded[index] = layer
     return graph.with_layers(folded.values()).validate()
 
 
 def foldable_chains(graph: Graph, skip: Iterable[str] = ()) -> dict[int, list[int]]:
-    """Return, for every layer that can absorb others, the indices of those, in order."""
+    """Return, for every layer that can absorb others, the indices of those, in order.
+
+    Notes
+    -----
+    BatchNorm with stored statistics and Scale per channel, each alone or both, fold where nobody else reads what
+    disappears: into the layer before them; where none there can take them, skipped or not, into the layer behind them.
+    There a padded Convolution keeps what it reads if that shifts, because the padding is not shifted; so does a
+    Deconvolution, whose windows overlap differently at the edge. The graph may lack its blobs: whether a layer shifts
+    is read from its parameters.
+    """
     skipped = set(skip)
-    chains: dict[int, list[int]] = {}
-    for index, layer in enumerate(graph.layers):
-        if _can_absorb(layer) and layer.name not in skipped:
-            chain: list[int] = []
-            while (following := _absorbable(graph, chain[-1] if chain else index)) is not None:
-                chain.append(following)
-            if chain:
-                chains[index] = chain
-    return chains
+    behind = {index: _chain_behind(graph, index) for index, layer in enumerate(graph.layers) if _can_absorb(layer)}
+    taken = {position for chain in behind.values() for position in chain}
+    chains = {index: _chain_before(graph, index, taken) + chain for index, chain in behind.items()}
+    return {index: chain for index, chain in chains.items() if chain and graph.layers[index].name not in skipped}
 
 
 def _can_absorb(layer: Layer) -> bool:
-    """One top, and channels along axis 1 as BatchNorm and Scale have them."""
-    return layer.type in FUSIBLE_TYPES and len(layer.tops) == 1 and layer.message.convolution_param.axis == 1
+    """One bottom and one top, and channels along axis 1 as BatchNorm and Scale have them."""
+    if layer.type not in FUSIBLE_TYPES or len(layer.bottoms) != 1 or len(layer.tops) != 1:
+        return False
+    return weight_parameters(layer.message).axis == 1
 
 
-def _absorbable(graph: Graph, index: int) -> int | None:
-    """Return the only reader of a layer if it is a BatchNorm or a Scale per channel."""
-    readers = graph.readers.get((index, 0), ())
-    if len(readers) != 1:
-        return None
-    layer = graph.layers[readers[0]]
-    if layer.type == "BatchNorm" and uses_stored_statistics(layer):
-        return readers[0]
+def _chain_behind(graph: Graph, index: int) -> list[int]:
+    """Return what only a layer's foldable readers read of it, one after the other."""
+    chain: list[int] = []
+    while len(readers := graph.readers.get((chain[-1] if chain else index, 0), ())) == 1:
+        if not _is_foldable(graph.layers[readers[0]]):
+            break
+        chain.append(readers[0])
+    return chain
+
+
+def _chain_before(graph: Graph, index: int, taken: Container[int]) -> list[int]:
+    """Return the foldable layers through which a layer alone reads, as far as it can do without them."""
+    chain: list[int] = []
+    while True:
+        reader = chain[0] if chain else index
+        (position, top) = graph.sources[reader][0]
+        layer = graph.layers[position]
+        if position in taken or not _is_foldable(layer) or graph.readers[position, top] != (reader,):
+            return chain
+        if _shifts(layer) and not _takes_shifts(graph.layers[index]):
+            return chain
+        between = (graph.layers[other] for other in range(position + 1, index) if other not in chain)
+        if any(layer.bottoms[0] in other.tops for other in between):  # what it reads is overwritten in place by then
+            return chain
+        chain.insert(0, position)
+
+
+def _is_foldable(layer: Layer) -> bool:
+    """Say whether a layer computes x * f + g per channel with f and g that do not depend on x."""
+    if layer.type == "BatchNorm":
+        return uses_stored_statistics(layer)
     scale = layer.message.scale_param
-    per_channel = layer.type == "Scale" and len(layer.bottoms) == 1 and (scale.axis, scale.num_axes) == (1, 1)
-    return readers[0] if per_channel else None
+    return layer.type == "Scale" and len(layer.bottoms) == 1 and (scale.axis, scale.num_axes) == (1, 1)
 
 
-def _absorb(layer: Layer, follower: Layer) -> Layer:
-    if follower.type == "BatchNorm":
-        factor, shift = batch_norm_rescaling(follower)
-    else:
-        factor = follower.blobs[0].astype(np.float64)
-        shift = follower.blobs[1].astype(np.float64) if len(follower.blobs) > 1 else np.zeros_like(factor)
+def _shifts(layer: Layer) -> bool:
+    return layer.type == "BatchNorm" or layer.message.scale_param.bias_term
+
+
+def _takes_shifts(layer: Layer) -> bool:
+    """Say whether a shift of a layer's input shifts each output channel by the same everywhere."""
+    parameters = layer.message.convolution_param
+    padded = any((*parameters.pad, parameters.pad_h, parameters.pad_w))
+    return layer.type == "InnerProduct" or (layer.type != "Deconvolution" and not padded)
+
+
+def _absorb_following(layer: Layer, follower: Layer) -> Layer:
+    factor, shift = _factor_and_shift(follower)
     weights = layer.blobs[0] * _along_outputs(layer, factor)
     bias = (layer.blobs[1] if len(layer.blobs) > 1 else 0.0) * factor + shift
     blobs = (weights.astype(np.float32), bias.astype(np.float32))
     return layer.with_(tops=follower.tops, blobs=blobs, bias_term=True)
 
 
+def _absorb_preceding(layer: Layer, preceding: Layer) -> Layer:
+    factor, shift = _factor_and_shift(preceding)
+    weights = (layer.blobs[0] * _along_inputs(layer, factor)).astype(np.float32)
+    if not _shifts(preceding):
+        return layer.with_(bottoms=preceding.bottoms, blobs=(weights, *layer.blobs[1:]))
+    shifted = layer.blobs[0] * _along_inputs(layer, shift)
+    outputs = 1 if layer.type == "InnerProduct" and layer.message.inner_product_param.transpose else 0
+    bias = np.sum(shifted, axis=tuple(axis for axis in range(shifted.ndim) if axis != outputs))
+    bias += layer.blobs[1] if len(layer.blobs) > 1 else 0.0
+    return layer.with_(bottoms=preceding.bottoms, blobs=(weights, bias.astype(np.float32)), bias_term=True)
+
+
+def _factor_and_shift(layer: Layer) -> tuple[Array, Array]:
+    """Return f and g of y = x * f + g, float64, shape (channels,)."""
+    if layer.type == "BatchNorm":
+        return batch_norm_rescaling(layer)
+    factor = layer.blobs[0].astype(np.float64)
+    return factor, layer.blobs[1].astype(np.float64) if len(layer.blobs) > 1 else np.zeros_like(factor)
+
+
 def _along_outputs(layer: Layer, factor: Array) -> Array:
     """Shape one factor per output channel so that it multiplies the weights."""
     shape = layer.blobs[0].shape
+    if layer.type == "InnerProduct" and layer.message.inner_product_param.transpose:
+        return factor
     if layer.type != "Deconvolution":
         return factor.reshape(-1, *(1,) * (len(shape) - 1))
-    group = layer.message.convolution_param.group
-    rows = np.repeat(factor.reshape(group, -1), shape[0] // group, axis=0)  # (inputs, outputs of their group)
+    return _in_groups(factor, shape)
+
+
+def _along_inputs(layer: Layer, factor: Array) -> Array:
+    """Shape one factor per input channel so that it multiplies the weights."""
+    shape = layer.blobs[0].shape
+    if layer.type == "InnerProduct":
+        transposed = layer.message.inner_product_param.transpose
+        rows = np.repeat(factor, shape[0 if transposed else 1] // len(factor))  # a channel's values are neighbours
+        return rows[:, None] if transposed else rows
+    if layer.type == "Deconvolution":
+        return factor.reshape(-1, *(1,) * (len(shape) - 1))
+    return _in_groups(factor, shape)
+
+
+def _in_groups(factor: Array, shape: Shape) -> Array:
+    """Shape factors along the axis of weights that holds one group's channels; axis 0 holds the groups' other ones."""
+    groups = len(factor) // shape[1]
+    rows = np.repeat(factor.reshape(groups, -1), shape[0] // groups, axis=0)
     return rows.reshape(*rows.shape, *(1,) * (len(shape) - 2))
 
 
 def capabilities(graph: Graph, *, skip_fusion: Iterable[str] = (), do_fusion: bool = True) -> tuple[Capability, ...]:
     """Say of every layer what quantization can do with it; the graph may be folded or not, with or without blobs."""
     shapes = infer_shapes(graph)
+    fusible = foldable_chains(graph)
     chains = foldable_chains(graph, skip_fusion) if do_fusion else {}
     absorbed = {position: graph.layers[index].name for index, chain in chains.items() for position in chain}
     found = []
@@ -116,9 +193,8 @@ def capabilities(graph: Graph, *, skip_fusion: Iterable[str] = (), do_fusion: bo
             quantizable, nuq, reason = False, False, f"is folded into '{absorbed[index]}'"
         else:
             quantizable, nuq, reason = _capability(layer, weight)
-        fusible = _can_absorb(layer) and bool(_absorbable(graph, index))
         weights = int(np.prod(weight, dtype=np.int64)) if weight else 0
-        found.append(Capability(layer.name, layer.type, weights, weight, quantizable, nuq, fusible, reason))
+        found.append(Capability(layer.name, layer.type, weights, weight, quantizable, nuq, index in fusible, reason))
     return tuple(found)
 
 

@@ -1,22 +1,11 @@
-"""Ranges of activations: IFMR searches the range over all values, HFMG over a histogram.
+"""Ranges of activations: what a range is, and HFMG, which takes it from a histogram (`range_search` searches it).
 
 Notation, after AMCT: a float x is quantized to ``q = clip(RHA(x / scale) + offset, -128, 127)`` and comes back as
 ``(q - offset) * scale``; RHA rounds half away from zero.
-
-========  ==============  ===========================================================================
-n                         number of values
-V         (n,)            values, float32
-K                         number of candidate ranges
-s         (K,)            scale of each candidate, float32
-first     (K,)            RHA(low / s): the lowest step that values can land on
-g         (K, 257)        grid points ``(first + j) * s``, float32
-b         (K, 256)        the smallest float32 that lands on step first + j + 1; inf above the last step
-========  ==============  ===========================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.config import ActivationSettings
-from autonuq.quant.uniform import FLT_EPSILON, checked_scale, round_half_away
-
-CHUNK = 1 << 20
-"""Values that are worked on at a time: bounds the temporaries to some tens of MB."""
-
-# Bound on the relative rounding error of the fast error sums: a float64 cumulative sum over one chunk is off by at
-# most CHUNK * 2**-53 < 1.2e-10 of its total; a few such sums meet.
-SHORTLIST_TOLERANCE = 1e-9
+from autonuq.quant.stream import CHUNK, check_finite
+from autonuq.quant.uniform import checked_scale, round_half_away
 
 
 @dataclass(frozen=True)
@@ -49,67 +31,6 @@ class ActivationRange:
 
     scale: float
     offset: int
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Ranges to choose from: float32 arrays of shape (K,), unusable ones left out, in order of the ratio."""
-
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    scale: NDArray[np.float32]
-
-    def take(self, chosen: NDArray[np.int64]) -> _Candidates:
-        return _Candidates(self.low[chosen], self.high[chosen], self.scale[chosen])
-
-
-def ifmr(values: NDArray[Any], *, settings: ActivationSettings, with_offset: bool) -> ActivationRange:
-    """Search the range that quantizes values with the least squared error (IFMR).
-
-    Parameters
-    ----------
-    values : ndarray of float32, any shape but empty
-        All values of all calibration batches.
-    settings : ActivationSettings
-        The percentiles and the search's start, end and step.
-    with_offset : bool
-        True: from the low to the high percentile, with an offset; False: symmetric about 0.
-
-    Returns
-    -------
-    ActivationRange
-
-    Raises
-    ------
-    QuantizationError
-        The values are empty or not finite, or no candidate gives a usable scale.
-    ValueError
-        The search settings give no candidate.
-
-    Notes
-    -----
-    ``high`` is the k-th largest value, k = n - floor(max_percentile * n) but at least 1, and no less than 0; ``low``
-    likewise. Candidate i scales the range by r = start + i * step (with an offset only `high`); the one with the
-    smallest sum of ``(RHA(clip(x) / s) * s - x)**2`` over all values wins, the first of equal ones. Ratios, their
-    count, percentile ranks and scales are float32 as in AMCT, so the defaults give 60 candidates and 1.30 is never
-    tried. Sums are float64, where AMCT's are float32. AMCT leaves the error of a candidate with an unusable scale at
-    0, so that it wins; here it never does.
-
-    **Cost**: O(n log n) for all candidates together instead of O(n K): each chunk of V is sorted once; the values
-    of one step are then neighbours, and ``sum((x - g)**2)`` comes from one cumulative sum of x at b. This
-    leaves out every candidate that is worse by more than the rounding error of those sums; the rest, mostly one,
-    is evaluated by the definition. Temporaries are bounded, plus one copy of V for the order statistics.
-
-    **Source**: AMCT 9.0.0 (`ifmr.cpp`); the cumulative sums are our own derivation.
-    """
-    values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-    _check_finite(values)
-    low, high = _percentile_bounds(values, settings)
-    candidates = _candidates(low, high, settings, with_offset)
-    best = _best_candidate(values, candidates)
-    scale = candidates.scale[best]
-    offset = _offset(candidates.low[best], scale) if with_offset else 0
-    return ActivationRange(float(scale), offset)
 
 
 class HfmgHistogram:
@@ -166,7 +87,7 @@ class HfmgHistogram:
             The values are empty or not finite.
         """
         values = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-        _check_finite(values)
+        check_finite(values)
         self._empty = False
         low, high = min(self._low, float(values.min())), max(self._high, float(values.max()))
         if (low, high) != (self._low, self._high):
@@ -174,7 +95,8 @@ class HfmgHistogram:
         if low == high:
             self._zeros += values.size  # nothing but zeros so far: there is no width to divide into bins
             return
-        for chunk in _chunks(values):
+        for start in range(0, values.size, CHUNK):
+            chunk = values[start : start + CHUNK]
             self._counts += np.histogram(chunk, bins=self._counts.size, range=(low, high))[0]
 
     def range(self, with_offset: bool) -> ActivationRange:
@@ -201,7 +123,7 @@ class HfmgHistogram:
             best = 0
         else:
             best = int(np.argmin(_range_losses(edges, self._counts, scale.astype(np.float64), first)))
-        return ActivationRange(float(scale[best]), _offset(low[best], scale[best]) if with_offset else 0)
+        return ActivationRange(float(scale[best]), code_of_zero(low[best], scale[best]) if with_offset else 0)
 
     def _widen(self, low: float, high: float) -> None:
         bins = self._counts.size
@@ -241,121 +163,13 @@ class HfmgHistogram:
         return sides[:, 0], sides[:, 1]
 
 
-def _chunks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    return (values[start : start + CHUNK] for start in range(0, values.size, CHUNK))
-
-
-def _check_finite(values: NDArray[np.float32]) -> None:
-    if values.size == 0:
-        raise QuantizationError("there are no activations to calibrate on")
-    if not (np.isfinite(values.min()) and np.isfinite(values.max())):  # both hand NaN on
-        raise QuantizationError("activations must be finite; they hold NaN or infinity")
-
-
-def _offset(low: np.float32, scale: np.float32) -> int:
+def code_of_zero(low: np.float32, scale: np.float32) -> int:
+    """Return the offset of a range from `low` up."""
     return -int(round_half_away(np.atleast_1d(low / scale))[0]) - 128
 
 
 def _symmetric_scale(low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(high > -low, high / np.float32(127), -low / np.float32(128))
-
-
-def _percentile_bounds(values: NDArray[np.float32], settings: ActivationSettings) -> tuple[np.float32, np.float32]:
-    def rank(percentile: float) -> int:
-        kept = int(np.floor(np.float32(percentile) * np.float32(values.size)))
-        return max(values.size - kept, 1)
-
-    at_low, at_high = rank(settings.min_percentile) - 1, values.size - rank(settings.max_percentile)
-    ordered = np.partition(values, sorted({at_low, at_high}))
-    return min(ordered[at_low], np.float32(0)), max(ordered[at_high], np.float32(0))
-
-
-def _candidates(low: np.float32, high: np.float32, settings: ActivationSettings, with_offset: bool) -> _Candidates:
-    start, end, step = map(np.float32, (settings.search_start, settings.search_end, settings.search_step))
-    count = int((end - start) / step + np.float32(1)) if step > 0 else 0
-    if count < 1 or start <= 0:
-        raise ValueError(
-            "The search settings of ifmr must satisfy 0 < search_start <= search_end and search_step > 0."
-            f" Got {settings.search_start}, {settings.search_end}, {settings.search_step} instead."
-        )
-    ratios = start + np.arange(count, dtype=np.float32) * step
-    with np.errstate(over="ignore"):
-        if with_offset:
-            highs, lows = ratios * high, np.full_like(ratios, low)
-            scales = (highs - lows) / np.float32(255)
-        else:
-            highs = ratios * max(high, -low)
-            lows = -highs
-            scales = highs / np.float32(127 if high > -low else 128)
-    usable = np.flatnonzero(scales <= 1 / FLT_EPSILON)
-    if usable.size == 0:
-        raise QuantizationError("activations are too large: no range has a usable scale; skip this layer")
-    return _Candidates(lows, highs, np.where(scales < FLT_EPSILON, np.float32(1), scales)).take(usable)
-
-
-def _best_candidate(values: NDArray[np.float32], candidates: _Candidates) -> int:
-    """Return the index of the first candidate with the least error."""
-    table = np.stack([candidates.low, candidates.high, candidates.scale])
-    shortlist = np.sort(np.unique(table, axis=1, return_index=True)[1])
-    if shortlist.size > 1:
-        losses, uncertainty = _fast_losses(values, candidates.take(shortlist))
-        shortlist = shortlist[losses - uncertainty <= np.min(losses + uncertainty)]
-    if shortlist.size > 1:
-        shortlist = shortlist[[np.argmin(_defined_losses(values, candidates.take(shortlist)))]]
-    return int(shortlist[0])
-
-
-def _sum_of_squares(values: NDArray[Any]) -> float:
-    exact = values.astype(np.float64, copy=False)
-    return float(np.dot(exact, exact))
-
-
-def _defined_losses(values: NDArray[np.float32], candidates: _Candidates) -> NDArray[np.float64]:
-    """Return the summed squared error of each candidate, straight from the definition."""
-    losses = np.zeros(candidates.scale.size)
-    for chunk in _chunks(values):
-        for index, (low, high, scale) in enumerate(zip(candidates.low, candidates.high, candidates.scale, strict=True)):
-            restored = round_half_away(np.clip(chunk, low, high) / scale) * scale
-            losses[index] += _sum_of_squares(np.subtract(restored, chunk, dtype=np.float64))
-    return losses
-
-
-def _fast_losses(
-    values: NDArray[np.float32], candidates: _Candidates
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the same sums from sorted chunks, and a bound on what rounding may have done to them."""
-    grid, boundaries = _steps(candidates)
-    losses, magnitudes = np.zeros(candidates.scale.size), np.zeros(candidates.scale.size)
-    for chunk in _chunks(values):
-        ordered = np.sort(chunk)
-        sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
-        inner = np.searchsorted(ordered, boundaries.ravel()).reshape(boundaries.shape)
-        stops = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, ordered.size)))
-        energy = _sum_of_squares(chunk) + np.sum(grid * grid * np.diff(stops), axis=1)
-        losses += energy - 2 * np.sum(grid * np.diff(sums[stops]), axis=1)
-        magnitudes += energy
-    return losses, SHORTLIST_TOLERANCE * magnitudes
-
-
-def _steps(candidates: _Candidates) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return the grid g, (K, 257), and the boundaries b, (K, 256), of the module's notation.
-
-    A boundary is within two units in the last place of (step - 1/2) * s; the division that decides is tried there.
-    """
-    scale = candidates.scale[:, None]
-    first, last = (round_half_away(bound / candidates.scale)[:, None] for bound in (candidates.low, candidates.high))
-    steps = first + np.arange(257, dtype=np.float32)
-    grid = (steps * scale).astype(np.float64)
-    upper = steps[:, 1:]
-    trial = ((upper.astype(np.float64) - 0.5) * scale).astype(np.float32)
-    for _ in range(4):
-        trial = np.nextafter(trial, np.float32(-np.inf))
-    boundaries = np.full(upper.shape, np.inf, dtype=np.float32)
-    for _ in range(9):
-        lands = (round_half_away(trial / scale) >= upper) & (upper <= last)
-        boundaries = np.where(lands, np.minimum(boundaries, trial), boundaries)
-        trial = np.nextafter(trial, np.float32(np.inf))
-    return grid, boundaries
 
 
 def _range_losses(

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from autonuq.errors import QuantizationError
 from autonuq.graph.model import Array, Layer
 from autonuq.graph.record import Factors, load_record, write_record
-from autonuq.quant.activation import ActivationRange, HfmgHistogram, ifmr
+from autonuq.quant.activation import ActivationRange, HfmgHistogram
 from autonuq.quant.config import ActivationSettings
+from autonuq.quant.range_search import ifmr
+from autonuq.quant.stream import ValueStream
 from autonuq.runtime.moments import MomentObserver, are_requested, is_observable, moments_file
 from autonuq.runtime.samples import samples_folder, store_sample
 
@@ -31,7 +31,7 @@ class Observer:
     Parameters
     ----------
     layer : Layer
-        Of type IFMR or HFMG. IFMR keeps every value of its passes, HFMG a histogram.
+        Of type IFMR or HFMG. Neither keeps the values of its passes: memory does not grow with them.
     layers : mapping of str to Layer
         The network's, by name: where somebody asked for them, the second moments of the object layers' inputs are
         collected too, and samples of them.
@@ -40,8 +40,7 @@ class Observer:
     def __init__(self, layer: Layer, layers: Mapping[str, Layer]) -> None:
         self.layer = layer
         self._parameters = layer.message.ifmr_param if layer.type == "IFMR" else layer.message.hfmg_param
-        self._values: list[Array] = []
-        self._histogram = HfmgHistogram(layer.message.hfmg_param.num_of_bins) if layer.type == "HFMG" else None
+        self._seen = _nothing_seen(layer)
         self._shapes: list[tuple[int, ...]] = []
         self._passes = 0
         self._moments: list[MomentObserver | None] = [None] * len(layer.bottoms)
@@ -76,19 +75,17 @@ class Observer:
         for bottom, moments in zip(bottoms, self._moments, strict=True):
             if moments is not None:
                 moments.observe(bottom)
-            if self._histogram is not None:
-                self._histogram.update(bottom)
-            else:
-                self._values.append(bottom.ravel())
         names = ", ".join(self._parameters.object_layer)
-        _log.debug("layer '%s': %d of %d passes are stored", names, self._passes, self._parameters.batch_num)
-        if not self.finished:
-            return None
         try:
+            for bottom in bottoms:
+                self._seen.update(bottom)
+            _log.debug("layer '%s': %d of %d passes are seen", names, self._passes, self._parameters.batch_num)
+            if not self.finished:
+                return None
             found = self._range()
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=names) from error
-        self._values.clear()
+        self._seen = _nothing_seen(self.layer)
         _log.info("layer '%s': calibrated, scale_d %g, offset_d %d", names, found.scale, found.offset)
         return {
             name: _input_factors(found, shape)
@@ -96,8 +93,8 @@ class Observer:
         }
 
     def _range(self) -> ActivationRange:
-        if self._histogram is not None:
-            return self._histogram.range(self._parameters.with_offset)
+        if isinstance(self._seen, HfmgHistogram):
+            return self._seen.range(self._parameters.with_offset)
         message = self.layer.message.ifmr_param
         settings = ActivationSettings(
             max_percentile=message.max_percentile,
@@ -106,7 +103,11 @@ class Observer:
             search_end=message.search_range_end,
             search_step=message.search_step,
         )
-        return ifmr(np.concatenate(self._values), settings=settings, with_offset=message.with_offset)
+        return ifmr(self._seen, settings=settings, with_offset=message.with_offset)
+
+
+def _nothing_seen(layer: Layer) -> ValueStream | HfmgHistogram:
+    return HfmgHistogram(layer.message.hfmg_param.num_of_bins) if layer.type == "HFMG" else ValueStream()
 
 
 def _input_factors(found: ActivationRange, shape: tuple[int, ...]) -> Factors:

@@ -25,6 +25,7 @@ from autonuq.graph.files import attach_weights, fill_weights, parse_graph, store
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Layer, Shape
+from autonuq.graph.record import Factors
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import selected_device
 from autonuq.runtime.inputs import InputKeeper
@@ -522,11 +523,15 @@ class Net:
         }
 
     def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
+        """Let the observers see a pass; what they find goes to each record file at once: it is long to read."""
+        found: dict[Path, dict[str, Factors]] = {}
         for observer in observers:
             name, count = observer.layer.name, len(observer.layer.bottoms)
-            found = observer.observe([values[observed_blob(name, index)] for index in range(count)])
-            if found is not None:
-                update_record(observer.record_file, found)
+            factors = observer.observe([values[observed_blob(name, index)] for index in range(count)])
+            found.setdefault(observer.record_file, {}).update(factors or {})
+        for path, of_layers in found.items():
+            if of_layers:
+                update_record(path, of_layers)
 
     def _take_parameters(self) -> None:
         """Adopt weights that somebody wrote through `params`."""

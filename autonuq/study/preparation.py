@@ -93,7 +93,7 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
 def points_key(fingerprint: Mapping[str, str]) -> str:
     """Digest what the operating points depend on."""
     parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec", "evaluator")]
-    return hashlib.sha256("".join([*parts, version("autonuq")]).encode()).hexdigest()
+    return hashlib.sha256("".join([*parts, fingerprint.get("folding", ""), version("autonuq")]).encode()).hexdigest()
 
 
 def prepare_points(

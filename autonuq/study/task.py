@@ -319,14 +319,31 @@ def file_digest(path: Path) -> str:
 
 
 def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
-    """Digest everything that changes a measurement, under the words that a user knows."""
+    """Digest everything that changes a measurement, under the words that a user knows.
+
+    The folding has an entry where studies of older versions were made without it, so that these are not gone on with;
+    the others stay what they are.
+    """
     config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
         {name: asdict(settings) for name, settings in model.config.layers.items()}
     )
-    return {
+    digests = {
         "prototxt": file_digest(task.source.model),
         "weights": file_digest(task.source.weights),
         "quantization": hashlib.sha256(config.encode()).hexdigest(),
         "codec": task.codec,
         "evaluator": evaluator_fingerprint(task.evaluator),
+    }
+    if folds := _later_folds(model):
+        digests["folding"] = hashlib.sha256(json.dumps(folds).encode()).hexdigest()
+    return digests
+
+
+def _later_folds(model: QuantizedModel) -> dict[str, tuple[str, ...]]:
+    """Return what is folded into an InnerProduct, or into a layer behind it: older versions left that alone."""
+    order = [capability.name for capability in model.capabilities]
+    return {
+        host: names
+        for host, names in model.folded.items()
+        if model.graph.by_name[host].type == "InnerProduct" or order.index(names[0]) < order.index(host)
     }

@@ -1,6 +1,7 @@
 """AMCT's static flow on the tiny network: its files, the recorded rules, and every refusal."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import autonuq.amct as amct
 from autonuq.errors import ModelError, QuantizationError
 from autonuq.graph.caffemodel import load_caffemodel
 from autonuq.graph.files import load_graph, write_model
+from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.record import load_record, write_record
-from autonuq.quant.activation import ifmr
 from autonuq.quant.config import ActivationSettings
+from autonuq.quant.range_search import ifmr
+from autonuq.quant.stream import ValueStream
 from autonuq.runtime.net import Net
 
 IMAGES = np.random.default_rng(5).standard_normal((2, 4, 2, 8, 8), np.float32)
@@ -41,6 +44,10 @@ def quantized(files, cfg="batch_num: 2", save_type="Both", passes=2, prefix="out
     run("tmp/modified.prototxt", "tmp/modified.caffemodel", passes)
     amct.save_model(graph, save_type, prefix)
     return load_record("tmp/record.txt")
+
+
+def fake_quant(prefix):
+    return f"{prefix}_fake_quant_model.prototxt", f"{prefix}_fake_quant_weights.caffemodel"
 
 
 def names(folder):
@@ -83,7 +90,9 @@ def test_uniform_network_follows_the_recorded_rules(tiny, files):
     codes = blobs["conv"][0].reshape(8, -1)
     assert codes.dtype == np.int8
     assert set(np.maximum(codes.max(1), -1 - codes.min(1).astype(int))) == {127}
-    expected = ifmr(IMAGES, settings=ActivationSettings(), with_offset=True)
+    values = ValueStream()
+    values.update(IMAGES)
+    expected = ifmr(values, settings=ActivationSettings(), with_offset=True)
     assert (record["conv"].scale_d, record["conv"].offset_d) == (pytest.approx(expected.scale), expected.offset)
     assert (record["conv"].channels, record["conv"].height, record["conv"].width) == (2, 8, 8)
     assert record["pool"].offset_d == -128
@@ -175,6 +184,79 @@ def residual(tmp_path):
     ]
     write_model(graph.with_layers(layers), tmp_path / "r.prototxt", tmp_path / "r.caffemodel")
     return "r.prototxt", "r.caffemodel"
+
+
+FOLDED = """
+name: "folded"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 2 dim: 8 dim: 8 } } }
+layer { name: "norm" type: "BatchNorm" bottom: "data" top: "norm" batch_norm_param { use_global_stats: true } }
+layer { name: "shift" type: "Scale" bottom: "norm" top: "norm" scale_param { bias_term: true } }
+layer { name: "conv" type: "Convolution" bottom: "norm" top: "conv" convolution_param { num_output: 4 kernel_size: 3 } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
+        inner_product_param { num_output: 6 bias_term: false } }
+layer { name: "fc_bn" type: "BatchNorm" bottom: "fc" top: "fc" batch_norm_param { use_global_stats: true } }
+layer { name: "fc_scale" type: "Scale" bottom: "fc" top: "fc_scale" scale_param { bias_term: true } }
+layer { name: "prob" type: "Softmax" bottom: "fc_scale" top: "prob" }
+"""
+
+
+@pytest.fixture
+def folded(tmp_path):
+    (tmp_path / "f.prototxt").write_text(FOLDED)
+    rng = np.random.default_rng(0)
+    graph = load_graph("f.prototxt")
+    shapes = infer_shapes(graph)
+
+    def blobs(layer):
+        found = [rng.uniform(0.1, 1, shape).astype(np.float32) for shape in blob_shapes(graph, layer, shapes)]
+        return [blob - np.float32(0.5) for blob in found] if layer.name in ("conv", "fc") else found
+
+    write_model(
+        graph.with_layers(layer.with_(blobs=blobs(layer)) for layer in graph.layers),
+        tmp_path / "f.prototxt",
+        tmp_path / "f.caffemodel",
+    )
+    return "f.prototxt", "f.caffemodel"
+
+
+def test_what_folds_before_a_layer_and_into_an_inner_product_is_gone_everywhere(tmp_path, folded):
+    record = quantized(folded)
+    assert list(record) == ["conv", "fc"]
+    for kind in ("fake_quant", "deploy"):
+        graph = load_graph(f"out/tiny_{kind}_model.prototxt")
+        assert [layer.name for layer in graph.layers if not layer.type.endswith("Quant")] == [
+            *("data", "conv", "relu", "fc", "prob"),
+        ]
+        assert graph.by_name["conv_0_quant_layer"].bottoms == ("data",)
+        assert graph.by_name["fc"].tops == ("fc_scale",)
+    layers = json.loads((tmp_path / "out/tiny_quant.json").read_text())["layers"]
+    assert {name: layer["folded"] for name, layer in layers.items()} == {
+        "conv": ["norm", "shift"],
+        "fc": ["fc_bn", "fc_scale"],
+    }
+    found, expected = (run(*files).blobs["prob"].data for files in (fake_quant("out/tiny"), folded))
+    assert np.abs(found - expected).max() < 0.02
+    amct.convert_model(*folded, "tmp/record.txt", "converted/tiny")
+    for name in SIMULATION | DEPLOYMENT:
+        assert (tmp_path / "converted" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["conv", "fc"])
+def test_a_record_made_without_a_folding_has_to_say_so(folded, name):
+    quantized(folded, f"batch_num: 2 skip_fusion_layers: '{name}'")
+    with pytest.raises(QuantizationError, match=f"layer '{name}': scale_w must fit.*add skip_fusion: true"):
+        amct.convert_model(*folded, "tmp/record.txt", "converted/tiny")
+
+
+def test_a_record_made_without_a_folding_skips_it(tmp_path, folded):
+    quantized(folded, "batch_num: 2 skip_fusion_layers: 'conv'")
+    record = load_record("tmp/record.txt")
+    write_record(Path("r.txt"), {name: replace(found, skip_fusion=name == "conv") for name, found in record.items()})
+    amct.convert_model(*folded, "r.txt", "converted/tiny")
+    assert {"norm", "shift"} < set(load_graph("converted/tiny_fake_quant_model.prototxt").by_name)
+    for name in SIMULATION | DEPLOYMENT:
+        assert (tmp_path / "converted" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
 def test_joint_quant_gives_the_inputs_of_one_eltwise_one_range(residual):

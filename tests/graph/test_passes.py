@@ -132,6 +132,151 @@ def test_a_batch_norm_of_nvidia_folds_whole(load, kind):
     assert_same_outputs(graph, folded)
 
 
+@pytest.mark.parametrize("bias", ["true", "false"])
+@pytest.mark.parametrize("transpose", ["true", "false"])
+def test_folding_into_an_inner_product_keeps_the_outputs(load, transpose, bias):
+    product = layer("InnerProduct", f"num_output: 8 transpose: {transpose} bias_term: {bias}", name="fc")
+    graph = load(INPUT + product + BATCH_NORM.replace('"conv"', '"fc"') + SCALE + RELU)
+    folded = fold_batch_norm(graph)
+    assert [each.name for each in folded.layers] == ["data", "fc", "relu"]
+    assert folded.by_name["fc"].message.inner_product_param.bias_term
+    assert_same_outputs(graph, folded)
+
+
+def before(*chain):
+    """Return BatchNorm and Scale layers on the input, one after the other, and the blob that they end in."""
+    text, blob = "", "data"
+    for index, (kind, parameters) in enumerate(chain):
+        text += f'layer {{ name: "{kind}{index}" type: "{kind}" bottom: "{blob}" top: "b{index}" {parameters} }}\n'
+        blob = f"b{index}"
+    return text, blob
+
+
+NORM, PLAIN = ("BatchNorm", ""), ("Scale", "")
+SHIFT = ("Scale", "scale_param { bias_term: true }")
+
+TAKEN = [
+    ("Convolution", "num_output: 8 kernel_size: 3", (NORM, SHIFT), 2),
+    ("Convolution", "num_output: 8 kernel_size: 3 bias_term: false", (NORM, SHIFT), 2),
+    ("Convolution", "num_output: 8 kernel_size: 3 bias_term: false", (PLAIN,), 1),
+    ("Convolution", "num_output: 8 kernel_size: 3 group: 2", (NORM,), 1),
+    ("Convolution", "num_output: 4 kernel_size: 3 group: 4 stride: 2", (SHIFT, PLAIN), 2),
+    ("Convolution", "num_output: 8 kernel_size: 2 dilation: 2", (SHIFT,), 1),
+    ("DepthwiseConvolution", "num_output: 4 kernel_size: 3", (NORM, SHIFT), 2),
+    ("InnerProduct", "num_output: 8", (NORM, SHIFT), 2),
+    ("InnerProduct", "num_output: 8 transpose: true", (NORM, SHIFT), 2),
+    ("InnerProduct", "num_output: 8 transpose: true bias_term: false", (PLAIN,), 1),
+    ("Convolution", "num_output: 8 kernel_size: 3 pad: 1", (NORM, SHIFT), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3 pad_h: 1 pad_w: 0", (NORM,), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3 pad: 1", (NORM, PLAIN), 1),
+    ("Convolution", "num_output: 8 kernel_size: 3 pad: 1", (PLAIN, NORM), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3 pad: 1 group: 2", (PLAIN, PLAIN), 2),
+    ("Deconvolution", "num_output: 6 kernel_size: 3 stride: 2", (PLAIN,), 1),
+    ("Deconvolution", "num_output: 6 kernel_size: 3 group: 2 bias_term: false", (PLAIN,), 1),
+    ("Deconvolution", "num_output: 6 kernel_size: 3 stride: 2", (SHIFT,), 0),
+    ("InnerProduct", "num_output: 8 axis: 2", (NORM,), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3 axis: 2", (NORM,), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3", (("Scale", "scale_param { axis: 0 num_axes: 1 }"),), 0),
+    ("Convolution", "num_output: 8 kernel_size: 3", (("Scale", "scale_param { axis: 1 num_axes: 2 }"),), 0),
+    (
+        "Convolution",
+        "num_output: 8 kernel_size: 3",
+        (("BatchNorm", "batch_norm_param { use_global_stats: false }"),),
+        0,
+    ),
+    ("Convolution", "num_output: 8 kernel_size: 3", (SHIFT, ("ReLU", "")), 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "parameters", "chain", "taken"), TAKEN)
+def test_what_folds_into_the_layer_behind_it(load, kind, parameters, chain, taken):
+    text, blob = before(*chain)
+    graph = load(INPUT + text + layer(kind, parameters, blob))
+    folded = fold_batch_norm(graph)
+    assert len(folded.layers) == len(graph.layers) - taken
+    assert_same_outputs(graph, folded)
+    reasons = [each.reason for each in capabilities(graph)]
+    assert reasons.count("is folded into 'conv'") == taken
+    assert capabilities(graph)[-1].fusible == bool(taken)
+    assert len(fold_batch_norm(graph, ["conv"]).layers) == len(graph.layers)
+
+
+CONV = layer("Convolution", "num_output: 8 kernel_size: 3", "x")
+KEPT = {
+    "read by two": 'layer { name: "s" type: "Scale" bottom: "data" top: "x" }' + RELU.replace('"scale"', '"x"'),
+    "its input is overwritten": 'layer { name: "s" type: "Scale" bottom: "data" top: "x" }'
+    'layer { name: "r" type: "ReLU" bottom: "data" top: "data" }',
+    "two bottoms": 'layer { name: "f" type: "Reduction" bottom: "data" top: "f" reduction_param { axis: 2 } }'
+    'layer { name: "s" type: "Scale" bottom: "data" bottom: "f" top: "x" scale_param { axis: 0 } }',
+}
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_what_others_need_stays_before_a_layer(load, text):
+    graph = load(INPUT + text + CONV)
+    assert fold_batch_norm(graph) == graph
+    assert not capabilities(graph)[-1].fusible
+
+
+def test_layers_in_place_fold_into_the_layer_behind_them(load):
+    norm = 'layer { name: "bn" type: "BatchNorm" bottom: "data" top: "data" }'
+    scale = 'layer { name: "s" type: "Scale" bottom: "data" top: "data" scale_param { bias_term: true } }'
+    graph = load(
+        INPUT + norm + scale + layer("Convolution", "num_output: 8 kernel_size: 3") + RELU.replace("scale", "conv")
+    )
+    folded = fold_batch_norm(graph)
+    assert [each.name for each in folded.layers] == ["data", "conv", "relu"]
+    assert_same_outputs(graph, folded)
+
+
+def test_between_two_layers_the_first_one_takes_them_and_skipping_it_leaves_them(load):
+    second = layer("Convolution", "num_output: 3 kernel_size: 2", "scale", "second")
+    graph = load(INPUT + layer("Convolution", "num_output: 8 kernel_size: 3") + BATCH_NORM + SCALE + second)
+    assert foldable_chains(graph) == {1: [2, 3]}
+    assert foldable_chains(graph, ["conv"]) == {}
+    assert [each.fusible for each in capabilities(graph)] == [False, True, False, False, False]
+
+
+KINDS = [
+    ("Convolution", "num_output: {n} kernel_size: 1"),
+    ("Convolution", "num_output: {n} kernel_size: 3 pad: 1"),
+    ("Convolution", "num_output: {n} kernel_size: 1 group: 2 bias_term: false"),
+    ("Deconvolution", "num_output: {n} kernel_size: 3 pad: 1 group: 2"),
+    ("BatchNorm", ""),
+    ("Scale", ""),
+    ("Scale", "bias_term: true"),
+    ("ReLU", ""),
+]
+PARTS = {"Convolution": "convolution_param", "Deconvolution": "convolution_param", "Scale": "scale_param"}
+
+
+def random_network(rng):
+    """Draw layers that read any blob, some of them in place, and an InnerProduct behind the last."""
+    text, blobs = INPUT, ["data"]
+    for index in range(12):
+        kind, parameters = KINDS[rng.integers(len(KINDS))]
+        bottom = blobs[-1] if rng.random() < 0.8 else blobs[rng.integers(len(blobs))]
+        top = bottom if kind in ("ReLU", "Scale", "BatchNorm") and rng.random() < 0.5 else f"t{index}"
+        part = f"{PARTS[kind]} {{ {parameters.format(n=rng.choice([2, 4, 6]))} }}" if parameters else ""
+        text += f'layer {{ name: "l{index}" type: "{kind}" bottom: "{bottom}" top: "{top}" {part} }}\n'
+        blobs.append(top)
+    last = BATCH_NORM.replace('"conv"', '"fc"')
+    return text + layer("InnerProduct", "num_output: 3", blobs[-1], "fc") + last + SCALE
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_folding_keeps_the_outputs_of_any_network(load, seed):
+    graph = load(random_network(np.random.default_rng(seed)), seed)
+    folded = fold_batch_norm(graph)
+    assert len(folded.layers) < len(graph.layers)
+    found, expected = outputs(folded), outputs(graph)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() <= 1e-4 * np.abs(values).max()
+    kept = [each.name for each in capabilities(graph) if not each.reason.startswith("is folded into")]
+    assert [each.name for each in folded.layers] == kept
+
+
 def test_skipped_layers_stay(load):
     graph = load(INPUT + layer("Convolution", "num_output: 8 kernel_size: 3") + BATCH_NORM + SCALE)
     assert foldable_chains(graph) == {1: [2, 3]}

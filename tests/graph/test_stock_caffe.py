@@ -5,7 +5,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +20,9 @@ from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph import stock_caffe
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.record import load_record
+from autonuq.quant.config import ActivationSettings
+from autonuq.quant.range_search import ifmr
+from autonuq.quant.stream import ValueStream
 from autonuq.runtime.moments import load_moments
 
 SOURCE = Path(stock_caffe.__file__).parent / "hosted/autonuq_layers.py"
@@ -143,6 +146,35 @@ def test_calibration_layers_run_with_nothing_of_ours(tiny, layers, algorithm):
     assert load_record(other)["conv"].scale_d is None
     run(layers, observer, IMAGES[0], passes=2)
     assert load_record(other)["conv"] == load_record(ours)["conv"]
+
+
+SAMPLES = {
+    "gauss": lambda rng: rng.standard_normal(30_000),
+    "clipped": lambda rng: np.clip(4 * rng.standard_normal(30_000), 0, 6),
+    "heavy": lambda rng: rng.standard_t(2, 30_000),
+    "negative": lambda rng: -rng.exponential(1, 30_000),
+    "constant": lambda rng: np.full(30_000, -0.7),
+    "growing": lambda rng: rng.standard_normal(30_000) * np.geomspace(1e-4, 1e4, 30_000),
+}
+
+
+@pytest.mark.parametrize("with_offset", [True, False], ids=["offset", "symmetric"])
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_python_layers_let_values_go_and_find_the_range_of_all(layers, monkeypatch, sample, with_offset):
+    values = SAMPLES[sample](np.random.default_rng(0)).astype(np.float32)
+    everything = ValueStream()
+    everything.update(values)
+    settings = ActivationSettings(max_percentile=0.999, min_percentile=0.999)
+    expected = ifmr(everything, settings=settings, with_offset=with_offset)
+    monkeypatch.setattr(layers, "TAIL", 100)
+    layer = layers.IFMR()
+    layer.settings = asdict(settings) | {"with_offset": with_offset}
+    for batch in np.array_split(values, 7):
+        layer.take(batch)
+    assert layer.kept.size == 2 * layers.TAIL
+    assert layer.counts.size <= layers.BINS + 1
+    scale, offset = layer.find_range()
+    assert (float(scale), int(offset)) == (expected.scale, expected.offset)
 
 
 @pytest.mark.parametrize("shift", [1, 4])

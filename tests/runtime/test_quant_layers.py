@@ -10,8 +10,9 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import write_model
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.record import Factors, load_record, write_record
-from autonuq.quant.activation import ifmr
 from autonuq.quant.config import ActivationSettings
+from autonuq.quant.range_search import ifmr
+from autonuq.quant.stream import ValueStream
 
 INPUT = 'name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 1 dim: 5 } }'
 VALUES = np.array(
@@ -117,13 +118,26 @@ def test_ifmr_calibrates_on_its_last_pass_and_keeps_the_weights_factors(net_of, 
     assert load_record(record)["conv"].scale_d is None
     net.forward(data=batches[1])
     found = load_record(record)
-    expected = ifmr(batches[:2], settings=ActivationSettings(), with_offset=with_offset == "true")
+    values = ValueStream()
+    values.update(batches[:2])
+    expected = ifmr(values, settings=ActivationSettings(), with_offset=with_offset == "true")
     assert (found["conv"].scale_d, found["conv"].offset_d) == (expected.scale, expected.offset)
     assert (found["conv"].channels, found["conv"].height, found["conv"].width) == (3, 1, 5)
     assert found["conv"].scale_w == (0.5,)
     assert found["other"].scale_d is None
     net.forward(data=1000 * batches[2])
     assert load_record(record) == found
+
+
+def test_a_pass_writes_the_record_once_whatever_the_number_of_layers(net_of, tmp_path, monkeypatch):
+    record = tmp_path / "record.txt"
+    second = observer("ifmr", record, batch_num=1, with_offset="false", **SEARCH)
+    second = tuple(part.replace('"conv"', '"other"').replace('name: "', 'name: "second_') for part in second)
+    net = net_of(observer("ifmr", record, batch_num=1, with_offset="true", **SEARCH), second)
+    written = []
+    monkeypatch.setattr("autonuq.runtime.net.update_record", lambda path, found: written.append((path, list(found))))
+    net.forward(data=VALUES)
+    assert written == [(record, ["conv", "other"])]
 
 
 def test_ifmr_adds_an_entry_if_there_is_none(net_of, tmp_path):

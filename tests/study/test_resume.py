@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.records import LEASE
+from autonuq.graph import caffe_pb2
+from autonuq.graph.files import load_graph, write_model
+from autonuq.graph.model import Layer
+from autonuq.records import FINGERPRINT, LEASE
 from autonuq.storage.lease import WorkerSession
 from autonuq.study.locate import load_study
+from autonuq.study.preparation import points_key
 from autonuq.study.run import StudyRun
 
 # Logs every scoring pass and takes its time over it, so that a kill lands in the middle of one.
@@ -188,6 +193,28 @@ def test_resume_refuses_what_differs(task, tiny, change, word):
     StudyRun(task).run(exists=False)
     with pytest.raises(StudyError, match=f"was started with another {word};"):
         StudyRun(change(task, tiny)).run(exists=True)
+
+
+def with_scale_behind_fc(task):
+    graph = load_graph(task.source.model, task.source.weights)
+    message = caffe_pb2.LayerParameter(name="late", type="Scale", bottom=["fc"], top=["fc"])
+    late = Layer(message, (np.linspace(0.5, 2, 10, dtype=np.float32),))
+    write_model(graph.with_layers([*graph.layers[:-1], late, graph.layers[-1]]), *astuple(task.source))
+    return task
+
+
+def test_resume_refuses_a_study_of_a_version_that_folded_less(task):
+    run = StudyRun(with_scale_behind_fc(task))
+    study = run.run(exists=False).optuna
+    older = {key: value for key, value in run.fingerprint.items() if key != "folding"}
+    assert points_key(older) != points_key(run.fingerprint)
+    study.set_user_attr(FINGERPRINT, older)
+    with pytest.raises(StudyError, match="was started with another folding;"):
+        StudyRun(task).run(exists=True)
+
+
+def test_a_folding_that_older_versions_had_too_is_no_part_of_the_fingerprint(task):
+    assert list(StudyRun(task).fingerprint) == ["prototxt", "weights", "quantization", "codec", "evaluator"]
 
 
 def test_lost_points_are_built_again_only_as_they_were(task, monkeypatch):

@@ -30,6 +30,8 @@ import caffe
 import numpy as np
 
 CHUNK = 1 << 20  # values that are worked on at a time
+TAIL = 1 << 16  # values that IFMR keeps at either end
+BINS = 1 << 16  # bins in which it counts what lies between
 EPSILON = np.finfo(np.float32).eps
 
 
@@ -152,17 +154,43 @@ class Inputs(object):
 
 
 class IFMR(Observer):
-    """Keeps all values; takes the range whose steps restore them with the least squared error."""
+    """Keeps both tails and counts the rest; takes the range whose steps restore all with the least squared error."""
 
     def take(self, values):
-        self.values = getattr(self, "values", []) + [values]
+        if not hasattr(self, "kept"):
+            self.kept, self.low, self.high = np.zeros(0, np.float32), np.inf, -np.inf
+            self.means, self.counts, self.exponent = np.zeros(0), np.zeros(0), -40
+        for begin in range(0, values.size, CHUNK):
+            chunk = values[begin : begin + CHUNK]
+            between = (chunk >= self.low) & (chunk <= self.high)
+            self.kept = np.sort(np.concatenate([self.kept, chunk[~between]]))
+            self.count(np.concatenate([chunk[between], self.kept[TAIL:-TAIL]]).astype(np.float64))
+            if self.kept.size > 2 * TAIL:
+                self.kept = np.concatenate([self.kept[:TAIL], self.kept[-TAIL:]])
+                self.low, self.high = self.kept[TAIL - 1 : TAIL + 1]
+
+    def count(self, values):
+        """Put values into bins, which have a count and a mean; their width is a power of two that fits the range."""
+        if not values.size:
+            return
+        points = np.concatenate([self.means, values])
+        counts = np.concatenate([self.counts, np.ones(values.size)])
+        width = np.ptp(points) / BINS
+        if width > 0:
+            self.exponent = max(self.exponent, int(np.frexp(width)[1]))
+        bins = np.unique(np.floor(np.ldexp(points, -self.exponent)), return_inverse=True)[1].reshape(-1)
+        self.counts = np.bincount(bins, counts)
+        self.means = np.bincount(bins, counts * points) / self.counts
 
     def find_range(self):
-        values = np.concatenate(self.values)
-        del self.values
+        values = np.concatenate([self.kept[:TAIL], self.means, self.kept[TAIL:]]).astype(np.float32)  # ascending
+        counts = np.ones(values.size)
+        counts[TAIL : TAIL + self.counts.size] = self.counts
+        del self.kept, self.means, self.counts
         get = self.settings.get
-        low = min(-kth_largest(-values, get("min_percentile")), np.float32(0))
-        high = max(kth_largest(values, get("max_percentile")), np.float32(0))
+        size = int(counts.sum())
+        low = min(at_rank(values, counts, rank_of(get("min_percentile"), size) - 1), np.float32(0))
+        high = max(at_rank(values, counts, size - rank_of(get("max_percentile"), size)), np.float32(0))
         start, end, step = (np.float32(get(key)) for key in ("search_start", "search_end", "search_step"))
         ratios = start + np.arange(int((end - start) / step + np.float32(1)), dtype=np.float32) * step
         if get("with_offset"):
@@ -177,7 +205,8 @@ class IFMR(Observer):
             raise ValueError("the input is too large to be quantized; skip this layer")
         scales = np.where(scales < EPSILON, np.float32(1), scales)
         errors = [
-            squared_error(values, *found) if fits else np.inf for found, fits in zip(zip(lows, highs, scales), usable)
+            squared_error(values, counts, *found) if fits else np.inf
+            for found, fits in zip(zip(lows, highs, scales), usable)
         ]
         best = int(np.argmin(errors))
         return scales[best], offset_of(lows[best], scales[best]) if get("with_offset") else 0
@@ -249,20 +278,20 @@ class HFMG(Observer):
         return kept
 
 
-def kth_largest(values, percentile):
-    """Return the k-th largest value, k = n - floor(percentile * n), at least 1."""
-    k = max(values.size - int(np.floor(np.float32(percentile) * np.float32(values.size))), 1)
-    return np.partition(values, values.size - k)[values.size - k]
+def rank_of(percentile, size):
+    """Return how many values from the end a percentile is: size - floor(percentile * size), at least 1."""
+    return max(size - int(np.floor(np.float32(percentile) * np.float32(size))), 1)
 
 
-def squared_error(values, low, high, scale):
+def at_rank(values, counts, rank):
+    """Return the value that has `rank` others before it."""
+    return values[np.searchsorted(np.cumsum(counts), rank, "right")]
+
+
+def squared_error(values, counts, low, high, scale):
     """Sum the squared error of values that are clipped and rounded to steps."""
-    total = 0.0
-    for begin in range(0, values.size, CHUNK):
-        chunk = values[begin : begin + CHUNK]
-        error = (round_half_away(np.clip(chunk, low, high) / scale) * scale).astype(np.float64) - chunk
-        total += float(np.dot(error, error))
-    return total
+    error = (round_half_away(np.clip(values, low, high) / scale) * scale).astype(np.float64) - values
+    return float(np.dot(counts, error * error))
 
 
 def uniform_error(edges, falls, scale, first):
