@@ -81,7 +81,7 @@ class Observer(caffe.Layer):
     def setup(self, bottom, top):
         self.settings = json.loads(self.param_str)
         self.passes = 0
-        self.kept = {}
+        self.inputs = {}
 
     def reshape(self, bottom, top):
         pass
@@ -95,9 +95,9 @@ class Observer(caffe.Layer):
                 raise ValueError("the input of layer %s is not finite" % described["key"])
             self.take(np.array(blob.data, np.float32).reshape(-1))
             if described["inputs"]:
-                if described["key"] not in self.kept:
-                    self.kept[described["key"]] = Inputs(described["inputs"], self.settings["batch_num"])
-                self.kept[described["key"]].add(blob.data)
+                if described["key"] not in self.inputs:
+                    self.inputs[described["key"]] = Inputs(described["inputs"], self.settings["batch_num"])
+                self.inputs[described["key"]].add(blob.data)
         if self.passes == self.settings["batch_num"]:
             scale, offset = self.find_range()
             for blob, described in zip(bottom, self.settings["objects"]):
