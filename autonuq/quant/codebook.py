@@ -38,6 +38,7 @@ _CODES = np.arange(-128, 128)
 _ZERO = 128
 _GROUP = 16  # rows of the dynamic program whose starts are found together
 _PIECE = 1 << 20  # weights whose importance is expanded at a time
+_COUNTED = 1 << 22  # pairs of weights that are counted at a time
 
 
 def code_histogram(codes: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -54,14 +55,18 @@ def code_histogram(codes: NDArray[np.int8]) -> NDArray[np.int64]:
 
     Notes
     -----
-    **Cost**: O(n), one pass. Large arrays are counted as pairs of bytes, half as many counts, and folded.
+    **Cost**: O(n), one pass. Large arrays are counted as pairs of bytes, half as many counts, and folded; a part at a
+    time, because NumPy makes int64 of what it counts.
     """
     unsigned = np.ascontiguousarray(codes, dtype=np.int8).reshape(-1).view(np.uint8)
     if unsigned.size < BINS * BINS:
         return np.roll(np.bincount(unsigned, minlength=BINS), _ZERO)
     even = unsigned.size // 2 * 2
-    pairs = np.bincount(unsigned[:even].view(np.uint16), minlength=BINS * BINS).reshape(BINS, BINS)
-    counts = pairs.sum(axis=0) + pairs.sum(axis=1) + np.bincount(unsigned[even:], minlength=BINS)
+    words, pairs = unsigned[:even].view(np.uint16), np.zeros(BINS * BINS, np.int64)
+    for start in range(0, words.size, _COUNTED):
+        pairs += np.bincount(words[start : start + _COUNTED], minlength=BINS * BINS)
+    square = pairs.reshape(BINS, BINS)
+    counts = square.sum(axis=0) + square.sum(axis=1) + np.bincount(unsigned[even:], minlength=BINS)
     return np.roll(counts, _ZERO)
 
 

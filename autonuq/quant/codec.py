@@ -25,6 +25,7 @@ _CRC_BYTES = 2
 _RICE_BITS = 4  # of the field that holds the Rice parameter
 _TAIL_BYTES = 3  # about what the padding and the coder's start cost: its first symbol takes up to 24 bits
 _MODEL_BITS = 24  # precision of constriction's default coder
+_CODED = 1 << 24  # weights that are coded at a time
 
 
 class Codec(Protocol):
@@ -156,7 +157,9 @@ class EntropyCodec:
         body = bytes([levels.size - 1]) + _side_information(levels, roots)
         if levels.size > 1:
             coder = constriction.stream.stack.AnsCoder()
-            coder.encode_reverse(_indices(codes, levels).astype(np.int32), _model(roots))
+            indices, model = _indices(codes, levels), _model(roots)
+            for start in reversed(range(0, indices.size, _CODED)):  # the coder takes int32, and the last weight first
+                coder.encode_reverse(indices[start : start + _CODED].astype(np.int32), model)
             body += coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
         return _checksum(codes.size, body) + body
 
@@ -182,12 +185,15 @@ class EntropyCodec:
         words = np.frombuffer(stream + b"\0" * (-len(stream) % 4), dtype="<u4").astype(np.uint32)
         try:
             coder = constriction.stream.stack.AnsCoder(words)
-            indices = coder.decode(_model(roots), count)
+            model, found = _model(roots), np.empty(count, np.int8)
+            for start in range(0, count, _CODED):
+                part = found[start : start + _CODED]
+                part[:] = levels[coder.decode(model, part.size)]
         except (ValueError, AssertionError) as error:
             raise QuantizationError(f"a layer's weights cannot be decoded: {error}") from error
         if not coder.is_empty():
             raise QuantizationError("a layer's weights leave something undecoded: the data is damaged")
-        return np.asarray(levels[indices], dtype=np.int8)
+        return found
 
     def size_bytes(self, codes: NDArray[np.int8]) -> int:
         """Return exactly ``len(encode(codes))``, by encoding: the coder's last word depends on the order."""

@@ -239,10 +239,13 @@ class Targets:
     scale: NDArray[np.float64]
 
 
-def targets_of(feedback: Feedback, steps: NDArray[np.floating], row_scale: NDArray[np.floating]) -> Targets:
-    """Order weights in code units, shape (rows, K), whose rows have these scales, shape (rows,) or (1,)."""
-    ordered = np.ascontiguousarray(steps.T[feedback.order], np.float32)
-    return Targets(ordered, np.broadcast_to(np.asarray(row_scale, np.float64), (len(steps),)))
+def targets_of(feedback: Feedback, weights: NDArray[np.floating], scale: NDArray[np.floating]) -> Targets:
+    """Order weights, shape (rows, K), whose rows have these scales, shape (rows,) or (1,); one copy."""
+    rows, columns = weights.shape
+    steps = np.empty((columns, rows), np.float32)
+    for begin in range(0, columns, _PANEL):
+        np.divide(weights[:, feedback.order[begin : begin + _PANEL]].T, scale, out=steps[begin : begin + _PANEL])
+    return Targets(steps, np.broadcast_to(np.asarray(scale, np.float64), (rows,)))
 
 
 def sets_at_a_time(weights: int) -> int:

@@ -11,7 +11,7 @@ from autonuq.quant.points import MANY_WEIGHTS, PACKED_ABOVE
 _SETS = 48  # of levels that are tried
 # Bytes that a weight takes in all points of its layer, as they are stored: as they are, as bitstreams, and of a layer
 # with many weights. Seen of Gaussian weights, which have the longest curves.
-_STORED, _PACKED, _FEW_PACKED = 25.0, 6.7, 4.8
+_STORED, _PACKED, _FEW_PACKED = 25.0, 6.0, 4.8
 # Seconds on one core of 2024: what rounding takes for a weight and a set, and a multiplication of a matrix product.
 _ROUNDING_S, _PRODUCT_S = 5e-8, 4e-11
 
@@ -70,7 +70,7 @@ def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples:
     points = weights * (stored if nuq else 1.0)
     return LayerNeeds(
         layer=layer,
-        memory_bytes=factor + 8.0 * weights + together * (errors + 3.0 * weights) + points,
+        memory_bytes=factor + 4.0 * weights + together * (errors + 3.0 * weights) + points,
         inputs_bytes=inputs,
         points_bytes=points,
         seconds=sets * weights * _ROUNDING_S + products * _PRODUCT_S,

@@ -48,7 +48,8 @@ _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
 
 PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
-MANY_WEIGHTS, _SMALLER = 1 << 24, 0.94  # half of the points, 6 % apart: VGG-16's take 0.75 GB then
+MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
+_SMALLER = 0.94  # VGG-16's points take 0.7 GB then
 _PACKING = CODECS["entropy"]
 
 
@@ -132,7 +133,7 @@ def build_points(
     With inputs, point 0 is the best int8: error feedback over all steps.
 
     **Cost**: with inputs one factorization and up to 50 assignments, several side by side; half of them from 16 M
-    weights on, whose points are 6 % apart. Above 1 M weights the points are kept as bitstreams.
+    weights on. Above 1 M weights the points are at least 6 % apart, and kept as bitstreams.
     """
     if inputs:
         try:
@@ -196,8 +197,8 @@ class _Tried:
             column[:] = [column[index] for index in chosen]
 
     def points(self, layer: str) -> OperatingPoints:
-        """Return what is of use; of a layer with many weights only points well below the one before."""
-        if math.prod(self._shape) >= MANY_WEIGHTS:
+        """Return what is of use; of a large layer only points well below the one before."""
+        if self._is_packed:
             self._keep(_spread(self._rates))
         curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))
         codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
@@ -229,7 +230,7 @@ def _int8_point(
     for group, own in zip(groups, inputs, strict=True):
         _check_inputs(rows, own)
         feedback = build_feedback(own)
-        targets = targets_of(feedback, rows[group] / scale[group], scale[group, 0])
+        targets = targets_of(feedback, rows[group], scale[group, 0])
         codes[group] = assign(feedback, targets, [_EVERY_LEVEL])[0].codes
         bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
     shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
@@ -252,7 +253,7 @@ def prepare_feedback(
     _check_inputs(rows, own)
     scale = np.broadcast_to(uniform.scale, (len(rows),))
     feedback = build_feedback(own)
-    return feedback, targets_of(feedback, rows / scale[:, None], scale)
+    return feedback, targets_of(feedback, rows, scale)
 
 
 def _check_inputs(rows: NDArray[np.float32], inputs: Inputs) -> None:

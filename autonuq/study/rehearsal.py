@@ -199,15 +199,20 @@ class Rehearsal:
         return _Timing(max(0.0, seconds[0] - batch_s), batch_s)
 
     def _calibration(self) -> str:
+        self._record = self._temporary / "record.txt"
+        self._calibration_s = self._calibrate_a_batch(self._model)
+        if self._config.batch_num > 1:  # that was the first of several, which see less each
+            self._calibrate_a_batch(replace(self._model, config=replace(self._config, batch_num=1)))
+        self._model = calibrated(self._model, self._record)
+        return f"ranges of {len(self._model.factors)} layers from one batch"
+
+    def _calibrate_a_batch(self, model: QuantizedModel) -> float:
+        """Run one batch of a calibration, and return the seconds; the record is complete if it is the only one."""
         started = time.monotonic()
         pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
-        self._record = self._temporary / "record.txt"
-        single = replace(self._model, config=replace(self._config, batch_num=1))
-        write_calibration_model(single, pair, self._record, single.weights, python_layers=self._task.python_layers)
+        write_calibration_model(model, pair, self._record, model.weights, python_layers=self._task.python_layers)
         run_calibration(self._own, pair, 1)
-        self._model = calibrated(self._model, self._record)
-        self._calibration_s = time.monotonic() - started
-        return f"ranges of {len(self._model.factors)} layers from one batch"
+        return time.monotonic() - started
 
     def _curves(self) -> str:
         searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}

@@ -10,6 +10,7 @@ most that the study's folder held at any time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import resource
 import subprocess
 import sys
@@ -143,8 +144,10 @@ def run(name: str, folder: Path, images: int) -> None:
 
     def watch() -> None:
         while not done.wait(0.5):
-            held = sum(path.stat().st_blocks * 512 for path in (folder / "out").rglob("*") if path.is_file())
-            peak[0] = max(peak[0], held)
+            with contextlib.suppress(FileNotFoundError):  # gone in the meantime
+                files = [path.stat() for path in (folder / "out").rglob("*") if path.is_file()]
+                held = sum({file.st_ino: 512 * file.st_blocks for file in files}.values())  # links once
+                peak[0] = max(peak[0], held)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -27,7 +27,8 @@ def moments_of(x):
 
 
 def assign_each(feedback, steps, level_sets, *, row_scale):
-    return rounding.assign(feedback, targets_of(feedback, steps, row_scale), level_sets)
+    weights = steps * np.broadcast_to(row_scale, len(steps))[:, None]
+    return rounding.assign(feedback, targets_of(feedback, weights, row_scale), level_sets)
 
 
 def assign(feedback, steps, levels, *, row_scale):
