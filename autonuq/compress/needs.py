@@ -11,9 +11,9 @@ from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.needs import LayerNeeds, layer_needs
 
-# Bytes: of the process with its libraries; of values that the activation ranges keep; of a network's weights, how often
-# they are in memory while it runs, read, as codes and in the engine's order.
-_PROCESS, _RANGES, _COPIES = 0.3e9, 1e9, 3.3
+# Bytes of the process with its libraries, and of what a calibration layer remembers of its values; how often a
+# network's weights are in memory while it runs: read, as codes and in the engine's order.
+_PROCESS, _REMEMBERED, _COPIES = 0.3e9, 4e6, 5.0
 _NOTABLE = 0.2  # of all: a layer that is worth a word
 
 
@@ -38,8 +38,8 @@ class StudyNeeds:
     @property
     def memory_bytes(self) -> float:
         """At most: in the calibration, or for one layer's points."""
-        calibration = _COPIES * self.weights_bytes + self.observed_bytes + min(_RANGES, 8 * self.observed_bytes)
-        points = 1.5 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
+        calibration = _COPIES * self.weights_bytes + 2 * self.observed_bytes + _REMEMBERED * len(self.layers)
+        points = 2 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
         return _PROCESS + max(calibration, points)
 
     @property

@@ -65,24 +65,26 @@ class Observer:
         Raises
         ------
         QuantizationError
-            The values are not finite.
+            The values are not finite, or there is not enough memory for what is kept of them.
         """
         self._passes += 1
         if self._passes == 1 and samples_folder(self.record_file).is_dir():
             for name, bottom in zip(self._parameters.object_layer, bottoms, strict=True):
                 store_sample(self.record_file, name, bottom)
         self._shapes = [bottom.shape for bottom in bottoms]
-        for bottom, moments in zip(bottoms, self._moments, strict=True):
-            if moments is not None:
-                moments.observe(bottom)
         names = ", ".join(self._parameters.object_layer)
         try:
-            for bottom in bottoms:
+            for bottom, moments in zip(bottoms, self._moments, strict=True):
                 self._seen.update(bottom)
+                if moments is not None:
+                    moments.observe(bottom)
             _log.debug("layer '%s': %d of %d passes are seen", names, self._passes, self._parameters.batch_num)
             if not self.finished:
                 return None
             found = self._range()
+        except MemoryError as error:
+            rule = f"there is no memory to calibrate on inputs of shape {bottoms[0].shape}; use smaller batches"
+            raise QuantizationError(rule, layer=names) from error
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=names) from error
         self._seen = _nothing_seen(self.layer)

@@ -153,7 +153,7 @@ class MomentObserver:
             stored[:, -2] += patches.sum(axis=1)
             stored[:, -1] += patches.shape[1]
         if not np.isfinite(np.einsum("gkk->gk", stored[:, :-2])).all():
-            raise QuantizationError("the second moments of its inputs are not finite", layer=self._layer.name)
+            raise QuantizationError("the second moments of its inputs are not finite")
 
     def _begin(self, samples: int) -> None:
         used, as_rows = sampling_of(self._columns).expected(samples)

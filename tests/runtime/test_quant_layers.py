@@ -171,3 +171,13 @@ def test_infinite_activations_name_the_layer(net_of, tmp_path):
     net = net_of(observer("ifmr", tmp_path / "r.txt", batch_num=1, with_offset="true", **SEARCH))
     with pytest.raises(QuantizationError, match="layer 'conv'.*finite"):
         net.forward(data=np.full_like(VALUES, np.inf))
+
+
+def test_a_calibration_that_runs_out_of_memory_names_the_layer(net_of, tmp_path, monkeypatch):
+    def refuse(stream, values):
+        raise MemoryError("Unable to allocate 9.38 GiB")
+
+    monkeypatch.setattr(ValueStream, "update", refuse)
+    net = net_of(observer("ifmr", tmp_path / "r.txt", batch_num=1, with_offset="true", **SEARCH))
+    with pytest.raises(QuantizationError, match=r"layer 'conv'.*no memory.*\(1, 3, 1, 5\); use smaller batches"):
+        net.forward(data=VALUES.reshape(1, 3, 1, 5))
