@@ -75,7 +75,8 @@ class Candidate:
         points = self.points.get(layer.name)
         if points is None or points.bias is None:
             return layer.blobs[1:]
-        return tuple((bias + points.bias.reshape(bias.shape)).astype(np.float32) for bias in layer.blobs[1:])
+        taken_up = points.bias[self.plan.get(layer.name, 0)]
+        return tuple((bias + taken_up.reshape(bias.shape)).astype(np.float32) for bias in layer.blobs[1:])
 
     def levels(self, name: str) -> list[int]:
         """Return the sorted int8 steps that a layer's codes use; O(weights)."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from autonuq.compress.quantized import QuantizedModel
+from autonuq.graph.model import Graph
+from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
@@ -32,7 +34,7 @@ def build_network_points(
     (name, OperatingPoints)
         Layers without a codebook have one point.
     """
-    searched = set(model.nuq_layers)
+    searched, behind = set(model.nuq_layers), _behind_weights(model.graph)
     for name, uniform in model.weights.items():
         layer = model.graph.by_name[name]
         yield (
@@ -43,12 +45,29 @@ def build_network_points(
                 uniform,
                 make_codec(codec, uniform.codes.shape),
                 inputs=load_moments(record_file, layer),
+                has_bias=len(layer.blobs) > 1 and name in behind,
                 nuq=name in searched,
                 sizes=AMCT_LEVELS if model.config.amct_levels else None,
                 output_axis=1 if layer.type == "Deconvolution" else 0,
             ),
         )
         on_layer(name)
+
+
+def _behind_weights(graph: Graph) -> set[str]:
+    """Return the layers with weights that read what other ones made: a bias of theirs takes up their mean error.
+
+    The network's own inputs have flat areas, a black border for one, where the output of a first layer would be wrong
+    by the same everywhere. On resnet20-fashion that made the KL of the first layer alone 170 times as large.
+    """
+    made, found = set(), set()
+    for index, layer in enumerate(graph.layers):
+        is_behind = any(producer in made for producer, _ in graph.sources[index])
+        if layer.type in WEIGHT_TYPES and is_behind:
+            found.add(layer.name)
+        if layer.type in WEIGHT_TYPES or is_behind:
+            made.add(index)
+    return found
 
 
 def describe_layers(

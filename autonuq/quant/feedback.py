@@ -43,7 +43,7 @@ _DAMPING, _SCARCITY, _MOST_DAMPING = 0.03, 0.07, 1.0
 
 _PANEL = 512  # columns of the factorization that are worked on at a time
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
-_SIDE_BY_SIDE = 1 << 25  # weights that are rounded at a time, several sets of levels together
+_SIDE_BY_SIDE = 1 << 23  # weights that are rounded at a time, several sets of levels together
 _CELLS = 513  # half steps from -128 to 128: between two of them no border between levels
 
 

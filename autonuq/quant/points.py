@@ -51,6 +51,7 @@ PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take
 MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
 _SMALLER = 0.94  # VGG-16's points take 0.7 GB then
 _PACKING = CODECS["entropy"]
+_MULTIPLIED = 1 << 22  # weights that are multiplied in float64 at a time
 
 
 class PackedCodes(Sequence[NDArray[np.int8]]):
@@ -85,8 +86,8 @@ class OperatingPoints:
         Distortions as shares of the layer's output energy, so that layers can be compared.
     codes : sequence of ndarray of int8, each in the shape of the weights
         Codes of each point: one array, which may be a memory map, or `PackedCodes`.
-    bias : ndarray of float32, shape (outputs,), optional
-        What the layer's bias takes up of the weights' error.
+    bias : ndarray of float32, shape (n, outputs), optional
+        What the layer's bias takes up of the weights' error at each point: its mean over the calibration.
     """
 
     curve: Curve
@@ -101,6 +102,7 @@ def build_points(
     codec: Codec,
     *,
     inputs: Sequence[Inputs] = (),
+    has_bias: bool = False,
     nuq: bool = True,
     sizes: Sequence[int] | None = None,
     output_axis: int = 0,
@@ -116,6 +118,8 @@ def build_points(
     codec : Codec
     inputs : sequence of Inputs, optional
         What the K weights of an output multiply, for each group of outputs.
+    has_bias : bool
+        The layer has a bias that takes up the mean error, and only what varies of the inputs counts.
     nuq : bool
         False: the layer keeps its uniform steps.
     sizes : sequence of int, optional
@@ -138,8 +142,8 @@ def build_points(
     if inputs:
         try:
             if nuq:
-                return _feedback_points(layer, weights, uniform, codec, inputs, sizes)
-            return _int8_point(layer, weights, uniform, codec, inputs, output_axis)
+                return _feedback_points(layer, weights, uniform, codec, inputs, has_bias, sizes)
+            return _int8_point(layer, weights, uniform, codec, inputs, has_bias, output_axis)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
     curve = build_curve(layer, uniform.codes, codec, scale_like=uniform.scale_like(), nuq=nuq, sizes=sizes)
@@ -154,9 +158,10 @@ def _feedback_points(
     uniform: UniformWeights,
     codec: Codec,
     inputs: Sequence[Inputs],
+    has_bias: bool,
     sizes: Sequence[int] | None,
 ) -> OperatingPoints:
-    feedback, targets = prepare_feedback(weights, uniform, inputs)
+    feedback, targets = prepare_feedback(weights, uniform, [own.centred() if has_bias else own for own in inputs])
     energy = output_energy(feedback, targets) or 1.0  # 0 if all weights are
     others = _level_sets(uniform, codec, feedback, energy, sizes)
     sets = [_EVERY_LEVEL, *others[:: 2 if weights.size >= MANY_WEIGHTS else 1]]
@@ -164,7 +169,24 @@ def _feedback_points(
     for begin in range(0, len(sets), at_a_time):
         for assigned in assign(feedback, targets, sets[begin : begin + at_a_time]):
             tried.add(assigned.codes, assigned.distortion / energy)
-    return tried.points(layer)
+    points = tried.points(layer)
+    return replace(points, bias=_biases(weights, uniform, points.codes, inputs[0].mean)) if has_bias else points
+
+
+def _biases(
+    weights: NDArray[np.float32], uniform: UniformWeights, codes: Iterable[NDArray[np.int8]], mean: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return the mean of what each output lacks at each point, shape (points, outputs)."""
+    whole = _times(weights, mean)
+    found = [whole - np.broadcast_to(uniform.scale, len(weights)) * _times(point, mean) for point in codes]
+    return np.array(found, np.float32)
+
+
+def _times(rows: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Multiply rows, of any shape behind the first axis, and a vector; a part at a time in float64."""
+    size = max(1, _MULTIPLIED // mean.size)
+    parts = [rows[begin : begin + size].reshape(-1, mean.size) @ mean for begin in range(0, len(rows), size)]
+    return np.concatenate(parts)
 
 
 class _Tried:
@@ -219,9 +241,10 @@ def _int8_point(
     uniform: UniformWeights,
     codec: Codec,
     inputs: Sequence[Inputs],
+    has_bias: bool,
     output_axis: int,
 ) -> OperatingPoints:
-    """Return the one point of a layer without a codebook; where outputs have inputs of their own, with its bias."""
+    """Return the one point of a layer without a codebook."""
     by_output = np.moveaxis(weights, output_axis, 0)
     scale = np.broadcast_to(uniform.scale, (len(by_output),))[:, None]
     rows = by_output.reshape(len(by_output), -1)
@@ -229,14 +252,14 @@ def _int8_point(
     codes, bias = np.empty(rows.shape, np.int8), np.zeros(len(rows))
     for group, own in zip(groups, inputs, strict=True):
         _check_inputs(rows, own)
-        feedback = build_feedback(own)
+        feedback = build_feedback(own.centred() if has_bias else own)
         targets = targets_of(feedback, rows[group], scale[group, 0])
         codes[group] = assign(feedback, targets, [_EVERY_LEVEL])[0].codes
         bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
     shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
     rate, codebook = codec.size_bytes(shaped), build_codebook(code_histogram(shaped), BINS)
     curve = Curve(layer, np.array([rate]), np.zeros(1), (codebook,))
-    return OperatingPoints(curve, shaped[None], bias.astype(np.float32) if len(inputs) > 1 else None)
+    return OperatingPoints(curve, shaped[None], bias[None].astype(np.float32) if has_bias else None)
 
 
 def prepare_feedback(

@@ -221,31 +221,55 @@ def test_point_0_is_the_best_int8(layer):
     assert energy[0] < 0.5 * energy[1]
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("output_axis", [0, 1])
-def test_groups_and_their_bias(output_axis):
+def test_groups_and_their_bias(output_axis, has_bias):
     """Each group is rounded by its own inputs, and the mean of what the output then lacks is said."""
     rng = np.random.default_rng(0)
     by_output = rng.laplace(size=(6, 2, 3, 3)).astype(np.float32)
     weights = np.moveaxis(by_output, 0, output_axis)
     uniform = quantize_weights(weights, channel_axis=output_axis)
     seen = [inputs(500, 18, seed) for seed in range(3)]
-    points = build_points(
-        "dw",
-        weights,
-        uniform,
-        CODECS["entropy"],
-        inputs=[moments_of(x) for x in seen],
-        nuq=False,
-        output_axis=output_axis,
-    )
-    codes = np.moveaxis(points.codes[0], output_axis, 0).reshape(6, 18)
+    given = {"inputs": [moments_of(x) for x in seen], "has_bias": has_bias, "nuq": False, "output_axis": output_axis}
+    points = build_points("dw", weights, uniform, CODECS["entropy"], **given)
+    codes, every = np.moveaxis(points.codes[0], output_axis, 0).reshape(6, 18), np.arange(-128, 128).astype(np.int8)
+    assert (points.bias is not None) == has_bias
     for group, x in enumerate(seen):
         own = slice(2 * group, 2 * group + 2)
         steps, scale = by_output[own].reshape(2, 18) / uniform.scale[own, None], uniform.scale[own]
-        every = np.arange(-128, 128).astype(np.int8)
-        assert (codes[own] == assign(build_feedback(moments_of(x)), steps, every, row_scale=scale).codes).all()
-        lacking = (x @ ((steps - codes[own]) * scale[:, None]).T).mean(axis=0)
-        assert points.bias[own] == pytest.approx(lacking, abs=1e-6)
+        shown = moments_of(x - 0.7 * x.mean(axis=0)) if has_bias else moments_of(x)
+        expected = assign(build_feedback(shown), steps, every, row_scale=scale).codes
+        assert (codes[own] == expected).mean() > 0.95
+        if has_bias:
+            lacking = (x @ ((steps - codes[own]) * scale[:, None]).T).mean(axis=0)
+            assert points.bias[0, own] == pytest.approx(lacking, abs=1e-6)
+
+
+def test_a_bias_takes_up_the_mean_error_of_each_point(layer):
+    weights, uniform, _ = layer
+    x = inputs(3000, 72) + np.linspace(0, 3, 72)
+    points = build_points("c", weights, uniform, CODECS["entropy"], inputs=(moments_of(x),), has_bias=True)
+    plain = build_points("c", weights, uniform, CODECS["entropy"], inputs=(moments_of(x),))
+    assert plain.bias is None
+    rows, scale = weights.reshape(40, -1), uniform.scale[:, None]
+
+    def error(codes, bias):
+        lacking = x @ (rows - codes.reshape(40, -1) * scale).T - bias
+        return np.square(lacking).mean()
+
+    for codes, bias in zip(points.codes, points.bias, strict=True):
+        lacking = (x @ (rows - codes.reshape(40, -1) * scale).T).mean(axis=0)
+        assert bias == pytest.approx(lacking, abs=1e-3)
+    coarse = error(points.codes[-1], points.bias[-1]), error(plain.codes[-1], 0)
+    assert points.curve.rates_bytes[-1] < 1.1 * plain.curve.rates_bytes[-1]
+    assert coarse[0] < coarse[1]
+
+
+def test_centred_moments_are_those_of_centred_samples():
+    x = inputs(300, 40).astype(np.float32) + 1
+    rows, moments = InputRows(x).centred(), moments_of(x.astype(float)).centred()
+    assert rows.rows.T @ rows.rows == pytest.approx(moments.sums, rel=1e-3)
+    assert rows.rows.mean(axis=0) == pytest.approx(0.3 * x.mean(axis=0), rel=1e-4)
 
 
 def test_large_layers_keep_bitstreams(layer, monkeypatch):
