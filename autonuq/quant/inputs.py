@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEAN_LEFT = 0.3
-"""What is left of the inputs' mean where a bias takes up the mean error, for the quantized network's inputs have another.
+"""What is left of the inputs' mean where a bias takes up the mean error, for a quantized network's inputs have another.
 Nothing left is as good where much is to be won (efficientnet-lite0), and no better elsewhere."""
 
 _WIDEST = 9216  # a 3 x 3 kernel's over 1,024 channels: 340 MB of float32
