@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
+from autonuq.graph import caffe_pb2
 from autonuq.graph.detached import Weights, split_weights
-from autonuq.graph.lowering import Lowered
-from autonuq.graph.model import Array, Shape
+from autonuq.graph.lowering import Lowered, lower
+from autonuq.graph.model import Array, Graph, Layer, Shape
 from autonuq.runtime.device import Device, check_session, selected_device
 from autonuq.runtime.engine_errors import engine_failure
 
@@ -203,6 +204,20 @@ _lock = threading.Lock()
 def release_weight_memory() -> None:
     """Let go of the memory that the next session would have taken for its weights."""
     _spare.clear()
+
+
+def release_blob_memory() -> None:
+    """Let the arena that all sessions share give back what no network holds; it does so behind a run only."""
+    import onnxruntime
+
+    source = caffe_pb2.LayerParameter(name="x", type="Input", top=["x"])
+    source.input_param.shape.add(dim=[1])
+    follower = caffe_pb2.LayerParameter(name="y", type="ReLU", bottom=["x"], top=["y"])
+    least = lower(Graph("least", (Layer(source), Layer(follower))))
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session = _load(least.model, {}, _options(threads=1), Device(), least.layers)
+    session.run(None, {"x": np.zeros(1, np.float32)}, options)
 
 
 def _prepared(lowered: Lowered) -> _Prepared | None:
