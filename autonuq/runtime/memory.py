@@ -16,9 +16,9 @@ def give_back_memory() -> None:
 
     Notes
     -----
-    After the calibration of a ResNet-50 that is 0.2 GB of a file and its weights and, with 8 images at a time, 0.7 GB of
-    activations, while the operating points that are built next want blocks of other sizes. Only glibc can be told of
-    what is free; others do as they do.
+    After the calibration of a ResNet-50 that is 0.2 GB of a file and its weights and, with 8 images at a time, 0.7 GB
+    of activations, while the operating points that are built next want blocks of other sizes. Only glibc can be told
+    of what is free; others do as they do.
 
     **Cost**: some milliseconds; the next network takes fresh memory.
     """
