@@ -146,10 +146,11 @@ class MomentObserver:
             return
         stored = np.load(self._path, mmap_mode="r+")
         for patches in chunks:
-            if self._groups == 1:  # NumPy sees that this is symmetric, and does half of it
-                stored[0, :-2] += patches[0].T @ patches[0]
-            else:
-                stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
+            with np.errstate(invalid="ignore", over="ignore"):  # that is looked at below
+                if self._groups == 1:  # NumPy sees that this is symmetric, and does half of it
+                    stored[0, :-2] += patches[0].T @ patches[0]
+                else:
+                    stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
             stored[:, -2] += patches.sum(axis=1)
             stored[:, -1] += patches.shape[1]
         if not np.isfinite(np.einsum("gkk->gk", stored[:, :-2])).all():

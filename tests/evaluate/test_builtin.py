@@ -248,6 +248,7 @@ def test_a_damaged_database_and_a_missing_picture(tmp_path, folder):
         open_images(DataSettings("folder", folder, labels=str(folder / "labels.txt")))
 
 
+@pytest.mark.slow
 def test_real_networks_from_a_study_file_alone(tmp_path, shared):
     """SqueezeNet over real pictures: 69 % of these 200, as Caffe's own 67 % of 1,000."""
     folder = shared / "models/squeezenet-v1.0"

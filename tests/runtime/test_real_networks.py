@@ -48,7 +48,7 @@ def top1(net, images, labels, batch=100):
 
 NETWORKS = [
     ("lenet-fashion", fashion, 91.24),
-    ("resnet20-fashion", fashion, 93.12),
+    pytest.param("resnet20-fashion", fashion, 93.12, marks=pytest.mark.slow),
     ("lenet-mnist", mnist, 99.14),
     ("cifar10-quick", cifar, 74.53),  # of the first 4,000 images; 74.15 of all 10,000
     pytest.param("squeezenet-v1.0", imagenet, 69.0, marks=pytest.mark.slow),  # of these 200, as OpenCV; 67.0 of 1,000

@@ -367,7 +367,8 @@ def start(study, command, pause_s):
     )
 
 
-@pytest.mark.parametrize("moment", [pytest.param(3, marks=pytest.mark.slow), 4], ids=["int8", "bisection"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [3, 4], ids=["int8", "bisection"])
 def test_killed_while_it_measures(fragile, moment):
     process = start(fragile, "tune", 1)
     deadline = time.monotonic() + 90

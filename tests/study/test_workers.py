@@ -87,6 +87,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_typed_in", [False, True])
 def test_jobs_of_a_script_with_its_own_evaluator_that_goes_to_another_folder(tiny, is_typed_in):
     script = SCRIPT.format(evaluator=(tiny / "evaluate.py").read_text())
