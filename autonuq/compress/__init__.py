@@ -4,13 +4,14 @@ Static quantization stops after `calibrated` and `restrict_levels`, which makes 
 asks for; a record file that somebody else made takes the place of both (`recorded`). In the order of a study::
 
     model = quantize(graph, config)                            # folded, int8 codes of every layer
-    write_calibration_model(model, pair, record_file)          # somebody runs it for config.batch_num passes ...
+    write_calibration_model(model, pair, record_file, names)   # somebody runs it for config.batch_num passes ...
     model = calibrated(model, record_file)                     # ... and the record file holds the input ranges
-    points = dict(build_network_points(model, codec, record_file))  # once; no trial sees the raw weights again
+    points = dict(build_network_points(model, codec, record_file))  # once, from what the passes saw of named layers
     candidate = Candidate(model, points, plan)                 # one plan's network
     write_fake_quant(candidate, pair)                          # once a trial
     export(candidate, prefix, codec)                           # the winner, in any of the formats there
 
 `quantized` has the model, `calibration` the calibration pass, `operating_points` the points, `candidate` a plan's
 network, `outputs` and `formats` the files it is written as, `packed_file` one of them, `chip` what a chip makes of it.
+`needs` says what all that takes before it is done, `sensitivity` what a layer costs alone.
 """
