@@ -39,9 +39,10 @@ def available_memory() -> float | None:
     return None
 
 
-def _left_to_the_group() -> float:
-    """Return what the control group of this process leaves, infinite where there is no limit."""
-    folder = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        return float((folder / "memory.max").read_text()) - float((folder / "memory.current").read_text())
+def _left_to_the_group(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return what the control group of this process leaves, infinite where there is no limit; cached files can go."""
+    with suppress(OSError, ValueError, StopIteration):
+        limit, used = (float((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        statistics = (folder / "memory.stat").read_text().splitlines()
+        return limit - used + float(next(line.split()[1] for line in statistics if line.startswith("file ")))
     return float("inf")

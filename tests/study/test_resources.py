@@ -11,6 +11,7 @@ import autonuq as nuq
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import StudyError
 from autonuq.graph.files import load_graph, write_model
+from autonuq.runtime.memory import _left_to_the_group, available_memory
 from autonuq.study import resources
 from autonuq.study.rehearsal import Rehearsal
 from autonuq.study.resources import check_resources, needs_of
@@ -73,3 +74,14 @@ def test_neither_tune_nor_check_begin_with_what_does_not_fit(task, monkeypatch):
     checks = {check.name: check for check in Rehearsal(task).run()}
     assert checks["memory and disk"].state == "failed"
     assert "of memory are free" in checks["memory and disk"].detail
+
+
+def test_the_memory_of_a_container_is_its_own_and_cached_files_count_as_free(tmp_path):
+    assert available_memory() > 1e6
+    assert _left_to_the_group(tmp_path) == float("inf")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _left_to_the_group(tmp_path) == float("inf")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\nfile_mapped 5\n")
+    assert _left_to_the_group(tmp_path) == 700
