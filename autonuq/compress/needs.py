@@ -57,12 +57,11 @@ class StudyNeeds:
     @property
     def notable(self) -> tuple[LayerNeeds, ...]:
         """The layers that take a fifth of something, the largest first."""
-        points = self.disk_bytes
         found = [
             layer
             for layer in self.layers
             if layer.memory_bytes > _NOTABLE * self.memory_bytes
-            or layer.points_bytes + layer.inputs_bytes > _NOTABLE * points
+            or layer.points_bytes + layer.inputs_bytes > _NOTABLE * self.disk_bytes
             or layer.seconds > _NOTABLE * self.curves_s
         ]
         return tuple(sorted(found, key=lambda layer: -layer.memory_bytes))
