@@ -33,7 +33,7 @@ MAX_POINTS = 64
 LAGRANGIANS = 128
 """Entropy-constrained codebooks that are tried per layer."""
 
-MAX_LOSS = 0.5
+MAX_LOSS = 0.95
 """Largest distortion of a point, as a share of the layer's output energy; nothing behind it is of use to a network."""
 
 _CODES = np.arange(-128.0, 128.0)

@@ -1,13 +1,18 @@
-"""Error feedback: rounding a layer's weights to levels so that the errors cancel in its output.
+"""Error feedback: rounding a layer's weights to levels so that the errors cancel at the network's end.
 
-Notation: a row of weights in code units, w (K,), meets inputs x with second moments H = E[x x'] (K, K). Its output
-error for levels q is (w - q) H (w - q)'. With the Cholesky factor H = L L', L lower triangular, that is the sum
+Notation: weights W (R, K) meet inputs x with second moments H = E[x x'] (K, K); G (R, R) says what an error of the
+outputs costs, the identity where nothing is known. Rounded to Q, the layer costs tr(G E H E'), E = W - Q. With Cholesky
+factors G = M M' and H = L L', both lower triangular, that is the sum
 
-    sum over j of  L[j, j]**2 (t[j] - q[j])**2,   t[j] = w[j] + sum over i > j of (w[i] - q[i]) L[i, j] / L[j, j]
+    sum over i, j of  (M[i, i] L[j, j])**2 (t[i, j] - q[i, j])**2,
+    t[i, j] = v[i, j] + sum over a > i of (v[a, j] - q[a, j]) M[a, i] / M[i, i],
+    v[i, j] = w[i, j] + sum over b > j of (w[i, b] - q[i, b]) L[b, j] / L[j, j]
 
-so, going from the last column to the first, each weight is rounded to the level nearest to its target t[j], which has
-taken up the errors of the columns already done. L[j, j]**2 is what an error in column j costs when the columns after it
-are free to make up for it: the importance that a codebook should be designed with.
+so, going from the last column to the first and in each column from the last row to the first, each weight is rounded to
+the level nearest to its target t, which has taken up the errors of the columns and rows already done. L[j, j]**2 is
+what an error in column j costs when the columns after it are free to make up for it: the importance that a codebook
+should be designed with. Where bits have a price, a weight goes to the level that costs least: the nearest one, its
+neighbour towards 0, or 0.
 
 With N samples X (K, N) of the inputs, H = X X' / N + d I, and L need not be written out. Let A be the inverse of
 I + X' X / (N d) over the columns before a block of columns b; then L's corner in b is the factor of
@@ -18,15 +23,15 @@ after which A gives up V' V N. The errors of a row of weights are then carried a
 e[i] X[i]. This is the same recursion: the codes are the same up to rounding.
 
 Source: the recursion of GPTQ (Frantar et al. 2022) and optimal brain surgeon, in the form of Babai's nearest plane
-algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; levels instead of a grid, the
-codebook's importance, the free distortion and the form in the samples' space are own derivations.
+algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; two-sided after YAQA (Tseng et al.
+2025, arXiv 2505.22988). Levels and prices instead of a grid, the codebook's importance, the free distortion and the form
+in the samples' space are own derivations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +39,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from autonuq.errors import QuantizationError
+from autonuq.quant.compiled import compiled
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs
 
 # Shares of the mean second moment that are added to each of them, always and per input a sample: what few samples say
@@ -43,8 +49,8 @@ _DAMPING, _SCARCITY, _MOST_DAMPING = 0.03, 0.07, 1.0
 
 _PANEL = 512  # columns of the factorization that are worked on at a time
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
-_SIDE_BY_SIDE = 1 << 23  # weights that are rounded at a time, several sets of levels together
-_CELLS = 513  # half steps from -128 to 128: between two of them no border between levels
+_MOST_ROWS = 512  # that feed errors into one another: more would take the time of many columns
+_ZERO = 128  # index of code 0 among the 256
 
 
 class _Factor(Protocol):
@@ -149,11 +155,16 @@ def build_feedback(inputs: Inputs) -> Feedback:
     order = np.argsort(diagonal, kind="stable")
     if not diagonal.any():  # inputs always 0: weights do not matter
         return Feedback(order, np.ones(len(order)), _independent(len(order)))
-    share = min(_DAMPING + _SCARCITY * len(order) / max(1, inputs.samples), _MOST_DAMPING)
-    damping = share * float(diagonal.mean())
+    damping = damping_of(inputs)
     if isinstance(inputs, InputRows):
         return _of_rows(inputs, order, damping)
     return _of_moments(inputs, order, damping)
+
+
+def damping_of(inputs: Inputs) -> float:
+    """Return what is added to the diagonal of a layer's second moments, in their units."""
+    share = min(_DAMPING + _SCARCITY * inputs.inputs / max(1, inputs.samples), _MOST_DAMPING)
+    return share * float(inputs.squares.mean())
 
 
 def _independent(columns: int) -> _Sampled:
@@ -164,6 +175,7 @@ def _independent(columns: int) -> _Sampled:
 
 def _of_moments(moments: InputMoments, order: NDArray[np.int64], damping: float) -> Feedback:
     damped = moments.sums[np.ix_(order, order)].astype(np.float64, copy=False)
+    damped /= max(1, moments.samples)
     damped[np.diag_indices_from(damped)] += damping
     try:
         _factor_in_place(damped)
@@ -209,18 +221,90 @@ def _factor_in_place(matrix: NDArray[np.float64]) -> None:
 
 
 @dataclass(frozen=True)
+class OutputFactor:
+    """The factor M of what errors of a layer's outputs cost.
+
+    Attributes
+    ----------
+    order : ndarray of int64, shape (rows,)
+        Outputs by rising cost, as columns are.
+    diagonal : ndarray of float64, shape (rows,)
+        Of M, in that order.
+    blocks : ndarray of float32, shape (rows, B)
+        M over its diagonal: row a holds the entries for the rows of its own block of B, the others count as 0. B = 0:
+        outputs do not know of one another.
+    """
+
+    order: NDArray[np.int64]
+    diagonal: NDArray[np.float64]
+    blocks: NDArray[np.float32]
+
+
+def equal_outputs(rows: int) -> OutputFactor:
+    """Return the factor of the identity."""
+    return OutputFactor(np.arange(rows), np.ones(rows), np.empty((rows, 0), np.float32))
+
+
+def factor_outputs(costs: NDArray[np.floating]) -> OutputFactor:
+    """Factor G, shape (rows, rows), positive definite; with more than 512 rows, blocks of G.
+
+    Raises
+    ------
+    QuantizationError
+        G is not finite or not positive definite.
+    """
+    rows = len(costs)
+    if not np.isfinite(costs).all():
+        raise QuantizationError("what its output errors cost is not finite")
+    order = np.argsort(np.diag(costs), kind="stable")
+    size = min(rows, _MOST_ROWS)
+    diagonal, blocks = np.empty(rows), np.zeros((rows, size), np.float32)
+    for begin in range(0, rows, size):
+        own = order[begin : begin + size]
+        try:
+            factor = np.linalg.cholesky(costs[np.ix_(own, own)])
+        except np.linalg.LinAlgError as error:
+            raise QuantizationError("what its output errors cost is no covariance") from error
+        diagonal[begin : begin + size] = np.diag(factor)
+        blocks[begin : begin + size, : len(own)] = factor / np.diag(factor)
+    return OutputFactor(order, diagonal, blocks)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a layer's weights may become.
+
+    Attributes
+    ----------
+    levels : ndarray of int8, shape (k,)
+        Sorted.
+    scale : ndarray of float64, shape (rows,)
+        Width of a step.
+    price : float
+        What a bit may cost, in units of the layer's cost.
+    bits : ndarray of float64, shape (256,)
+        What each code takes; of no meaning without a price.
+    """
+
+    levels: NDArray[np.int8]
+    scale: NDArray[np.float64]
+    price: float = 0.0
+    bits: NDArray[np.float64] = field(default_factory=lambda: np.zeros(256))
+
+
+@dataclass(frozen=True)
 class Assignment:
     """Levels chosen for a layer.
 
     Attributes
     ----------
     codes : ndarray of int8, shape (rows, K)
-    distortion : float
-        Squared output error summed over rows, each row times its own squared scale.
+    cost : float
+        tr(G E H E'), with damped moments.
     """
 
     codes: NDArray[np.int8]
-    distortion: float
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -229,72 +313,70 @@ class Targets:
 
     Attributes
     ----------
-    steps : ndarray of float32, shape (K, rows)
-        Weights over their scale: code units, not rounded; columns in the feedback's order, each in one piece.
-    scale : ndarray of float64, shape (rows,)
-        Width of a step.
+    weights : ndarray of float32, shape (K, rows)
+        Columns in the feedback's order, each in one piece; rows in the outputs' order.
+    feedback : Feedback
+    outputs : OutputFactor
     """
 
-    steps: NDArray[np.float32]
-    scale: NDArray[np.float64]
+    weights: NDArray[np.float32]
+    feedback: Feedback
+    outputs: OutputFactor
+
+    @property
+    def importance(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a squared error costs by row and by column, shapes (rows,) and (K,), each in its order."""
+        return self.outputs.diagonal**2, self.feedback.diagonal**2
 
 
-def targets_of(feedback: Feedback, weights: NDArray[np.floating], scale: NDArray[np.floating]) -> Targets:
-    """Order weights, shape (rows, K), whose rows have these scales, shape (rows,) or (1,); one copy."""
+def targets_of(
+    feedback: Feedback, weights: NDArray[np.floating], outputs: OutputFactor | None = None
+) -> Targets:
+    """Order weights, shape (rows, K); one copy."""
     rows, columns = weights.shape
-    steps = np.empty((columns, rows), np.float32)
+    outputs = outputs or equal_outputs(rows)
+    ordered = np.empty((columns, rows), np.float32)
     for begin in range(0, columns, _PANEL):
-        np.divide(weights[:, feedback.order[begin : begin + _PANEL]].T, scale, out=steps[begin : begin + _PANEL])
-    return Targets(steps, np.broadcast_to(np.asarray(scale, np.float64), (rows,)))
+        some = feedback.order[begin : begin + _PANEL]
+        ordered[begin : begin + _PANEL] = weights[np.ix_(outputs.order, some)].T
+    return Targets(ordered, feedback, outputs)
 
 
-def sets_at_a_time(weights: int) -> int:
-    """Return how many sets of levels `assign` can take of a layer without much memory."""
-    return max(1, _SIDE_BY_SIDE // weights)
-
-
-def assign(feedback: Feedback, targets: Targets, level_sets: Sequence[NDArray[np.int8]]) -> list[Assignment]:
-    """Round weights to sets of levels, feeding each column's error into the columns not yet done.
-
-    Parameters
-    ----------
-    feedback : Feedback
-    targets : Targets
-    level_sets : sequence of ndarray of int8, shape (k,) each
-        Sorted. All sets are worked on side by side, as if each had rows of its own.
-
-    Returns
-    -------
-    list of Assignment
-        One for each set.
+def assign(targets: Targets, grid: Grid) -> Assignment:
+    """Round weights to a grid, feeding each error into the columns and rows not yet done.
 
     Notes
     -----
     Borders between levels lie on half steps, so a table of half steps says which level is nearest.
 
     **Shapes**: a (512, 512, 3, 3) convolution has 512 rows of 4,608 columns.
-    **Cost**: for each set K column steps over the rows, and in blocks rows * K**2 / 2 multiplications, or
-    2 rows * K * N with N samples; O(rows * K) memory.
+    **Cost**: rows * K**2 / 2 multiplications, or 2 rows * K * N with N samples, and min(rows, 512) * rows * K / 2 where
+    outputs know of one another; O(rows * K) memory.
     """
-    (columns, rows), sets = targets.steps.shape, len(level_sets)
-    factor, tables = feedback.factor, _tables(level_sets)
-    places = 256 + _CELLS * np.repeat(np.arange(sets, dtype=np.int32), rows)
-    errors, lost = factor.nothing(sets * rows), np.zeros(sets)
-    chosen = np.empty((columns, sets * rows), np.int8)
+    factor, outputs, (columns, rows) = targets.feedback.factor, targets.outputs, targets.weights.shape
+    scale = grid.scale[outputs.order]
+    by_row, by_column = targets.importance
+    by_row = by_row * scale**2
+    blocks = _in_steps(outputs.blocks, scale)
+    nearest, towards_zero = _tables(grid.levels)
+    prices = grid.price / np.maximum(by_row, np.finfo(float).tiny)
+    errors, cost = factor.nothing(rows), 0.0
+    chosen, steps = np.empty((columns, rows), np.int8), scale.astype(np.float32)
     with _few_threads(factor):
         for begin in reversed(range(0, columns, _BLOCK)):
             end = min(begin + _BLOCK, columns)
-            own = np.tile(targets.steps[begin:end], (1, sets))
+            own = targets.weights[begin:end] / steps
             aims = factor.carry(errors, begin, end)
             aims += own
-            levels, block = _rounded(own, aims, factor.corner(begin, end), tables, places)
+            block = np.empty_like(own)
+            cost += _round_block(
+                own, aims, np.ascontiguousarray(factor.corner(begin, end)), blocks, nearest, towards_zero,
+                grid.bits, prices, by_row, by_column[begin:end], block, chosen[begin:end],
+            )  # fmt: skip
             factor.add(errors, block, begin, end)
-            chosen[begin:end] = levels
-            aims -= levels
-            squares = (feedback.diagonal[begin:end] ** 2).astype(np.float32) @ np.square(aims, out=aims)
-            lost += squares.reshape(sets, rows) @ targets.scale**2
-    codes = chosen[np.argsort(feedback.order)].reshape(columns, sets, rows)
-    return [Assignment(np.ascontiguousarray(codes[:, index].T), float(loss)) for index, loss in enumerate(lost)]
+    codes = np.empty((rows, columns), np.int8)
+    codes[outputs.order] = chosen[np.argsort(targets.feedback.order)].T
+    return Assignment(codes, cost)
 
 
 def _few_threads(factor: _Factor) -> AbstractContextManager[Any]:
@@ -302,40 +384,77 @@ def _few_threads(factor: _Factor) -> AbstractContextManager[Any]:
     return threadpool_limits(1, "blas") if isinstance(factor, _Sampled) else nullcontext()
 
 
-def _rounded(
+def _in_steps(blocks: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return M over its diagonal for errors in steps of each row instead of units."""
+    rows, size = blocks.shape
+    scaled = np.empty_like(blocks)
+    for begin in range(0, rows, size or rows):
+        own = scale[begin : begin + size]
+        scaled[begin : begin + size, : len(own)] = blocks[begin : begin + size, : len(own)] * (own[:, None] / own)
+    return scaled
+
+
+@compiled
+def _round_block(
     own: NDArray[np.float32],
     targets: NDArray[np.float32],
     corner: NDArray[np.float32],
-    tables: NDArray[np.float32],
-    places: NDArray[np.int32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Round a block of columns, shape (columns, rows), targets completed in place; return levels and errors."""
-    levels, errors = np.empty_like(own), np.empty_like(own)
-    cell = np.empty(own.shape[1], np.float32)
-    for column in reversed(range(len(own))):
+    blocks: NDArray[np.float32],
+    nearest: NDArray[np.float32],
+    towards_zero: NDArray[np.float32],
+    bits: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    by_row: NDArray[np.float64],
+    by_column: NDArray[np.float64],
+    errors: NDArray[np.float32],
+    levels: NDArray[np.int8],
+) -> float:
+    """Round a block of columns, shape (columns, rows), fill in errors and levels, and return what it costs."""
+    columns, rows = own.shape
+    size, zero, cost = blocks.shape[1], 128, 0.0
+    from_rows = np.zeros(rows, np.float32)
+    for column in range(columns - 1, -1, -1):
         target = targets[column]
-        if column + 1 < len(own):
-            target += corner[column + 1 :, column] @ errors[column + 1 :]
-        np.ceil(np.multiply(target, 2, out=cell), out=cell)
-        np.minimum(np.maximum(cell, -256, out=cell), 256, out=cell)
-        np.take(tables, cell.astype(np.int32) + places, out=levels[column], mode="clip")
-        np.subtract(own[column], levels[column], out=errors[column])
-    return levels, errors
+        for done in range(column + 1, columns):
+            weight, known = corner[done, column], errors[done]
+            for row in range(rows):
+                target[row] += weight * known[row]
+        from_rows[:] = 0
+        inverse = 1 / by_column[column]
+        for row in range(rows - 1, -1, -1):
+            aim = target[row] + from_rows[row]
+            cell = min(max(int(np.ceil(2 * aim)), -256), 256)
+            level = nearest[cell + 256]
+            price = prices[row] * inverse
+            if price > 0 and level != 0:
+                best = (aim - level) ** 2 + price * bits[int(level) + zero]
+                inner = towards_zero[int(level) + zero]
+                other = (aim - inner) ** 2 + price * bits[int(inner) + zero]
+                if other < best:
+                    best, level = other, inner
+                if inner != 0 and nearest[256] == 0 and aim * aim + price * bits[zero] < best:
+                    level = np.float32(0)
+            levels[column, row] = np.int8(level)
+            errors[column, row] = own[column, row] - level
+            cost += by_row[row] * by_column[column] * (aim - level) ** 2
+            if size > 0:
+                begin, error = row // size * size, target[row] - level
+                for other_row in range(begin, row):
+                    from_rows[other_row] += blocks[row, other_row - begin] * error
+    return cost
 
 
-def _tables(level_sets: Sequence[NDArray[np.int8]]) -> NDArray[np.float32]:
-    """Return the level nearest to targets in (c / 2 - 1 / 2, c / 2], c from -256 to 256, for each set; flat.
+def _tables(levels: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the level nearest to targets in (c / 2 - 1 / 2, c / 2], c from -256 to 256, and each code's inner neighbour.
 
-    The lower one of two equally near levels.
+    The lower one of two equally near levels; a level without one nearer to 0 is its own neighbour.
     """
-    lower_ends = np.arange(-257, 256) / 2
-    found = []
-    for levels in level_sets:
-        exact = levels.astype(np.float64)
-        found.append(exact[np.searchsorted((exact[1:] + exact[:-1]) / 2, lower_ends, side="right")])
-    return np.concatenate(found).astype(np.float32)
-
-
-def output_energy(feedback: Feedback, targets: Targets) -> float:
-    """Return the squared output that the weights make, summed over rows: the distortion of all-zero weights."""
-    return assign(feedback, targets, [np.zeros(1, np.int8)])[0].distortion
+    exact, lower_ends = levels.astype(np.float64), np.arange(-257, 256) / 2
+    nearest = exact[np.searchsorted((exact[1:] + exact[:-1]) / 2, lower_ends, side="right")]
+    inner = np.arange(-_ZERO, _ZERO, dtype=np.float64)
+    for before, level in zip(exact, exact[1:], strict=False):
+        if level > 0 and abs(before) < level:
+            inner[int(level) + _ZERO] = before
+        if before < 0 and abs(level) < -before:
+            inner[int(before) + _ZERO] = level
+    return nearest.astype(np.float32), inner.astype(np.float32)

@@ -48,8 +48,8 @@ class InputMoments:
 
     @property
     def squares(self) -> NDArray[np.float64]:
-        """Diagonal of the moments, shape (K,)."""
-        return np.diag(self.sums).astype(np.float64)
+        """Mean of each x**2, shape (K,)."""
+        return np.diag(self.sums).astype(np.float64) / max(1, self.samples)
 
     def centred(self) -> InputMoments:
         """Return the moments of x without most of its mean; see `MEAN_LEFT`."""

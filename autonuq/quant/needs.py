@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autonuq.quant.feedback import sets_at_a_time
 from autonuq.quant.inputs import sampling_of
 from autonuq.quant.points import MANY_WEIGHTS, PACKED_ABOVE
 
@@ -56,7 +55,6 @@ def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples:
     weights = outputs * columns
     is_large = weights >= MANY_WEIGHTS
     sets = 1 if not nuq else _SETS // 2 if is_large else _SETS
-    together = min(sets, sets_at_a_time(weights))
     used, as_rows = sampling_of(columns).expected(samples)
     if as_rows and groups == 1:
         inputs = 4.0 * used * columns
@@ -70,7 +68,7 @@ def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples:
     points = weights * (stored if nuq else 1.0)
     return LayerNeeds(
         layer=layer,
-        memory_bytes=factor + 4.0 * weights + together * (errors + 3.0 * weights) + points,
+        memory_bytes=factor + 4.0 * weights + errors + 3.0 * weights + points,
         inputs_bytes=inputs,
         points_bytes=points,
         seconds=sets * weights * _ROUNDING_S + products * _PRODUCT_S,

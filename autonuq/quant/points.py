@@ -1,8 +1,11 @@
 """A layer's operating points: the curve that is searched, and the codes that each of its points stands for.
 
-With the second moments of the layer's inputs, the points come from error feedback: codebooks designed for what an error
-costs when later columns make up for it, every weight rounded with the errors before it in mind, distortion measured on
-the output. Without them, weights count alone and the codebook's table decides.
+With the second moments of the layer's inputs, the points come from error feedback: every weight is rounded with the
+errors before it in mind, distortion is measured on the layer's output or, where it is known what the network's end
+makes of that, there. For an entropy coder the grid is the layer's own: whole multiples of a step that is as wide as an
+output can bear, and a bit has its price. For other codecs, levels are chosen among the 256 int8 steps, as codebooks
+designed for what an error costs when later columns make up for it. Without moments, weights count alone and the
+codebook's table decides.
 """
 
 from __future__ import annotations
@@ -28,24 +31,19 @@ from autonuq.quant.codebook import (
 )
 from autonuq.quant.codec import CODECS, Codec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
-from autonuq.quant.feedback import (
-    Feedback,
-    Targets,
-    assign,
-    build_feedback,
-    output_energy,
-    sets_at_a_time,
-    targets_of,
-)
+from autonuq.quant.feedback import Grid, OutputFactor, Targets, assign, build_feedback, factor_outputs, targets_of
 from autonuq.quant.inputs import Inputs
-from autonuq.quant.uniform import UniformWeights
+from autonuq.quant.uniform import FLT_EPSILON, UniformWeights
 
 # Distortion, as a share of the output energy per weight, that one bit may buy: from nearly lossless to a few levels.
 _SLOPES = np.geomspace(2e-4, 0.15, 20)
-# Steps of evenly spaced levels: at low rates, where feedback makes errors large and spreads them, nothing is better.
+# Steps of evenly spaced levels among int8's: at low rates, where feedback makes errors large, nothing is better.
 _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
+_OWN_STEPS = np.geomspace(0.35, 14, 32)  # in standard deviations of the weights
+_WIDEST, _NARROWEST = 4.0, 0.25  # of an output's step over that of the layer's others
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
+_NO_BITS = np.zeros(BINS)
 
 PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
 MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
@@ -88,11 +86,42 @@ class OperatingPoints:
         Codes of each point: one array, which may be a memory map, or `PackedCodes`.
     bias : ndarray of float32, shape (n, outputs), optional
         What the layer's bias takes up of the weights' error at each point: its mean over the calibration.
+    scale : ndarray of float32, shape (n, outputs) or (n, 1), optional
+        Width of a step at each point; that of the int8 weights by default.
+    prices : ndarray of float64, shape (n,), optional
+        Of a bit at each point, in units of the layer's cost; see `Grid`.
     """
 
     curve: Curve
     codes: Sequence[NDArray[np.int8]] | NDArray[np.int8]
     bias: NDArray[np.float32] | None = None
+    scale: NDArray[np.float32] | None = None
+    prices: NDArray[np.float64] | None = None
+
+    def grid(self, point: int, uniform: UniformWeights) -> Grid:
+        """Return what the codes of a point were chosen from, its bits by how often it has each code."""
+        own = uniform.scale if self.scale is None else self.scale[point]
+        outputs = self.codes[point].shape[uniform.channel_axis or 0]
+        scale = np.broadcast_to(own, (outputs,)).astype(np.float64)
+        levels = self.curve.codebooks[point].levels if point else _EVERY_LEVEL
+        price = 0.0 if self.prices is None else float(self.prices[point])
+        return Grid(levels, scale, price, code_bits(code_histogram(self.codes[point])) if price else _NO_BITS)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an entropy coder's grids are made.
+
+    Attributes
+    ----------
+    price : float
+        Of a bit, over what it is worth to a fine uniform quantizer.
+    steps_by_output : bool
+        Outputs whose errors cost more get finer steps.
+    """
+
+    price: float = 0.3
+    steps_by_output: bool = True
 
 
 def build_points(
@@ -102,6 +131,8 @@ def build_points(
     codec: Codec,
     *,
     inputs: Sequence[Inputs] = (),
+    costs: NDArray[np.float64] | None = None,
+    tuning: Tuning | None = None,
     has_bias: bool = False,
     nuq: bool = True,
     sizes: Sequence[int] | None = None,
@@ -118,6 +149,11 @@ def build_points(
     codec : Codec
     inputs : sequence of Inputs, optional
         What the K weights of an output multiply, for each group of outputs.
+    costs : ndarray of float64, shape (outputs, outputs), optional
+        What errors of the outputs cost at the network's end, positive definite. Distortions are then half of
+        tr(costs E H E') instead of shares of the output's energy.
+    tuning : Tuning, optional
+        Given: an entropy coder's grid is the layer's own; otherwise levels are int8 steps.
     has_bias : bool
         The layer has a bias that takes up the mean error, and only what varies of the inputs counts.
     nuq : bool
@@ -136,13 +172,14 @@ def build_points(
     -----
     With inputs, point 0 is the best int8: error feedback over all steps.
 
-    **Cost**: with inputs one factorization and up to 50 assignments, several side by side; half of them from 16 M
-    weights on. Above 1 M weights the points are at least 6 % apart, and kept as bitstreams.
+    **Cost**: with inputs one factorization and up to 50 assignments; half of them from 16 M weights on. Above 1 M
+    weights the points are at least 6 % apart, and kept as bitstreams.
     """
     if inputs:
         try:
             if nuq:
-                return _feedback_points(layer, weights, uniform, codec, inputs, has_bias, sizes)
+                found = _Searched(weights, uniform, codec, inputs[0], costs, has_bias)
+                return found.points(layer, tuning, sizes)
             return _int8_point(layer, weights, uniform, codec, inputs, has_bias, output_axis)
         except QuantizationError as error:
             raise QuantizationError(str(error), layer=layer) from error
@@ -152,34 +189,89 @@ def build_points(
     return OperatingPoints(replace(curve, distortions=curve.distortions / (energy or 1.0)), codes)
 
 
-def _feedback_points(
-    layer: str,
-    weights: NDArray[np.float32],
-    uniform: UniformWeights,
-    codec: Codec,
-    inputs: Sequence[Inputs],
-    has_bias: bool,
-    sizes: Sequence[int] | None,
-) -> OperatingPoints:
-    feedback, targets = prepare_feedback(weights, uniform, [own.centred() if has_bias else own for own in inputs])
-    energy = output_energy(feedback, targets) or 1.0  # 0 if all weights are
-    others = _level_sets(uniform, codec, feedback, energy, sizes)
-    sets = [_EVERY_LEVEL, *others[:: 2 if weights.size >= MANY_WEIGHTS else 1]]
-    tried, at_a_time = _Tried(codec, uniform.codes.shape), sets_at_a_time(weights.size)
-    for begin in range(0, len(sets), at_a_time):
-        for assigned in assign(feedback, targets, sets[begin : begin + at_a_time]):
-            tried.add(assigned.codes, assigned.distortion / energy)
-    points = tried.points(layer)
-    return replace(points, bias=_biases(weights, uniform, points.codes, inputs[0].mean)) if has_bias else points
+def layer_targets(
+    weights: NDArray[np.floating], inputs: Inputs, has_bias: bool, outputs: OutputFactor | None = None
+) -> Targets:
+    """Return what `assign` takes of a layer with one group.
+
+    Raises
+    ------
+    QuantizationError
+        The inputs do not fit the weights, or are not finite.
+    """
+    rows = weights.reshape(len(weights), -1)
+    if rows.shape[1] != inputs.inputs:
+        raise QuantizationError(f"has {rows.shape[1]} inputs, but second moments of {inputs.inputs}")
+    return targets_of(build_feedback(inputs.centred() if has_bias else inputs), rows, outputs)
 
 
-def _biases(
-    weights: NDArray[np.float32], uniform: UniformWeights, codes: Iterable[NDArray[np.int8]], mean: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Return the mean of what each output lacks at each point, shape (points, outputs)."""
-    whole = _times(weights, mean)
-    found = [whole - np.broadcast_to(uniform.scale, len(weights)) * _times(point, mean) for point in codes]
-    return np.array(found, np.float32)
+class _Searched:
+    """A layer whose grid is searched."""
+
+    def __init__(
+        self,
+        weights: NDArray[np.float32],
+        uniform: UniformWeights,
+        codec: Codec,
+        inputs: Inputs,
+        costs: NDArray[np.float64] | None,
+        has_bias: bool,
+    ) -> None:
+        self._weights, self._uniform, self._codec, self._inputs = weights, uniform, codec, inputs
+        self._has_bias = has_bias
+        outputs = None if costs is None else factor_outputs(costs)
+        self._targets = layer_targets(weights, inputs, has_bias, outputs)
+        self._scale = np.broadcast_to(uniform.scale, (len(weights),)).astype(np.float64)
+        self._whole = assign(self._targets, Grid(np.zeros(1, np.int8), self._scale)).cost or 1.0  # 0 if all weights are
+        self._share = 1 / self._whole if costs is None else 0.5
+
+    def points(self, layer: str, tuning: Tuning | None, sizes: Sequence[int] | None) -> OperatingPoints:
+        """Try what is worth an assignment, and keep what is of use."""
+        is_own = tuning is not None and sizes is None and self._codec.name == _PACKING.name
+        others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
+        tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
+        for grid in [Grid(_EVERY_LEVEL, self._scale), *others[:: 2 if self._weights.size >= MANY_WEIGHTS else 1]]:
+            found = assign(self._targets, grid)
+            tried.add(found.codes, found.cost * self._share, grid)
+        points = tried.points(layer, self._uniform.scale.size)
+        return replace(points, bias=self._biases(points)) if self._has_bias else points
+
+    def _int8_grids(self, sizes: Sequence[int] | None) -> list[Grid]:
+        levels = _level_sets(self._uniform, self._codec, self._targets, self._whole, sizes)
+        return [Grid(own, self._scale) for own in levels]
+
+    def _own_grids(self, tuning: Tuning) -> list[Grid]:
+        """Return grids of wider and wider steps; none is finer than int8 needs for the largest weight."""
+        rows = self._weights.reshape(len(self._weights), -1)
+        deviation = float(rows.std(dtype=np.float64))
+        by_row, by_column = self._targets.importance
+        shape = np.ones(len(rows))
+        if tuning.steps_by_output and self._uniform.scale.size > 1:
+            shape[self._targets.outputs.order] = 1 / self._targets.outputs.diagonal
+            shape = np.clip(shape / np.exp(np.log(shape).mean()), _NARROWEST, _WIDEST)
+        finest = np.maximum(np.abs(rows).max(axis=1) / 127, FLT_EPSILON)
+        grids = []
+        for step in _OWN_STEPS * deviation:
+            wanted = np.maximum(step * shape, finest if self._uniform.scale.size > 1 else finest.max())
+            scale = wanted.astype(np.float32).astype(np.float64)
+            unit = float((by_row * scale[self._targets.outputs.order] ** 2).mean() * by_column.mean())
+            rounded = np.rint(rows / scale[:, None].astype(np.float32)).astype(np.int8)
+            bits = code_bits(code_histogram(rounded))
+            grids.append(Grid(_EVERY_LEVEL[1:], scale, tuning.price * math.log(2) / 6 * unit, bits))
+        return grids
+
+    def _biases(self, points: OperatingPoints) -> NDArray[np.float32]:
+        """Return the mean of what each output lacks at each point, shape (points, outputs)."""
+        mean = self._inputs.mean
+        whole = _times(self._weights, mean)
+        scales = [self._scale] * len(points.codes) if points.scale is None else list(points.scale)
+        found = [whole - scale * _times(point, mean) for scale, point in zip(scales, points.codes, strict=True)]
+        return np.array(found, np.float32)
+
+
+def code_bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return what each code takes, shape (256,); one that does not occur as if half a weight had it."""
+    return np.asarray(-np.log2(np.maximum(histogram, 0.5) / max(1, histogram.sum())))
 
 
 def _times(rows: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -192,17 +284,18 @@ def _times(rows: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]
 class _Tried:
     """Points that were tried, those of use: the first, and the hull of the others."""
 
-    def __init__(self, codec: Codec, shape: tuple[int, ...]) -> None:
-        self._codec, self._shape = codec, shape
+    def __init__(self, codec: Codec, shape: tuple[int, ...], most: float) -> None:
+        self._codec, self._shape, self._most = codec, shape, most
         self._is_packed = math.prod(shape) > PACKED_ABOVE
         self._codes: list[Any] = []
         self._codebooks: list[Codebook] = []
         self._rates: list[int] = []
         self._losses: list[float] = []
+        self._grids: list[Grid] = []
 
-    def add(self, codes: NDArray[np.int8], loss: float) -> None:
+    def add(self, codes: NDArray[np.int8], loss: float, grid: Grid) -> None:
         """Take in a point; the loss of the first counts as none."""
-        if self._codes and loss > MAX_LOSS:
+        if self._codes and loss > self._most:
             return
         kept: Any = _PACKING.encode(codes) if self._is_packed else codes.reshape(self._shape)
         is_size = self._is_packed and self._codec.name == _PACKING.name
@@ -210,21 +303,24 @@ class _Tried:
         self._losses.append(loss if self._codes else 0.0)
         self._codebooks.append(build_codebook(code_histogram(codes), BINS))
         self._codes.append(kept)
+        self._grids.append(grid)
         self._keep(useful_points(np.array(self._rates), np.array(self._losses)))
 
     def _keep(self, chosen: Iterable[int]) -> None:
         chosen = list(chosen)
-        columns: tuple[list[Any], ...] = (self._codes, self._codebooks, self._rates, self._losses)
+        columns: tuple[list[Any], ...] = (self._codes, self._codebooks, self._rates, self._losses, self._grids)
         for column in columns:
             column[:] = [column[index] for index in chosen]
 
-    def points(self, layer: str) -> OperatingPoints:
-        """Return what is of use; of a large layer only points well below the one before."""
+    def points(self, layer: str, scales: int) -> OperatingPoints:
+        """Return what is of use, with so many scales a layer; of a large layer only points well below the one before."""
         if self._is_packed:
             self._keep(_spread(self._rates))
         curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))
         codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
-        return OperatingPoints(curve, codes)
+        scale = np.array([grid.scale[:scales] for grid in self._grids], np.float32)
+        prices = np.array([grid.price for grid in self._grids])
+        return OperatingPoints(curve, codes, scale=scale, prices=prices)
 
 
 def _spread(rates: Sequence[int]) -> list[int]:
@@ -246,15 +342,13 @@ def _int8_point(
 ) -> OperatingPoints:
     """Return the one point of a layer without a codebook."""
     by_output = np.moveaxis(weights, output_axis, 0)
-    scale = np.broadcast_to(uniform.scale, (len(by_output),))[:, None]
+    scale = np.broadcast_to(uniform.scale, (len(by_output),)).astype(np.float64)[:, None]
     rows = by_output.reshape(len(by_output), -1)
     groups = np.split(np.arange(len(rows)), len(inputs))
     codes, bias = np.empty(rows.shape, np.int8), np.zeros(len(rows))
     for group, own in zip(groups, inputs, strict=True):
-        _check_inputs(rows, own)
-        feedback = build_feedback(own.centred() if has_bias else own)
-        targets = targets_of(feedback, rows[group], scale[group, 0])
-        codes[group] = assign(feedback, targets, [_EVERY_LEVEL])[0].codes
+        targets = layer_targets(rows[group], own, has_bias)
+        codes[group] = assign(targets, Grid(_EVERY_LEVEL, scale[group, 0])).codes
         bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
     shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
     rate, codebook = codec.size_bytes(shaped), build_codebook(code_histogram(shaped), BINS)
@@ -262,44 +356,25 @@ def _int8_point(
     return OperatingPoints(curve, shaped[None], bias[None].astype(np.float32) if has_bias else None)
 
 
-def prepare_feedback(
-    weights: NDArray[np.float32], uniform: UniformWeights, inputs: Sequence[Inputs]
-) -> tuple[Feedback, Targets]:
-    """Return what `assign` takes of a layer with one group.
-
-    Raises
-    ------
-    QuantizationError
-        The inputs do not fit the weights, or are not finite.
-    """
-    rows, (own,) = weights.reshape(len(weights), -1), inputs
-    _check_inputs(rows, own)
-    scale = np.broadcast_to(uniform.scale, (len(rows),))
-    feedback = build_feedback(own)
-    return feedback, targets_of(feedback, rows, scale)
-
-
-def _check_inputs(rows: NDArray[np.float32], inputs: Inputs) -> None:
-    if rows.shape[1] != inputs.inputs:
-        raise QuantizationError(f"has {rows.shape[1]} inputs, but second moments of {inputs.inputs}")
-
-
-def feedback_importance(uniform: UniformWeights, feedback: Feedback) -> NDArray[np.float64]:
+def feedback_importance(uniform: UniformWeights, targets: Targets) -> NDArray[np.float64]:
     """Return the importance of each code, shape (256,), that a codebook for error feedback is designed with."""
-    columns = feedback.importance.reshape(1, *uniform.codes.shape[1:])
-    return code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * columns)
+    by_row, by_column = targets.importance
+    rows, columns = np.empty_like(by_row), np.empty_like(by_column)
+    rows[targets.outputs.order], columns[targets.feedback.order] = by_row, by_column
+    costs = rows.reshape(-1, *(1,) * (uniform.codes.ndim - 1)) * columns.reshape(1, *uniform.codes.shape[1:])
+    return code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2 * costs)
 
 
 def _level_sets(
-    uniform: UniformWeights, codec: Codec, feedback: Feedback, energy: float, sizes: Sequence[int] | None
+    uniform: UniformWeights, codec: Codec, targets: Targets, whole: float, sizes: Sequence[int] | None
 ) -> list[NDArray[np.int8]]:
-    """Return the sets of levels that are worth an assignment, each once."""
-    histogram, importance = code_histogram(uniform.codes), feedback_importance(uniform, feedback)
+    """Return the sets of levels that are worth an assignment, each once; `whole` is what no weights at all cost."""
+    histogram, importance = code_histogram(uniform.codes), feedback_importance(uniform, targets)
     if sizes is not None or not codec.entropy_coded:
         family = build_codebooks(histogram, importance=importance)
         designed = [family.codebook(size).levels for size in sizes or _FIXED_SIZES if size < family.max_levels]
     else:
-        slopes = _SLOPES * energy / uniform.codes.size
+        slopes = _SLOPES * whole / uniform.codes.size
         if isinstance(codec, AscendCodec):
             books = codec.build_codebooks(histogram, slopes, importance=importance)
         else:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.quant.codebook import build_codebook, code_histogram, code_importance, look_up
-from autonuq.quant.feedback import assign
+from autonuq.quant.feedback import Grid, assign
 from autonuq.quant.inputs import Inputs
-from autonuq.quant.points import feedback_importance, prepare_feedback
+from autonuq.quant.points import feedback_importance, layer_targets
 from autonuq.quant.uniform import UniformWeights
 
 _EVERY_CODE = np.arange(-128, 128)
@@ -56,9 +56,11 @@ def restrict_codes(
         importance = code_importance(uniform.codes, uniform.scale_like().astype(np.float64) ** 2)
         book = build_codebook(histogram, num_steps, importance=importance)
         return replace(uniform, codes=book.apply(uniform.codes))
-    feedback, targets = prepare_feedback(weights, uniform, inputs)
-    book = build_codebook(histogram, num_steps, importance=feedback_importance(uniform, feedback))
-    (found,) = assign(feedback, targets, [book.levels])
+    (own,) = inputs
+    targets = layer_targets(weights, own, has_bias=False)
+    book = build_codebook(histogram, num_steps, importance=feedback_importance(uniform, targets))
+    scale = np.broadcast_to(uniform.scale, (len(weights),)).astype(np.float64)
+    found = assign(targets, Grid(book.levels, scale))
     return replace(uniform, codes=found.codes.reshape(uniform.codes.shape))
 
 
