@@ -13,11 +13,9 @@ import numpy as np
 
 from autonuq.compress.candidate import Candidate
 from autonuq.graph.files import ModelPair, write_model
+from autonuq.graph.heads import find_heads
 from autonuq.graph.model import Array, Graph
 from autonuq.runtime.net import Net
-
-_HIDING = frozenset({"Accuracy", "ArgMax", "DetectionOutput", "Sigmoid", "Softmax"})
-"""Types whose outputs jump, change their size or saturate: what they read tells more."""
 
 
 class OutputErrors:
@@ -66,17 +64,7 @@ class OutputErrors:
 
 def telling_blobs(graph: Graph) -> tuple[str, ...]:
     """Return the outputs, or in place of a decision or a saturated share the blobs that it is made from."""
-    makers = {top: layer for layer in graph.layers for top in layer.tops}
-    found: dict[str, None] = {}
-    left = list(graph.outputs)
-    while left:
-        blob = left.pop(0)
-        layer = makers[blob]
-        if layer.type in _HIDING and not set(layer.bottoms) & set(layer.tops):  # in place, only the result is there
-            left = [*layer.bottoms, *left]
-        else:
-            found[blob] = None
-    return tuple(found)
+    return tuple(dict.fromkeys(head.blob for head in find_heads(graph)))
 
 
 def error_share(original: Sequence[Array], changed: Sequence[Array]) -> float:

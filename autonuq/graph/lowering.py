@@ -7,7 +7,7 @@ What becomes of each layer type is in the package `operators`, one module a fami
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ __all__ = [
     "lower_layers",
     "observed_blob",
     "quant_factors",
+    "serialized",
 ]
 
 OPSET = 17
@@ -170,16 +171,29 @@ def _assemble(name: str, builder: Builder, made: Mapping[str, tuple[str, Shape]]
         outputs[blob] = f"output:{index}"
         builder.nodes.append(helper.make_node("Identity", [tensor], [outputs[blob]]))
     nodes, constants = builder.needed(outputs.values())
-    weights = {key: found for key, found in constants.items() if found.array.dtype == np.float32 and found.array.ndim}
-    graph = helper.make_graph(
+    model, weights = serialized(
+        name,
         nodes,
-        name or "caffe",
+        constants,
         [helper.make_tensor_value_info(blob, TensorProto.FLOAT, shape) for blob, shape in builder.inputs.items()],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, made[blob][1]) for blob, output in outputs.items()],
-        [
-            declared_tensor(key, found.array) if key in weights else onnx.numpy_helper.from_array(found.array, key)
-            for key, found in constants.items()
-        ],
     )
+    return Lowered(model, weights, builder.inputs, outputs, layers)
+
+
+def serialized(
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, Weights],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> tuple[bytes, dict[str, Weights]]:
+    """Return an ONNX model's bytes, its weights only declared, and the weights; see `Lowered`."""
+    weights = {key: found for key, found in constants.items() if found.array.dtype == np.float32 and found.array.ndim}
+    initializers = [
+        declared_tensor(key, found.array) if key in weights else onnx.numpy_helper.from_array(found.array, key)
+        for key, found in constants.items()
+    ]
+    graph = helper.make_graph(nodes, name or "caffe", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return Lowered(model.SerializeToString(), weights, builder.inputs, outputs, layers)
+    return model.SerializeToString(), weights

@@ -133,7 +133,7 @@ class MomentObserver:
         **Cost**: samples * K**2 multiplications in float32; O(K**2) memory beside the chunk, while the call lasts: the
         file is mapped for no longer, so that the layers of a network do not add up.
         """
-        inputs = _Inputs(self._layer, bottom)
+        inputs = InputPatches(self._layer, bottom)
         if self._pass == 0:
             self._begin(inputs.samples * self._passes)
         share = self._used * (self._pass + 1) // self._passes - self._used * self._pass // self._passes
@@ -164,8 +164,20 @@ class MomentObserver:
             np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=shape)
 
 
-class _Inputs:
-    """The input of a layer in one pass, seen as what each output's weights multiply."""
+class InputPatches:
+    """The input of a layer in one pass, seen as what each output's weights multiply.
+
+    Parameters
+    ----------
+    layer : Layer
+        One that `is_observable`.
+    bottom : ndarray of float32
+
+    Attributes
+    ----------
+    samples : int
+        How many there are: items times positions.
+    """
 
     def __init__(self, layer: Layer, bottom: Array) -> None:
         window = None if layer.type == "InnerProduct" else input_window(layer)
@@ -181,7 +193,19 @@ class _Inputs:
         size = max(1, _CHUNK_VALUES // max(1, int(np.prod(self._views.shape[3:]))))
         for begin in range(0, len(places), size):
             some = self._views[np.unravel_index(places[begin : begin + size], self._views.shape[:3])]
-            yield np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
+            yield self._grouped(some)
+
+    def of_items(self, items: slice) -> Array:
+        """Return all samples of some items of the batch, shape (groups, samples, K)."""
+        some = self._views[items]
+        return self._grouped(some.reshape(-1, *some.shape[3:]))
+
+    def total(self) -> Array:
+        """Return the sum over all samples, float64, shape (groups, K)."""
+        return self._views.sum(axis=(0, 1, 2), dtype=np.float64).reshape(self._groups, -1)
+
+    def _grouped(self, some: Array) -> Array:
+        return np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
 
 
 def _windows(bottom: Array, window: InputWindow) -> Array:

@@ -11,7 +11,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import Layer
-from autonuq.runtime.moments import MomentObserver, _Inputs, load_moments
+from autonuq.runtime.moments import MomentObserver, InputPatches, load_moments
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_samples_times_weights_are_the_layers_output(text, tmp_path):
     write_model(graph.with_layers([graph.layers[0], layer]), pair.model, pair.weights)
     images = rng.standard_normal((2, 4, 7, 6), np.float32)
     output = Net(pair.model, pair.weights).forward(data=images)["out"]
-    observed = _Inputs(layer, images)
+    observed = InputPatches(layer, images)
     (samples,) = observed.patches(observed.samples, seed=0)
     weights = np.moveaxis(layer.blobs[0], 1 if layer.type == "Deconvolution" else 0, 0)
     matrix = weights.reshape(len(samples), len(weights) // len(samples), -1)

@@ -85,7 +85,7 @@ class Builder:
         wanted, nodes = set(outputs), []
         for node in reversed(self.nodes):
             if wanted.intersection(node.output):
-                wanted.update(_reads(node))
+                wanted.update(reads(node))
                 nodes.append(node)
         return nodes[::-1], {name: self._values(name) for name in self.initializers if name in wanted}
 
@@ -118,10 +118,10 @@ class Builder:
         return f"{label}:{self._count}"
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
+def reads(node: onnx.NodeProto) -> set[str]:
     """Return the tensors that a node reads, those included that a graph inside it takes from outside."""
     inside = [inner for attribute in node.attribute for inner in attribute.g.node]
-    return set(node.input).union(*(_reads(inner) for inner in inside))
+    return set(node.input).union(*(reads(inner) for inner in inside))
 
 
 Lowering = Callable[[Builder, Layer, list[str], list[Shape]], list[str]]
