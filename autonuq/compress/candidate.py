@@ -24,6 +24,20 @@ Plan = Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
+class Made:
+    """What a layer became when its network was built in order.
+
+    Attributes
+    ----------
+    codes : ndarray of int8, in the shape of the weights
+    bias : ndarray of float32, in the shape of the layer's second blob, or None
+    """
+
+    codes: NDArray[np.int8]
+    bias: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A quantized network under one plan.
 
@@ -35,11 +49,14 @@ class Candidate:
         What the plan chooses from.
     plan : mapping of str to int
         None of both: the model as it is, uniform or restricted to levels.
+    made : mapping of str to Made
+        What takes the place of the points' codes and biases, where the network was built in order.
     """
 
     model: QuantizedModel
     points: Mapping[str, OperatingPoints] = field(default_factory=dict)
     plan: Plan = field(default_factory=dict)
+    made: Mapping[str, Made] = field(default_factory=dict)
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -48,7 +65,7 @@ class Candidate:
 
     def with_plan(self, plan: Plan) -> Candidate:
         """Return the same network under another plan."""
-        return replace(self, plan=plan)
+        return replace(self, plan=plan, made={})
 
     def leaving_float(self, names: Collection[str]) -> Candidate:
         """Return the same network with some layers float; neither a plan nor the points have them."""
@@ -56,7 +73,18 @@ class Candidate:
             self.model.leaving_float(names),
             {name: points for name, points in self.points.items() if name not in names},
             {name: point for name, point in self.plan.items() if name not in names},
+            {name: made for name, made in self.made.items() if name not in names},
         )
+
+    @cached_property
+    def factors(self) -> dict[str, Factors]:
+        """The quantization factors of every quantized layer, the steps of its weights as the plan has them."""
+        found = dict(self.model.factors)
+        for name, points in self.points.items():
+            if points.scale is not None:
+                scale = tuple(points.scale[self.plan.get(name, 0)].tolist())
+                found[name] = replace(found[name], scale_w=scale, offset_w=(0,) * len(scale))
+        return found
 
     @property
     def nuq_layers(self) -> tuple[str, ...]:
@@ -65,6 +93,8 @@ class Candidate:
 
     def codes(self, name: str) -> NDArray[np.int8]:
         """Return a layer's int8 codes, in the shape of its weights."""
+        if name in self.made:
+            return self.made[name].codes
         if name not in self.points:
             return self.model.weights[name].codes
         codes: NDArray[np.int8] = self.points[name].codes[self.plan.get(name, 0)]
@@ -72,7 +102,9 @@ class Candidate:
 
     def biases(self, layer: Layer) -> tuple[NDArray[Any], ...]:
         """Return a layer's blobs behind its weights, with what the bias takes up of their error."""
-        points = self.points.get(layer.name)
+        made, points = self.made.get(layer.name), self.points.get(layer.name)
+        if made is not None:
+            return () if made.bias is None else (made.bias,)
         if points is None or points.bias is None:
             return layer.blobs[1:]
         taken_up = points.bias[self.plan.get(layer.name, 0)]
@@ -84,7 +116,8 @@ class Candidate:
 
     def weights(self, name: str) -> UniformWeights:
         """Return a layer's codes with their scales."""
-        return replace(self.model.weights[name], codes=self.codes(name))
+        scale = np.asarray(self.factors[name].scale_w, np.float32)
+        return replace(self.model.weights[name], codes=self.codes(name), scale=scale)
 
     def blobs(self, layer: Layer) -> tuple[NDArray[Any], ...]:
         """Return a layer's float32 blobs, its weights as the plan has them."""
@@ -113,7 +146,7 @@ class Candidate:
         return self._with_quantizers({name: self._device_blobs(name) for name in self.model.factors}, deploy=True)
 
     def _with_quantizers(self, blobs: Mapping[str, tuple[NDArray[Any], ...]], *, deploy: bool = False) -> Graph:
-        quantized = {name: QuantizedBlobs(own, self.model.factors[name]) for name, own in blobs.items()}
+        quantized = {name: QuantizedBlobs(own, self.factors[name]) for name, own in blobs.items()}
         return insert_quantizers(self.model.graph, quantized, deploy=deploy)
 
     def _device_blobs(self, name: str) -> tuple[NDArray[Any], ...]:
@@ -121,7 +154,7 @@ class Candidate:
         if name not in self.model.weights:
             return ()
         biases = self.biases(self.model.graph.by_name[name])
-        return (self.codes(name), *(_device_bias(name, bias, self.model.factors[name]) for bias in biases))
+        return (self.codes(name), *(_device_bias(name, bias, self.factors[name]) for bias in biases))
 
 
 def _device_bias(name: str, bias: NDArray[np.float32], factors: Factors) -> NDArray[np.int32]:

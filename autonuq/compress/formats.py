@@ -133,7 +133,7 @@ def _write_caffe(job: _Job) -> Iterator[Path]:
 def _write_deploy(job: _Job) -> Iterator[Path]:
     pair = deploy_pair(job.prefix)
     write_deploy(job.candidate, pair)
-    yield from (pair.model, pair.weights, write_record(job.record_file, job.candidate.model.factors))
+    yield from (pair.model, pair.weights, write_record(job.record_file, job.candidate.factors))
     yield write_nuq_layers(job.candidate, job.prefix)
 
 
@@ -172,7 +172,7 @@ def _write_onnx(job: _Job, *, codebooks: bool = False) -> Iterator[Path]:
     content = build_onnx(
         candidate.fake_quant_graph(),
         {name: candidate.weights(name) for name in model.weights},
-        model.factors,
+        candidate.factors,
         codebooks=codebooks,
         metadata=metadata,
     )

@@ -1,32 +1,279 @@
 """A plan's network, built in order: each layer against what the quantized layers before it really give it.
 
-The original and the quantized network run side by side over the calibration's inputs, from one layer with weights to
+The original and the quantized network run side by side over inputs of the calibration, from one layer with weights to
 the next. There the inputs of both are compared (`quant.paired`), the layer is rounded to its point's grid again, and
-its bias takes up the mean of what it lacks; then both go on. So what a layer spoils the next ones make up for. Layers
-with groups keep their codes. What depends on a layer that runs in Python keeps its codes and biases, and what was
-quantized there is not waited for.
+its bias takes up the mean of what it lacks; then both go on. So what a layer spoils the next ones make up for. At the
+end the results are compared (`divergence`).
 
-At the end the networks' heads are compared: how far they diverge is known without a label.
+Layers with groups keep their codes; their biases take up the mean. So do layers that read the network's own inputs, for
+those are as they were. What depends on a layer that runs in Python keeps its codes and its biases.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Made
-from autonuq.compress.divergence import Divergence, divergence
+from autonuq.compress.divergence import divergences
+from autonuq.compress.operating_points import layers_behind_weights
+from autonuq.compress.quantized import QuantizedModel
+from autonuq.graph.gradients import computable_layers
 from autonuq.graph.heads import find_heads
-from autonuq.graph.hosted import HOST_LAYERS
 from autonuq.graph.lowering import lower
-from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer
-from autonuq.quant.feedback import assign, build_feedback, factor_outputs, targets_of
-from autonuq.quant.paired import InputPairing, PairedInputs
-from autonuq.runtime.moments import input_patches, is_observable
+from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
+from autonuq.quant.feedback import assign, build_feedback, targets_of
+from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
+from autonuq.quant.points import OperatingPoints
+from autonuq.runtime.moments import InputPatches, is_observable
 from autonuq.runtime.program import source_layer
 from autonuq.runtime.session import Session
+
+_IN_MEMORY = 1 << 28  # bytes of a blob in all passes; larger ones go to temporary files
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of a plan.
+
+    Attributes
+    ----------
+    candidate : Candidate
+        With what its layers became.
+    divergences : sequence of ndarray of float64, shape (items,)
+        From the original network, of each item of each pass.
+    """
+
+    candidate: Candidate
+    divergences: Sequence[NDArray[np.float64]]
+
+    @property
+    def divergence(self) -> float:
+        """The mean of them."""
+        return float(np.concatenate(self.divergences).mean())
+
+
+class Builder:
+    """Builds plans of one network in order.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        Calibrated.
+    passes : sequence of mapping of str to ndarray of float32
+        Input blobs of the calibration.
+    learning : collection of int, optional
+        The passes that layers are rounded against; all by default.
+
+    Notes
+    -----
+    **Cost**: of a plan one or two forward passes over the inputs, and a factorization and an assignment a layer.
+    """
+
+    def __init__(
+        self, model: QuantizedModel, passes: Sequence[Mapping[str, Array]], learning: Collection[int] | None = None
+    ) -> None:
+        whole = model.graph.with_layers(computable_layers(model.graph))
+        self._heads = find_heads(whole)
+        graph = whole.with_layers(_needed(whole, {head.blob for head in self._heads}))
+        names = set(graph.by_name)
+        self._model = model.leaving_float(model.factors.keys() - names)
+        self._model = replace(self._model, graph=graph)
+        self._behind = layers_behind_weights(model.graph)
+        self._passes = passes
+        self._learning = range(len(passes)) if learning is None else sorted(learning)
+        self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
+
+    def build(self, candidate: Candidate) -> Built:
+        """Build a plan's network.
+
+        Raises
+        ------
+        QuantizationError
+            Moments are not finite.
+        """
+        own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
+        heads = {head.blob for head in self._heads}
+        original = _Flow(self._model.graph, self._stops, self._passes, heads)
+        quantized = _Flow(own.fake_quant_graph(), self._stops, self._passes, heads)
+        made: dict[str, Made] = {}
+        layer: Layer | None = None
+        for name in self._stops:
+            original.advance()
+            quantized.advance(layer)
+            found = self._made(own, name, original, quantized)
+            layer = quantized.layer
+            if found is not None:
+                made[name] = found
+                blobs = replace(own, made={name: found}).blobs(self._model.graph.by_name[name])
+                layer = layer.with_(blobs=blobs)
+        original.advance()
+        quantized.advance(layer)
+        values = [{head.blob: flow.values(head.blob) for head in self._heads} for flow in (original, quantized)]
+        return Built(replace(candidate, made=made), divergences(self._heads, *values))
+
+    def _of_ours(self, points: Mapping[str, OperatingPoints]) -> dict[str, OperatingPoints]:
+        return {name: found for name, found in points.items() if name in self._model.weights}
+
+    def _made(self, candidate: Candidate, name: str, original: _Flow, quantized: _Flow) -> Made | None:
+        """Return what a layer becomes; None: what it is."""
+        layer = self._model.graph.by_name[name]
+        points, kernel = candidate.points.get(name), layer.blobs[0]
+        if name not in self._behind or points is None or len(layer.bottoms) > 1:
+            return None
+        has_bias = len(layer.blobs) > 1
+        bottoms = original.values(layer.bottoms[0]), quantized.values(quantized.layer.bottoms[0])
+        if points.prices is not None:
+            inputs = self._paired(layer, *bottoms, has_bias)
+            codes = self._rounded(candidate, name, kernel, inputs)
+            means = inputs.mean[None], inputs.mean_quantized[None]
+        elif has_bias:
+            codes = candidate.codes(name)
+            means = self._mean(layer, bottoms[0]), self._mean(layer, bottoms[1])
+        else:
+            return None
+        if not has_bias:
+            return Made(codes, None)
+        weights = replace(candidate.weights(name), codes=codes).dequantize()
+        lacking = _outputs(kernel, means[0], layer) - _outputs(weights, means[1], layer)
+        bias = layer.blobs[1]
+        return Made(codes, (bias + lacking.reshape(bias.shape)).astype(np.float32))
+
+    def _rounded(self, candidate: Candidate, name: str, kernel: Array, inputs: PairedInputs) -> NDArray[np.int8]:
+        points = candidate.points[name]
+        rows = kernel.reshape(len(kernel), -1)
+        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(rows), points.outputs)
+        grid = points.grid(candidate.plan.get(name, 0), self._model.weights[name])
+        return assign(targets, grid).codes.reshape(kernel.shape)
+
+    def _paired(self, layer: Layer, original: Sequence[Array], quantized: Sequence[Array], centred: bool) -> PairedInputs:
+        seen = sum(InputPatches(layer, original[index]).samples for index in self._learning)
+        inputs = layer.blobs[0][0].size
+        used = samples_of(inputs, seen)
+        pairing = InputPairing(inputs, used, centred)
+        for place, index in enumerate(self._learning):
+            share = used * (place + 1) // len(self._learning) - used * place // len(self._learning)
+            chunks = (InputPatches(layer, flow[index]).patches(share, seed=index) for flow in (original, quantized))
+            for own, other in zip(*chunks, strict=True):
+                pairing.add(own[0], other[0])
+        return pairing.paired()
+
+    def _mean(self, layer: Layer, passes: Sequence[Array]) -> NDArray[np.float64]:
+        """Return the mean of what each group's weights meet, shape (groups, K)."""
+        patches = [InputPatches(layer, passes[index]) for index in self._learning]
+        return np.asarray(sum(one.total() for one in patches) / sum(one.samples for one in patches))
+
+
+def _needed(graph: Graph, blobs: Collection[str]) -> list[Layer]:
+    """Return the layers that some blobs are made by."""
+    wanted, kept = set(blobs), []
+    for layer in reversed(graph.layers):
+        if wanted.intersection(layer.tops):
+            wanted -= set(layer.tops)
+            wanted |= set(layer.bottoms)
+            kept.append(layer)
+    return kept[::-1]
+
+
+def _outputs(weights: Array, means: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:
+    """Return what weights make of each group's mean input, shape (outputs,)."""
+    if layer.type == "Deconvolution":
+        weights = weights.swapaxes(0, 1)
+    rows = weights.reshape(len(means), -1, means.shape[1])
+    return np.asarray(np.einsum("grk,gk->gr", rows, means).ravel())
+
+
+class _Flow:
+    """A network's blobs in every pass, carried from one stop to the next.
+
+    Parameters
+    ----------
+    graph : Graph
+    stops : sequence of str
+        Layers before which it stops, in the network's order.
+    passes : sequence of mapping of str to ndarray of float32
+        The network's inputs.
+    wanted : collection of str
+        Blobs that are kept to the end.
+    """
+
+    def __init__(
+        self, graph: Graph, stops: Sequence[str], passes: Sequence[Mapping[str, Array]], wanted: Collection[str]
+    ) -> None:
+        self._graph, self._stops = graph, stops
+        self._parts: list[list[Layer]] = [[]]
+        for layer in graph.layers:
+            if layer.name in stops:
+                self._parts.append([])
+            if layer.type not in FED_LAYERS:
+                self._parts[-1].append(layer)
+        self._alive = list(_alive(self._parts, wanted))
+        self._values = {blob: [one[blob] for one in passes] for blob in passes[0]}
+        self._done = 0
+
+    @property
+    def layer(self) -> Layer:
+        """The layer before which it stands."""
+        return self._parts[self._done][0]
+
+    def values(self, blob: str) -> Sequence[Array]:
+        """Return a blob's value in each pass."""
+        return self._values[blob]
+
+    def advance(self, first: Layer | None = None) -> None:
+        """Go on to the next stop, or to the end, with another first layer if there is one."""
+        part, alive = self._parts[self._done], self._alive[self._done]
+        layers = part if first is None else [first, *part[1:]]
+        outputs = sorted({top for layer in layers for top in layer.tops} & alive)
+        made = self._run(layers, outputs) if outputs else {}
+        self._values = {blob: values for blob, values in (self._values | made).items() if blob in alive}
+        self._done += 1
+
+    def _run(self, layers: Sequence[Layer], outputs: Sequence[str]) -> dict[str, list[Array]]:
+        inputs = _read(layers)
+        sessions: dict[tuple[Shape, ...], Session] = {}
+        found: dict[str, list[Array]] = {blob: [] for blob in outputs}
+        for index in range(len(next(iter(self._values.values())))):
+            feeds = {blob: self._values[blob][index] for blob in inputs}
+            shapes = tuple(values.shape for values in feeds.values())
+            if shapes not in sessions:
+                sources = [source_layer(blob, values.shape) for blob, values in feeds.items()]
+                sessions[shapes] = Session(lower(self._graph.with_layers([*sources, *layers]), outputs=outputs))
+            for blob, values in sessions[shapes].run(feeds).items():
+                found[blob].append(_stored(values, len(self._values[inputs[0]])))
+        return found
+
+
+def _stored(values: Array, passes: int) -> Array:
+    """Return the values in a temporary file, if those of all passes are too many for the memory."""
+    if values.nbytes * passes <= _IN_MEMORY:
+        return values
+    with tempfile.TemporaryFile(prefix="autonuq-") as file:
+        mapped = np.memmap(file, np.float32, "w+", shape=values.shape)
+    mapped[...] = values
+    return mapped
+
+
+def _read(layers: Sequence[Layer]) -> list[str]:
+    """Return the blobs that some layers take from elsewhere."""
+    made: set[str] = set()
+    found: dict[str, None] = {}
+    for layer in layers:
+        found.update(dict.fromkeys(bottom for bottom in layer.bottoms if bottom not in made))
+        made.update(layer.tops)
+    return list(found)
+
+
+def _alive(parts: Sequence[Sequence[Layer]], wanted: Collection[str]) -> list[set[str]]:
+    """Return which blobs are read behind each part, or wanted at the end."""
+    alive, found = set(wanted), []
+    for layers in reversed(parts):
+        found.append(set(alive))
+        for layer in reversed(layers):
+            alive -= set(layer.tops)
+            alive |= set(layer.bottoms)
+    return found[::-1]

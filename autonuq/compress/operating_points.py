@@ -6,19 +6,28 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
-from autonuq.quant.points import OperatingPoints, build_points
+from autonuq.quant.points import OperatingPoints, Tuning, build_points
 from autonuq.records import INT8_STEPS, LayerRecord, encode_levels
 from autonuq.runtime.moments import load_moments
 
 
 def build_network_points(
-    model: QuantizedModel, codec: str, record_file: Path, on_layer: Callable[[str], None] = lambda name: None
+    model: QuantizedModel,
+    codec: str,
+    record_file: Path,
+    on_layer: Callable[[str], None] = lambda name: None,
+    *,
+    costs: Mapping[str, NDArray[np.floating]] | None = None,
+    tuning: Tuning | None = None,
 ) -> Iterator[tuple[str, OperatingPoints]]:
     """Build the operating points of every layer with int8 weights, one layer after the other.
 
@@ -28,13 +37,17 @@ def build_network_points(
         Beside it the calibration left what the layers' weights meet; layers without do without.
     on_layer : callable
         Told each layer's name when its points are done.
+    costs : mapping of str to ndarray of float, shape (outputs, outputs), optional
+        What errors of the layers' outputs cost; see `build_points`.
+    tuning : Tuning, optional
+        Of an entropy coder's grids.
 
     Yields
     ------
     (name, OperatingPoints)
         Layers without a codebook have one point.
     """
-    searched, behind = set(model.nuq_layers), _behind_weights(model.graph)
+    searched, behind = set(model.nuq_layers), layers_behind_weights(model.graph)
     for name, uniform in model.weights.items():
         layer = model.graph.by_name[name]
         yield (
@@ -45,6 +58,8 @@ def build_network_points(
                 uniform,
                 make_codec(codec, uniform.codes.shape),
                 inputs=load_moments(record_file, layer),
+                costs=(costs or {}).get(name),
+                tuning=tuning,
                 has_bias=len(layer.blobs) > 1 and name in behind,
                 nuq=name in searched,
                 sizes=AMCT_LEVELS if model.config.amct_levels else None,
@@ -54,7 +69,7 @@ def build_network_points(
         on_layer(name)
 
 
-def _behind_weights(graph: Graph) -> set[str]:
+def layers_behind_weights(graph: Graph) -> set[str]:
     """Return the layers with weights that read what other ones made: a bias of theirs takes up their mean error.
 
     The network's own inputs have flat areas, a black border for one, where the output of a first layer would be wrong

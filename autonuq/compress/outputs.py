@@ -87,7 +87,7 @@ def pack(candidate: Candidate, codec: str, path: Path, origin: str = "") -> None
         Where the network comes from and what it lost; `autonuq unpack` says it.
     """
     layers = {}
-    for name, factors in candidate.model.factors.items():
+    for name, factors in candidate.factors.items():
         layers[name] = PackedLayer(factors)
         if name in candidate.model.weights:
             codes = candidate.codes(name)
@@ -132,10 +132,10 @@ def _quant_info(candidate: Candidate) -> dict[str, object]:
     """Say where quantizers stand and what was folded; AMCT's own schema is not public (`amct.unsaid`)."""
     model, chosen = candidate.model, set(candidate.nuq_layers)
     quantized = insert_quantizers(
-        model.graph, {name: QuantizedBlobs((), factors) for name, factors in model.factors.items()}
+        model.graph, {name: QuantizedBlobs((), factors) for name, factors in candidate.factors.items()}
     )
     layers = {}
-    for name, factors in model.factors.items():
+    for name, factors in candidate.factors.items():
         layers[name] = {
             "type": model.graph.by_name[name].type,
             "quant_layer": quantized.by_name[name].bottoms[0],

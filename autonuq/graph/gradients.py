@@ -159,7 +159,7 @@ class _Trace:
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Shape] | None, wanted: Collection[str]) -> None:
         self.whole, self.wanted = graph, wanted
-        self.graph = graph.with_layers(_computable(graph))
+        self.graph = graph.with_layers(computable_layers(graph))
         self.builder = _PlainBuilder({})
         self.made: dict[str, _Lowered] = {}
         recorded = {kind: partial(self._record, lowering) for kind, lowering in LOWERINGS.items()}
@@ -205,7 +205,7 @@ class _Trace:
         return {info.name: info for info in (*inferred.input, *inferred.value_info)}
 
 
-def _computable(graph: Graph) -> list[Layer]:
+def computable_layers(graph: Graph) -> list[Layer]:
     """Return the layers that neither run in Python nor depend on one that does."""
     behind: set[int] = set()
     for index, (layer, values) in enumerate(zip(graph.layers, graph.sources, strict=True)):

@@ -57,6 +57,11 @@ class PairedInputs:
         return np.asarray(weights + _SHARE * np.linalg.solve(moments, missing.T).T)
 
 
+def samples_of(inputs: int, seen: int) -> int:
+    """Return how many of so many samples are enough for K inputs, and not too much work."""
+    return min(seen, max(_FEWEST, _EACH * inputs), max(1, _MULTIPLICATIONS // inputs**2))
+
+
 class InputPairing:
     """Collects samples, pass by pass.
 
@@ -77,11 +82,6 @@ class InputPairing:
         self._totals = np.zeros((2, inputs))
         if not self._as_rows:
             self._sums, self._lacking = np.zeros((2, inputs, inputs), np.float32)
-
-    @staticmethod
-    def samples_of(inputs: int, seen: int) -> int:
-        """Return how many of so many samples are enough, and not too much work."""
-        return min(seen, max(_FEWEST, _EACH * inputs), max(1, _MULTIPLICATIONS // inputs**2))
 
     def add(self, original: NDArray[np.float32], quantized: NDArray[np.float32]) -> None:
         """Take in samples, shape (n, K)."""

@@ -90,6 +90,8 @@ class OperatingPoints:
         Width of a step at each point; that of the int8 weights by default.
     prices : ndarray of float64, shape (n,), optional
         Of a bit at each point, in units of the layer's cost; see `Grid`.
+    outputs : OutputFactor, optional
+        What errors of the layer's outputs cost, as the codes were chosen.
     """
 
     curve: Curve
@@ -97,6 +99,7 @@ class OperatingPoints:
     bias: NDArray[np.float32] | None = None
     scale: NDArray[np.float32] | None = None
     prices: NDArray[np.float64] | None = None
+    outputs: OutputFactor | None = None
 
     def grid(self, point: int, uniform: UniformWeights) -> Grid:
         """Return what the codes of a point were chosen from, its bits by how often it has each code."""
@@ -219,8 +222,8 @@ class _Searched:
     ) -> None:
         self._weights, self._uniform, self._codec, self._inputs = weights, uniform, codec, inputs
         self._has_bias = has_bias
-        outputs = None if costs is None else factor_outputs(costs)
-        self._targets = layer_targets(weights, inputs, has_bias, outputs)
+        self._outputs = None if costs is None else factor_outputs(costs)
+        self._targets = layer_targets(weights, inputs, has_bias, self._outputs)
         self._scale = np.broadcast_to(uniform.scale, (len(weights),)).astype(np.float64)
         self._whole = assign(self._targets, Grid(np.zeros(1, np.int8), self._scale)).cost or 1.0  # 0 if all weights are
         self._share = 1 / self._whole if costs is None else 0.5
@@ -234,7 +237,8 @@ class _Searched:
             found = assign(self._targets, grid)
             tried.add(found.codes, found.cost * self._share, grid)
         points = tried.points(layer, self._uniform.scale.size)
-        return replace(points, bias=self._biases(points)) if self._has_bias else points
+        bias = self._biases(points) if self._has_bias else None
+        return replace(points, bias=bias, outputs=self._outputs)
 
     def _int8_grids(self, sizes: Sequence[int] | None) -> list[Grid]:
         levels = _level_sets(self._uniform, self._codec, self._targets, self._whole, sizes)

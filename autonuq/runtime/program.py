@@ -138,7 +138,7 @@ class Program:
         inputs = part.inputs
         shapes = tuple(values[name].shape for name in inputs)
         if shapes not in part.sessions:
-            sources = [_source(name, shape) for name, shape in zip(inputs, shapes, strict=True)]
+            sources = [source_layer(name, shape) for name, shape in zip(inputs, shapes, strict=True)]
             graph = self._graph.with_layers([*sources, *part.layers])
             if len(part.sessions) >= _MAX_SHAPES:
                 part.sessions.pop(next(iter(part.sessions)))
@@ -151,7 +151,8 @@ def _picked(values: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
     return [values[name] for name in names]
 
 
-def _source(name: str, shape: Shape) -> Layer:
+def source_layer(name: str, shape: Shape) -> Layer:
+    """Return the layer that stands for what a part of a network is fed with."""
     message = caffe_pb2.LayerParameter(name=f"input {name}", type="Input", top=[name])
     message.input_param.shape.add().dim.extend(shape)
     return Layer(message)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # Places in weights are numbered from 1 and travel as the bits of float32: below 2**28 these are tiny numbers that no
 # constant of a network equals, and 1 GiB of weights stays below protobuf's limit of 2 GiB for a file.
 _MAX_PLACES = 2**26
-_MAX_PREPARED = 16  # structures kept; some 50 kB each, and 4 bytes for every weight of layers that are padded
+_MAX_PREPARED = 256  # structures kept; some 50 kB each, and 4 bytes for every weight of layers that are padded
 _LINE = 16  # float32 values of a cache line
 # These calculate with weights; what is left only moves them, but for BatchNormalization behind a Conv (`_prepare`).
 _ARITHMETIC_OPTIMIZERS = ["ConstantFolding", "ConvAddFusion", "ConvBNFusion", "ConvMulFusion"]

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from autonuq.atomic import replace_file
 from autonuq.quant.codebook import Codebook
 from autonuq.quant.curve import Curve
+from autonuq.quant.feedback import OutputFactor
 from autonuq.quant.points import OperatingPoints, PackedCodes
 
 INDEX, CODES_SUFFIX = "index.npz", ".npy"
+_ARRAYS, _FACTOR = ("bias", "scale", "prices"), ("order", "diagonal", "blocks")
 
 
 def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]]) -> dict[str, OperatingPoints]:
@@ -84,8 +86,16 @@ def _mapped(folder: Path, names: Sequence[str], arrays: Mapping[str, NDArray[Any
             codes = PackedCodes(streams, tuple(arrays[f"{number}:shape"].tolist()))
         if len(codes) != len(curve.rates_bytes):
             raise ValueError(f"codes of layer '{name}' do not belong to its curve")
-        points[name] = OperatingPoints(curve, codes, arrays.get(f"{number}:bias"))
+        points[name] = OperatingPoints(curve, codes, **_optional_arrays(arrays, number))
     return points
+
+
+def _optional_arrays(arrays: Mapping[str, NDArray[Any]], number: int) -> dict[str, Any]:
+    """Return what a layer's points may have besides curve and codes."""
+    found: dict[str, Any] = {key: arrays.get(f"{number}:{key}") for key in _ARRAYS}
+    if f"{number}:order" in arrays:
+        found["outputs"] = OutputFactor(*(arrays[f"{number}:{key}"] for key in _FACTOR))
+    return found
 
 
 def _index_arrays(index: int, points: OperatingPoints) -> dict[str, NDArray[Any]]:
@@ -97,8 +107,11 @@ def _index_arrays(index: int, points: OperatingPoints) -> dict[str, NDArray[Any]
         f"{index}:levels": np.concatenate([codebook.levels for codebook in curve.codebooks]),
         f"{index}:counts": np.array([len(codebook.levels) for codebook in curve.codebooks]),
     }
-    if points.bias is not None:
-        arrays[f"{index}:bias"] = points.bias
+    for key in _ARRAYS:
+        if (values := getattr(points, key)) is not None:
+            arrays[f"{index}:{key}"] = values
+    if points.outputs is not None:
+        arrays |= {f"{index}:{key}": getattr(points.outputs, key) for key in _FACTOR}
     if isinstance(codes, PackedCodes):
         arrays[f"{index}:stops"] = np.cumsum([len(stream) for stream in codes.streams])
         arrays[f"{index}:shape"] = np.array(codes.shape)
