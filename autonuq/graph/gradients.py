@@ -22,7 +22,6 @@ from autonuq.graph.backward import NoDerivative, Reverse
 from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.heads import Head, find_heads
 from autonuq.graph.hosted import HOST_LAYERS
-from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import IR_VERSION, LOWERINGS, OPSET, Lowered, lower_layers, serialized
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.operators.builder import Builder, Lowering, reads

@@ -202,7 +202,7 @@ class InputPatches:
 
     def total(self) -> Array:
         """Return the sum over all samples, float64, shape (groups, K)."""
-        return self._views.sum(axis=(0, 1, 2), dtype=np.float64).reshape(self._groups, -1)
+        return np.asarray(self._views.sum(axis=(0, 1, 2), dtype=np.float64).reshape(self._groups, -1))
 
     def _grouped(self, some: Array) -> Array:
         return np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
