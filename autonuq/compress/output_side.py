@@ -200,10 +200,9 @@ class _Use:
     squares: Array | float = 0.0
 
     def add(self, layer: Layer, bottom: Array) -> None:
-        patches = InputPatches(layer, bottom)
-        self.samples += patches.samples
-        self.total = self.total + patches.total()
-        self.squares = self.squares + InputPatches(layer, np.square(bottom)).total()
+        self.samples += InputPatches(layer, bottom).samples
+        self.total = self.total + _total(layer, bottom)
+        self.squares = self.squares + _total(layer, np.square(bottom))
 
     @property
     def mean(self) -> Array:
@@ -214,6 +213,12 @@ class _Use:
         """Tr H of each group."""
         variances = self.squares / self.samples - self.mean**2
         return np.asarray(np.maximum(variances, 0).sum(axis=1))
+
+
+def _total(layer: Layer, bottom: Array) -> Array:
+    """Return the sum of all that a layer's weights meet, shape (groups, K): summed over the batch before it is cut."""
+    summed = bottom.sum(axis=0, keepdims=True, dtype=np.float64)
+    return np.asarray(InputPatches(layer, summed).of_items(slice(None)).sum(axis=1))
 
 
 @dataclass
@@ -290,8 +295,7 @@ def _same_products(patches: Array) -> Array:
     """Return S, shape (groups, P, P), with S S' = x x' for x of shape (groups, P, K)."""
     if patches.shape[1] == 1:
         return np.asarray(np.sqrt(np.square(patches).sum(axis=2, keepdims=True)))
-    triangles: Array = np.linalg.qr(patches.swapaxes(1, 2), mode="r")
-    return np.asarray(triangles.swapaxes(1, 2))
+    return np.asarray(np.linalg.qr(patches.swapaxes(1, 2), mode="r")).swapaxes(1, 2)
 
 
 def _side_by_side(values: Array) -> Array:
