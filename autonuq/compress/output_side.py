@@ -23,8 +23,8 @@ of KL(p || changed p), and v = (sqrt(p) e - p (sqrt(p) . e)) / (T sqrt(M)), e st
 squared error in units of their variance, and v = e / (s sqrt(n)), n the number of values of an image and s the
 standard deviation over images and positions.
 
-Source: `shared` derivations are in words of Martens & Grosse (arXiv 1503.05671) for the two sides, and YAQA (arXiv
-2505.22988) for the per-image form.
+Source: two sides of a layer's curvature after Martens & Grosse (arXiv 1503.05671), Gauss-Newton factors drawn at random
+after Botev et al. (1706.03662), E[g g'] per image after YAQA (2505.22988); scales and centring are an own derivation.
 """
 
 from __future__ import annotations
@@ -200,10 +200,9 @@ class _Use:
     squares: Array | float = 0.0
 
     def add(self, layer: Layer, bottom: Array) -> None:
-        patches = InputPatches(layer, bottom)
-        self.samples += patches.samples
-        self.total = self.total + patches.total()
-        self.squares = self.squares + InputPatches(layer, np.square(bottom)).total()
+        self.samples += InputPatches(layer, bottom).samples
+        self.total = self.total + _total(layer, bottom)
+        self.squares = self.squares + _total(layer, np.square(bottom))
 
     @property
     def mean(self) -> Array:
@@ -211,9 +210,15 @@ class _Use:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """tr H of each group."""
+        """Tr H of each group."""
         variances = self.squares / self.samples - self.mean**2
         return np.asarray(np.maximum(variances, 0).sum(axis=1))
+
+
+def _total(layer: Layer, bottom: Array) -> Array:
+    """Return the sum of all that a layer's weights meet, shape (groups, K): summed over the batch before it is cut."""
+    summed = bottom.sum(axis=0, keepdims=True, dtype=np.float64)
+    return np.asarray(InputPatches(layer, summed).of_items(slice(None)).sum(axis=1))
 
 
 @dataclass
@@ -289,8 +294,8 @@ class _Sums:
 def _same_products(patches: Array) -> Array:
     """Return S, shape (groups, P, P), with S S' = x x' for x of shape (groups, P, K)."""
     if patches.shape[1] == 1:
-        return np.sqrt(np.square(patches).sum(axis=2, keepdims=True))
-    return np.linalg.qr(patches.swapaxes(1, 2), mode="r").swapaxes(1, 2)
+        return np.asarray(np.sqrt(np.square(patches).sum(axis=2, keepdims=True)))
+    return np.asarray(np.linalg.qr(patches.swapaxes(1, 2), mode="r")).swapaxes(1, 2)
 
 
 def _side_by_side(values: Array) -> Array:
@@ -416,7 +421,7 @@ def softmax_factor(values: Array, noise: Array, axis: int, temperature: float) -
 
 
 def _grouped(gradient: Array, item: int, rows: int, groups: int) -> Array:
-    """Return one item's part of a gradient (items * rows, R, positions), shape (groups, R / groups, rows * positions)."""
+    """Return one item's part of a gradient (items * rows, R, positions): (groups, R / groups, rows * positions)."""
     some = gradient[item * rows : (item + 1) * rows]
     some = some.reshape(rows, some.shape[1], -1).swapaxes(0, 1)
     return some.reshape(groups, some.shape[0] // groups, -1)

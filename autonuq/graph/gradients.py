@@ -22,7 +22,6 @@ from autonuq.graph.backward import NoDerivative, Reverse
 from autonuq.graph.detached import Weights, declared_tensor
 from autonuq.graph.heads import Head, find_heads
 from autonuq.graph.hosted import HOST_LAYERS
-from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import IR_VERSION, LOWERINGS, OPSET, Lowered, lower_layers, serialized
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
 from autonuq.graph.operators.builder import Builder, Lowering, reads
@@ -243,7 +242,8 @@ def _differentiated(trace: _Trace) -> LoweredGradients:
         heads.add(head)
     for index in _before(trace.whole, ends):
         _carry(trace, reverse, heads, index)
-    passes = {name: _passes(reverse, name, made) for name, made in trace.made.items() if name in trace.wanted}
+    seeds = {head.seed for head in heads.found.values()}
+    passes = {name: _passes(reverse, seeds, name, made) for name, made in trace.made.items() if name in trace.wanted}
     reached = {name: found for name, found in passes.items() if found}
     reasons = {name: _why_not(trace, name) for name in sorted(trace.wanted - reached.keys())}
     return _assembled(trace, reverse, tuple(heads.found.values()), reached, reasons)
@@ -276,15 +276,15 @@ def _carry(trace: _Trace, reverse: Reverse, heads: _Heads, index: int) -> None:
         heads.add(Head(blob, value))
 
 
-def _passes(reverse: Reverse, name: str, made: _Lowered) -> tuple[LayerPass, ...]:
-    """Give the gradients at a layer's tops names of their own."""
+def _passes(reverse: Reverse, seeds: Collection[str], name: str, made: _Lowered) -> tuple[LayerPass, ...]:
     reverse.layer = name
-    pairs = [(bottom, top, reverse.gradient(top)) for bottom, top in zip(made.bottoms, made.tops, strict=False)]
-    return tuple(
-        LayerPass(bottom, reverse.add("Identity", gradient), reverse.shape(top))
-        for bottom, top, gradient in pairs
-        if gradient is not None
-    )
+    found = []
+    for bottom, top in zip(made.bottoms, made.tops, strict=False):
+        gradient = reverse.gradient(top)
+        if gradient is not None:  # an input of a model cannot be an output of it
+            gradient = reverse.add("Identity", gradient) if gradient in seeds else gradient
+            found.append(LayerPass(bottom, gradient, reverse.shape(top)))
+    return tuple(found)
 
 
 def _why_not(trace: _Trace, name: str) -> str:

@@ -200,10 +200,6 @@ class InputPatches:
         some = self._views[items]
         return self._grouped(some.reshape(-1, *some.shape[3:]))
 
-    def total(self) -> Array:
-        """Return the sum over all samples, float64, shape (groups, K)."""
-        return self._views.sum(axis=(0, 1, 2), dtype=np.float64).reshape(self._groups, -1)
-
     def _grouped(self, some: Array) -> Array:
         return np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
 
@@ -212,7 +208,7 @@ def _windows(bottom: Array, window: InputWindow) -> Array:
     """Return a view of all windows, shape (images, rows, columns, channels, *kernel)."""
     if window.stretch is not None:  # a Deconvolution: zeros between the inputs, and its kernel turned round
         height, width = ((size - 1) * step + 1 for size, step in zip(bottom.shape[2:], window.stretch, strict=True))
-        spread = np.zeros((*bottom.shape[:2], height, width), np.float32)
+        spread = np.zeros((*bottom.shape[:2], height, width), bottom.dtype)
         spread[:, :, :: window.stretch[0], :: window.stretch[1]] = bottom
         bottom = spread
     padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))

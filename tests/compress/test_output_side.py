@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autonuq.compress.output_side import collect_output_sides, softmax_factor
+from autonuq.compress.output_side import collect_output_sides
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower

@@ -11,7 +11,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import Layer
-from autonuq.runtime.moments import MomentObserver, InputPatches, load_moments
+from autonuq.runtime.moments import InputPatches, MomentObserver, load_moments
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def _global_average(reverse: Reverse, node: onnx.NodeProto, gradient: str) -> Ma
 
 @differentiates_one("Softmax")
 def _softmax(reverse: Reverse, node: onnx.NodeProto, gradient: str) -> Mapping[int, str]:
-    """y (g - sum y g)."""
+    """Y (g - sum y g)."""
     y, axis = node.output[0], attributes_of(node).get("axis", -1)
     total = reverse.add("ReduceSum", reverse.add("Mul", gradient, y), reverse.constant("axes", np.array([axis])))
     return {0: reverse.add("Mul", y, reverse.add("Sub", gradient, total))}
