@@ -37,6 +37,8 @@ FLOAT_LAYERS = "autonuq:float_layers"
 """The `FloatLayers` of the study; empty until they are decided. Studies of versions that had none lack it."""
 FLOAT_MEASURED = "autonuq:float_measured"
 """What was measured to decide them: this is how many there are, `autonuq:float_measured/0` is the first."""
+WAYS = "autonuq:ways"
+"""The `Rounding` of the study; studies of versions that had one way only lack it."""
 ARTIFACTS = "autonuq:artifacts"
 """File name -> SHA-256."""
 
@@ -394,6 +396,55 @@ def say_probability(probability: float | None) -> str:
 
 
 @dataclass(frozen=True)
+class ComparedWay:
+    """A way of rounding that was tried on images of the calibration that took no part in it.
+
+    Attributes
+    ----------
+    way : str
+        In words.
+    ratio, divergence : float
+        Of the network that it made; nats from the original, mean over images.
+    """
+
+    way: str
+    ratio: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the layers' weights are rounded, and why.
+
+    Attributes
+    ----------
+    way : str
+        In words; empty where that was not chosen.
+    compared : tuple of ComparedWay
+        The ways that were tried.
+    unknown : mapping of str to str
+        Layers of which is not known what their errors do to the network's end -> the reason.
+    in_order : bool
+        Each plan's network is built in order, against what the quantized layers before really give.
+    images : int
+        Of the calibration, that were kept for this.
+    """
+
+    way: str = ""
+    compared: tuple[ComparedWay, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    in_order: bool = False
+    images: int = 0
+
+    def say(self) -> str:
+        """Put it into words."""
+        if not self.way:
+            return ""
+        order = f"networks are built in order on {self.images} images" if self.in_order else "layers are rounded alone"
+        return f"{self.way}; {order}"
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A study at one moment.
 
@@ -424,6 +475,8 @@ class StudyRecord:
         How many the evaluator scores, where it tells.
     float_layers : FloatLayers
         Decided before the search.
+    rounding : Rounding
+        Chosen before the search.
     """
 
     name: str
@@ -440,6 +493,7 @@ class StudyRecord:
     unit: Unit = Unit()
     samples: int | None = None
     float_layers: FloatLayers = FloatLayers()
+    rounding: Rounding = Rounding()
 
     @property
     def original_bytes(self) -> int:

@@ -9,9 +9,8 @@ its figures. The oldest one, which takes all outputs for equal, is among them, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,19 @@ from autonuq.compress.in_order import Builder
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
-from autonuq.graph.model import Array
+from autonuq.graph.batch import MixesItems, find_batch
+from autonuq.graph.model import Array, Graph
+from autonuq.quant.codec import CODECS
 from autonuq.quant.points import OperatingPoints, Tuning
 
 Passes = Sequence[Mapping[str, Array]]
+
+_AIM = 0.02  # divergence near which ways are compared: some networks lose a point of accuracy there, none many
+_SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
+_SEARCHES = 4  # builds that look for the size with that divergence
+_STEPS = 10  # of a layer's grid while ways are compared
+_MOST_IMAGES = 300  # whose gradients are taken
+_MANY, _VERY_MANY = 1 << 23, 1 << 25  # weights above which fewer ways are compared, or none
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,227 @@ class Way:
     by_mean: float = 0.0
     price: float = 0.3
 
-    def costs(self, sides: OutputSides) -> dict[str, NDArray[np.float64]]:
-        """Return what errors of each layer's outputs cost, damped; layers with groups have no codebook, and no costs."""
+    @property
+    def tuning(self) -> Tuning:
+        """How grids are made for this way."""
+        return Tuning(self.price)
+
+    def costs(self, sides: Sequence[OutputSides]) -> dict[str, NDArray[np.float64]]:
+        """Return what errors of the layers' outputs cost by several collections together.
+
+        Layers with groups have no codebook, and need none.
+        """
         if not self.side:
             return {}
-        found = sides.layers[self.temperature]
-        return {name: self._damped(getattr(own, f"by_{self.side}")) for name, own in found.items()}
+        images = sum(one.images for one in sides)
+        each = [one.layers[self.temperature] for one in sides]
+        names = [name for name in each[0] if all(name in one for one in each) and len(each[0][name].by_image) == 1]
+        shares = [one.images / images for one in sides]
+        forms = {name: [getattr(one[name], f"by_{self.side}")[0] for one in each] for name in names}
+        return {name: self._damped(sum(map(np.multiply, own, shares))) for name, own in forms.items()}
 
-    def _damped(self, side: NDArray[np.float64]) -> NDArray[np.float64]:
-        ...
+    def _damped(self, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+        largest = float(np.linalg.eigvalsh(costs)[-1]) if self.by_largest else 0.0
+        damping = self.by_largest * largest + self.by_mean * float(np.diag(costs).mean())
+        return costs + damping * np.eye(len(costs))
+
+    def say(self) -> str:
+        """Describe the way in a few words."""
+        if not self.side:
+            return f"all outputs equal, a bit's price {self.price:g}"
+        damping = f"{self.by_largest:g} of the largest" if self.by_largest else f"{self.by_mean:g} of the mean"
+        return f"gradients by {self.side} at temperature {self.temperature:g}, {damping}, a bit's price {self.price:g}"
+
+
+@dataclass(frozen=True)
+class TriedWay:
+    """What a way made of images that it did not learn from.
+
+    Attributes
+    ----------
+    way : Way
+    ratio, divergence : float
+        Of the plan that was built; the divergence is the mean over images, in nats.
+    """
+
+    way: Way
+    ratio: float
+    divergence: float
+
+    @property
+    def at_equal_size(self) -> float:
+        """The logarithm of the divergence, less what the ratio explains of it."""
+        return math.log(max(self.divergence, 1e-12)) - _SLOPE * math.log(self.ratio)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that was chosen, and why.
+
+    Attributes
+    ----------
+    way : Way
+    costs : mapping of str to ndarray of float64
+        By layer; see `build_points`.
+    tried : sequence of TriedWay
+        In the order in which they were; empty where nothing could be compared.
+    unknown : mapping of str to str
+        Layers whose errors' costs are not known -> the reason.
+    """
+
+    way: Way
+    costs: Mapping[str, NDArray[np.float64]]
+    tried: Sequence[TriedWay]
+    unknown: Mapping[str, str]
+
+
+def choose_way(
+    model: QuantizedModel, record_file: Path, passes: Passes, on_way: Callable[[str], None] = lambda text: None
+) -> Choice:
+    """Choose how a network's layers are rounded.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+        Calibrated.
+    record_file : Path
+        Beside it lie the moments of its layers' inputs.
+    passes : sequence of mapping of str to ndarray of float32
+        Input blobs of the calibration.
+    on_way : callable
+        Told each way that was tried.
+
+    Notes
+    -----
+    **Cost**: gradients of at most 300 images at one or two temperatures, and for each of up to seven ways some ten
+    assignments a layer and two networks built in order on half of the images; from 8 M weights on three ways, and from
+    32 M on the first one as it is.
+    """
+    halves = _halves(model, passes)
+    weights = sum(model.weight_counts.values())
+    temperatures = (Way.temperature,) if weights > _VERY_MANY else (Way.temperature, 1.0)
+    sides = [collect_output_sides(model.graph, half, temperatures=temperatures, images=_some(half)) for half in halves]
+    unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
+    first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
+    if weights > _VERY_MANY or len(halves) < 2:
+        return Choice(first, first.costs(sides), (), unknown)
+    comparison = _Comparison(model, record_file, halves, sides)
+    tried = []
+    for way in _ways(first, weights > _MANY, lambda: _best(tried)):
+        tried.append(comparison.tried(way))
+        on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
+    best = _best(tried)
+    return Choice(best, best.costs(sides), tried, unknown)
+
+
+def _best(tried: Sequence[TriedWay]) -> Way:
+    return min(tried, key=lambda one: one.at_equal_size).way
+
+
+def _ways(first: Way, few: bool, best: Callable[[], Way]) -> Iterator[Way]:
+    """Yield one way after the other, each but for one thing the best so far."""
+    yield first
+    if first.side:
+        yield replace(first, side="", by_largest=0.0)
+        if best().side:
+            yield replace(best(), temperature=1.0)
+        if best().side and not few:
+            yield replace(best(), side="image")
+            yield replace(best(), by_largest=0.0, by_mean=1.0)
+    if not few:
+        yield replace(best(), price=2 * Way.price)
+        yield replace(best(), price=Way.price / 3)
+
+
+def _some(passes: Passes) -> range | None:
+    """Choose images whose gradients are taken, evenly, of half of all."""
+    count = sum(len(next(iter(one.values()))) for one in passes)
+    return range(0, count, -(-2 * count // _MOST_IMAGES)) if 2 * count > _MOST_IMAGES else None
+
+
+def _halves(model: QuantizedModel, passes: Passes) -> list[Passes]:
+    """Split a calibration's inputs in two, by images if there is one pass only; as they are if they cannot be split."""
+    if len(passes) > 1:
+        return [passes[::2], passes[1::2]]
+    (one,) = passes
+    items = min(len(values) for values in one.values())
+    if items < 2 or not _are_apart(model.graph):
+        return [passes]
+    middle = items // 2
+    return [[{blob: v[:middle] for blob, v in one.items()}], [{blob: v[middle:] for blob, v in one.items()}]]
+
+
+def _are_apart(graph: Graph) -> bool:
+    """Say whether images lie one behind the other in every blob."""
+    try:
+        return not any(find_batch(graph).axes.values())
+    except MixesItems:
+        return False
+
+
+class _Comparison:
+    """Tries ways on both halves of the images, learning from one and judging by the other."""
+
+    def __init__(
+        self, model: QuantizedModel, record_file: Path, halves: Sequence[Passes], sides: Sequence[OutputSides]
+    ) -> None:
+        self._model, self._record_file, self._sides = model, record_file, sides
+        passes, split = [*halves[0], *halves[1]], len(halves[0])
+        self._parts = range(split), range(split, len(passes))
+        self._builders = [Builder(model, passes, learning) for learning in self._parts]
+        self._size: float | None = None
+
+    def tried(self, way: Way) -> TriedWay:
+        """Try one way."""
+        found = []
+        for half, (builder, others) in enumerate(zip(self._builders, self._parts[::-1], strict=True)):
+            points = self._points(way, self._sides[half])
+            if self._size is None:
+                self._size = self._found_size(builder, points, others)
+            found.append(self._built(builder, points, self._size, others))
+        sizes, divergences = zip(*found, strict=True)
+        original = 4 * sum(self._model.weight_counts.values())
+        return TriedWay(way, original / float(np.mean(sizes)), float(np.mean(divergences)))
+
+    def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
+        tuning = Tuning(price=way.price, steps=_STEPS)
+        costs = way.costs([sides])
+        return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
+
+    def _found_size(self, builder: Builder, points: Mapping[str, OperatingPoints], judging: Iterable[int]) -> float:
+        """Look for the bytes at which the first way diverges by what ways are compared at."""
+        size = sum(4 * count for count in self._model.weight_counts.values()) / 16
+        for _ in range(_SEARCHES):
+            real, divergence = self._built(builder, points, size, judging)
+            step = float(np.clip((divergence / _AIM) ** (1 / _SLOPE), 1 / 3, 3))
+            size = real * step
+            if 0.8 < step < 1.25:
+                break
+        return size
+
+    def _built(
+        self, builder: Builder, points: Mapping[str, OperatingPoints], size: float, judging: Iterable[int]
+    ) -> tuple[float, float]:
+        """Return bytes and divergence of the plan that takes about so many bytes."""
+        plan = plan_of_size(points, size)
+        built = builder.build(Candidate(self._model, points, plan))
+        real = sum(CODECS["entropy"].size_bytes(built.candidate.codes(name)) for name in points)
+        return real, float(np.concatenate([built.divergences[index] for index in judging]).mean())
+
+
+def plan_of_size(points: Mapping[str, OperatingPoints], size: float) -> Plan:
+    """Return the plan of least distortion, by one slope for all layers, that takes at most so many bytes if any does."""
+    low, high = -40.0, 10.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        plan = _plan_at(points, math.exp(middle))
+        over = sum(int(points[name].curve.rates_bytes[point]) for name, point in plan.items()) > size
+        low, high = (middle, high) if over else (low, middle)
+    return _plan_at(points, math.exp(high))
+
+
+def _plan_at(points: Mapping[str, OperatingPoints], slope: float) -> dict[str, int]:
+    return {
+        name: int(np.argmin(found.curve.distortions + slope * found.curve.rates_bytes))
+        for name, found in points.items()
+    }

@@ -6,15 +6,16 @@ As with `moments`, whoever writes a modified model asks for them by a folder bes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from autonuq.graph.model import Array
 
-MOST_IMAGES = 16
+MOST_IMAGES = 1024
 """No further pass is kept when so many images are."""
+_MOST_BYTES = 1 << 29
 
 
 def inputs_folder(record_file: Path) -> Path:
@@ -35,8 +36,22 @@ def discard_inputs(record_file: Path) -> None:
 
 def load_inputs(record_file: Path) -> list[dict[str, Array]]:
     """Return the input blobs of each pass that was kept; none where the calibration ran in another Caffe."""
-    files = sorted(inputs_folder(record_file).glob("*.npz"), key=lambda path: int(path.stem))
-    return [_load(path) for path in files]
+    return [_load(path) for path in input_files(record_file)]
+
+
+def input_files(record_file: Path) -> list[Path]:
+    """Return the files of the passes that were kept, in their order."""
+    return sorted(inputs_folder(record_file).glob("*.npz"), key=lambda path: int(path.stem))
+
+
+def first_images(passes: Sequence[Mapping[str, Array]], images: int) -> list[Mapping[str, Array]]:
+    """Return so many passes that they have at least this number of images, or all."""
+    found: list[Mapping[str, Array]] = []
+    for one in passes:
+        if sum(len(next(iter(kept.values()))) for kept in found) >= images:
+            break
+        found.append(one)
+    return found
 
 
 def _load(path: Path) -> dict[str, Array]:
@@ -56,14 +71,15 @@ class InputKeeper:
     def __init__(self, record_files: Iterable[Path]) -> None:
         folders = [inputs_folder(path) for path in dict.fromkeys(record_files)]
         self._folders = [folder for folder in folders if folder.is_dir()]
-        self._passes = self._images = 0
+        self._passes = self._images = self._bytes = 0
 
     def keep(self, inputs: Mapping[str, Array]) -> None:
         """Take notice of one pass."""
-        if not self._folders or not inputs or self._images >= MOST_IMAGES:
+        if not self._folders or not inputs or self._images >= MOST_IMAGES or self._bytes > _MOST_BYTES:
             return
         arrays = {str(index): values for index, values in enumerate(inputs.values())}
         for folder in self._folders:
             np.savez(folder / f"{self._passes}.npz", allow_pickle=False, names=np.array(list(inputs)), **arrays)
         self._passes += 1
         self._images += len(next(iter(inputs.values())))
+        self._bytes += sum(values.nbytes for values in inputs.values())

@@ -25,6 +25,7 @@ from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.records import ARTIFACTS
+from autonuq.runtime.inputs import input_files
 from autonuq.study.points_cache import CODES_SUFFIX, INDEX
 from autonuq.study.stored import load_long, store_long
 from autonuq.study.task import Task, file_digest
@@ -72,8 +73,9 @@ class Artifacts:
         """
         files = {_PROTOTXT: task.source.model, _WEIGHTS: task.source.weights}
         calibration = task.record_file.parent
-        points = sorted(task.points_folder.iterdir())
-        files |= {path.relative_to(calibration.parent).as_posix(): path for path in (task.record_file, *points)}
+        points = sorted(path for path in task.points_folder.iterdir() if path.is_file())
+        kept = [task.record_file, *points, *input_files(task.record_file)]
+        files |= {path.relative_to(calibration.parent).as_posix(): path for path in kept}
         document = json.dumps(asdict(config)).encode()
         known = {
             _PROTOTXT: fingerprint["prototxt"],

@@ -21,6 +21,7 @@ from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, sc
 from autonuq.evaluate.samples import Score, samples_as_data, samples_from_data
 from autonuq.records import CONFIRMATION, CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
 from autonuq.search.trust import BelievedLoss, HeldLoss
+from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.scoring import judge_metric, score_candidate
 from autonuq.study.stored import Study, load_long, store_long
 from autonuq.study.task import OnProgress, Progress, Task
@@ -54,7 +55,8 @@ class _Confirming:
     def __init__(
         self, task: Task, study: optuna.Study, candidate: Candidate, record: StudyRecord, on_progress: OnProgress
     ) -> None:
-        self._task, self._study, self._candidate, self._on_progress = task, study, candidate, on_progress
+        self._task, self._study, self._on_progress = task, study, on_progress
+        self._networks = PlanNetworks(task, candidate)
         self._record, self._believed = record, Study(study).believe(record.layers)
         self._held: list[HeldLoss] = []
 
@@ -115,7 +117,7 @@ class _Confirming:
     def _scored(self, trial: TrialRecord, original: float, tried: int) -> Confirmation:
         evaluator = self._task.confirm
         with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
-            metric = score_candidate(self._task, evaluator, self._candidate.with_plan(trial.points), Path(folder))
+            metric = score_candidate(self._task, evaluator, self._networks.network(trial.points), Path(folder))
         judgement = judge_metric(evaluator, original, metric)
         believed, allowed = self._believed.get(trial.number), judgement.allowed or self._record.allowed
         loss = float(original - metric) * (1 if self._record.metric_rises else -1)

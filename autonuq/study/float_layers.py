@@ -40,7 +40,7 @@ from autonuq.records import (
     format_metric,
     is_verdict_alone,
 )
-from autonuq.runtime.inputs import discard_inputs, load_inputs
+from autonuq.runtime.inputs import first_images, load_inputs
 from autonuq.search.rollback import BinarySearchStrategy, Verdict, requantize, roll_back
 from autonuq.search.trust import target_loss
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
@@ -55,6 +55,7 @@ from autonuq.study.stored import (
 )
 from autonuq.study.task import OnProgress, Progress, Task
 
+_IMAGES = 16  # on which a layer's harm is measured
 MOST_REQUANTIZED = 10
 """Networks that are scored to quantize layers again."""
 
@@ -78,7 +79,6 @@ def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, o
     if found is None:
         found = _Decision(task, study, candidate, on_progress).find()
         store_float_layers(study, found)
-        discard_inputs(task.record_file)
     if words := found.say():
         on_progress(Progress("float", words, 1, 1))
     if task.float_layers == "never" and (found.layers or found.hopeless):
@@ -237,7 +237,7 @@ class _Decision:
 
     def _costs(self) -> tuple[str, Mapping[str, float | None]]:
         """Measure what each layer costs alone: on kept inputs where that is possible, by the evaluator elsewhere."""
-        passes = load_inputs(self._task.record_file)
+        passes = first_images(load_inputs(self._task.record_file), _IMAGES)
         if not passes:
             return METRIC_CHANGE, self._metric_changes("another Caffe ran the calibration, or its inputs are gone")
         try:

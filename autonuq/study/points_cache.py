@@ -22,11 +22,19 @@ from autonuq.quant.feedback import OutputFactor
 from autonuq.quant.points import OperatingPoints, PackedCodes
 
 INDEX, CODES_SUFFIX = "index.npz", ".npy"
+_UNREADABLE = (OSError, KeyError, ValueError, zipfile.BadZipFile)
 _ARRAYS, _FACTOR = ("bias", "scale", "prices"), ("order", "diagonal", "blocks")
 
 
-def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]]) -> dict[str, OperatingPoints]:
+def store_points(
+    folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]], *, in_order: bool = False
+) -> dict[str, OperatingPoints]:
     """Write points as they are built, and return them with their codes mapped.
+
+    Parameters
+    ----------
+    in_order : bool
+        Networks are built in order of these points; see `is_in_order`.
 
     Notes
     -----
@@ -35,7 +43,7 @@ def store_points(folder: Path, key: str, built: Iterable[tuple[str, OperatingPoi
     folder.mkdir(exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     names: list[str] = []
-    arrays: dict[str, NDArray[Any]] = {"key": np.array(key)}
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "in_order": np.array(in_order)}
     for number, (name, points) in enumerate(built):
         codes = _stored_codes(points.codes)
         head = io.BytesIO()
@@ -61,6 +69,24 @@ def has_points(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
+def is_in_order(folder: Path) -> bool:
+    """Say whether the networks of these points are built in order; those of earlier versions' points are not."""
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as arrays:
+            return bool(arrays.get("in_order", False))
+    except _UNREADABLE:
+        return False
+
+
+def index_key(folder: Path) -> str:
+    """Return what the stored points were built from; empty if there are none."""
+    try:
+        with np.load(folder / INDEX, allow_pickle=False) as arrays:
+            return str(arrays["key"])
+    except _UNREADABLE:
+        return ""
+
+
 def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
     """Map stored points, or return None if there are none under this key."""
     try:
@@ -68,7 +94,7 @@ def load_points(folder: Path, key: str) -> dict[str, OperatingPoints] | None:
             if str(arrays["key"]) != key:
                 return None
             return _mapped(folder, arrays["layers"].tolist(), arrays)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None  # what is damaged is built again, like what is missing
 
 

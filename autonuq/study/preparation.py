@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,18 +19,19 @@ from autonuq.compress.calibration import calibrated, has_moments, write_calibrat
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
+from autonuq.compress.ways import Choice, choose_way
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, loss_unit, run_calibration, score, standard_error
 from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
-from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT
-from autonuq.runtime.inputs import request_inputs
+from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT, ComparedWay, Rounding
+from autonuq.runtime.inputs import input_files, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
-from autonuq.study.points_cache import has_points, load_points, store_points
+from autonuq.study.points_cache import has_points, is_in_order, load_points, store_points
 from autonuq.study.resolution import resolution_warning
-from autonuq.study.stored import store_layers, store_long, stored_float_layers, stored_layers
+from autonuq.study.stored import store_layers, store_long, store_rounding, stored_float_layers, stored_layers
 from autonuq.study.task import OnProgress, Progress, Task
 
 
@@ -74,14 +75,14 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     """Return the calibrated model; what an earlier run left is used again, if it is complete."""
     with suppress(AutonuqError):
         found = calibrated(model, task.record_file)
-        if has_points(task.points_folder) or has_moments(model, task.record_file):
+        left = has_points(task.points_folder) or has_moments(model, task.record_file)
+        if left and (input_files(task.record_file) or not is_in_order(task.points_folder)):
             return found
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
     folder = task.record_file.parent.resolve()
     pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
     write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
-    if task.float_layers == "auto":
-        request_inputs(task.record_file)
+    request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
     for path in (pair.model, pair.weights):
         path.unlink()
@@ -97,9 +98,9 @@ def points_key(fingerprint: Mapping[str, str]) -> str:
 
 
 def prepare_points(
-    task: Task, model: QuantizedModel, fingerprint: Mapping[str, str], on_progress: OnProgress
+    task: Task, model: QuantizedModel, fingerprint: Mapping[str, str], study: optuna.Study, on_progress: OnProgress
 ) -> dict[str, OperatingPoints]:
-    """Return the operating points of an earlier run, or build them."""
+    """Return the operating points of an earlier run, or build them, as it fits the network; the study is told how."""
     key = points_key(fingerprint)
     points = load_points(task.points_folder, key)
     if points is not None:
@@ -111,10 +112,42 @@ def prepare_points(
         on_progress(Progress("curves", name, len(done), len(model.weights)))
 
     give_back_memory()
-    built = build_network_points(model, task.codec, task.record_file, on_layer)
-    points = store_points(task.points_folder, key, built)
+    passes = load_inputs(task.record_file)
+    choice = _chosen_way(task, model, passes, on_progress)
+    costs = choice.costs if choice else None
+    tuning = choice.way.tuning if choice else None
+    built = build_network_points(model, task.codec, task.record_file, on_layer, costs=costs, tuning=tuning)
+    points = store_points(task.points_folder, key, built, in_order=choice is not None)
+    store_rounding(study, _rounding(choice, passes))
     remove_moments(task.record_file)
     return points
+
+
+def _chosen_way(
+    task: Task, model: QuantizedModel, passes: Sequence[Mapping[str, Any]], on_progress: OnProgress
+) -> Choice | None:
+    """Choose how layers are rounded; None where another Caffe ran the calibration, and nothing is known."""
+    if not passes or not model.nuq_layers:
+        return None
+    tried: list[str] = []
+
+    def on_way(text: str) -> None:
+        tried.append(text)
+        on_progress(Progress("ways", text, len(tried), len(tried)))
+
+    found = choose_way(model, task.record_file, passes, on_way)
+    for layer, reason in found.unknown.items():
+        on_progress(Progress("ways", f"'{layer}': what its errors do to the results is not known: {reason}", 1, 1))
+    on_progress(Progress("ways", f"chosen: {found.way.say()}", len(tried), len(tried)))
+    return found
+
+
+def _rounding(choice: Choice | None, passes: Sequence[Mapping[str, Any]]) -> Rounding:
+    if choice is None:
+        return Rounding()
+    compared = tuple(ComparedWay(one.way.say(), one.ratio, one.divergence) for one in choice.tried)
+    images = sum(len(next(iter(one.values()))) for one in passes)
+    return Rounding(choice.way.say(), compared, dict(choice.unknown), in_order=True, images=images)
 
 
 def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:

@@ -57,6 +57,7 @@ from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
+from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
 from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
@@ -323,7 +324,7 @@ class StudyRun:
         storage, study = self._opened(exists)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)
-        whole = self._prepared(model)
+        whole = self._prepared(model, study)
         floats = decide_float_layers(task, study, whole, on_progress)
         candidate = self._candidate = settled(task, study, whole)
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
@@ -365,8 +366,8 @@ class StudyRun:
         study.set_user_attr(STOPPED, "")
         return storage, study
 
-    def _prepared(self, model: QuantizedModel) -> Candidate:
-        return Candidate(model, prepare_points(self.task, model, self.fingerprint, self._on_progress))
+    def _prepared(self, model: QuantizedModel, study: optuna.Study) -> Candidate:
+        return Candidate(model, prepare_points(self.task, model, self.fingerprint, study, self._on_progress))
 
     def candidate(self, study: Study, plan: Plan) -> Candidate:
         """Return the network of a plan: what the run made, or what a finished one left in the folder.
@@ -380,9 +381,9 @@ class StudyRun:
         """
         if self._candidate is None:
             check_fingerprint(study.optuna, self.fingerprint)
-            whole = self._prepared(calibrated(self.model, self.task.record_file))
+            whole = self._prepared(calibrated(self.model, self.task.record_file), study.optuna)
             self._candidate = settled(self.task, study.optuna, whole)
-        return self._candidate.with_plan(plan)
+        return PlanNetworks(self.task, self._candidate).network(plan)
 
     def export(
         self,

@@ -18,7 +18,9 @@ from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
+from autonuq.quant.codecs import make_codec
 from autonuq.study.claims import Claims
+from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
@@ -53,6 +55,7 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
+        self.networks = PlanNetworks(task, candidate)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
@@ -169,8 +172,12 @@ class Runner:
             record = self._with_ratio(replace(record, state="complete"))
         return self._finish(trial, replace(record, duration_s=round(time.monotonic() - started, 3)))
 
-    def _size_bytes(self, plan: Mapping[str, int]) -> int:
-        return sum(layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers)
+    def _size_bytes(self, plan: Mapping[str, int], network: Candidate | None = None) -> int:
+        """Return the bytes of a plan: of what was made of it, or, before that, of its points."""
+        made = {} if network is None else {name: found.codes for name, found in network.made.items()}
+        sizes = {name: make_codec(self.task.codec, codes.shape).size_bytes(codes) for name, codes in made.items()}
+        points = {layer.name: layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers}
+        return sum((points | sizes).values())
 
     def _with_ratio(self, record: TrialRecord) -> TrialRecord:
         original_bytes = sum(layer.original_bytes for layer in self.layers)
@@ -180,7 +187,12 @@ class Runner:
         """Return the record with what was expected of the plan and what it scored."""
         expected = self.predictor.predict(self.study, plan, record.number)
         record = replace(record, predicted=expected and expected[0])
-        return score_plan(self.task, self.candidate.with_plan(plan), self.original_metric, record)
+        network = self.networks.network(plan)
+        record = replace(record, size_bytes=self._size_bytes(plan, network))
+        found = score_plan(self.task, network, self.original_metric, record)
+        if not found.satisfied:
+            self.networks.forget(plan)
+        return found
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
         """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""
@@ -196,6 +208,7 @@ def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:
     """Return the record with what another trial of the same plan scored."""
     return replace(
         record,
+        size_bytes=known.size_bytes,
         metric=known.metric,
         satisfied=known.satisfied,
         margin=known.margin,

@@ -25,6 +25,9 @@ from autonuq.records import (
     CONSTRAINT,
     FINGERPRINT,
     FLOAT_LAYERS,
+    WAYS,
+    ComparedWay,
+    Rounding,
     LAYERS,
     LEASE,
     LOSS_ERROR,
@@ -127,6 +130,7 @@ class Study:
             unit=Unit(**attributes.get(UNIT, {})),
             samples=samples and samples["count"],
             float_layers=stored_float_layers(self.optuna) or FloatLayers(),
+            rounding=_rounding(attributes),
         )
 
     def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
@@ -231,6 +235,18 @@ def _layers(attributes: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
 def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
     return LayerRecord(**{**entry, **lists})
+
+
+def store_rounding(study: optuna.Study, found: Rounding) -> None:
+    """Store how layers are rounded."""
+    store_long(study, WAYS, asdict(found))
+
+
+def _rounding(attributes: Mapping[str, Any]) -> Rounding:
+    entry = load_long(attributes, WAYS)
+    if not entry:
+        return Rounding()
+    return Rounding(**{**entry, "compared": tuple(ComparedWay(**one) for one in entry["compared"])})
 
 
 def store_float_layers(study: optuna.Study, found: FloatLayers) -> None:
