@@ -17,11 +17,7 @@ factorizations into an input and an output side, D ~ 1/2 tr(G E H E'), are here:
 - *by position*: G = E[sum over positions of delta_p delta_p']. Right where positions are independent of each other,
   and gradients of inputs: then E[(sum_p delta_p' E x_p)^2] = sum_p E[delta_p' E H E' delta_p].
 
-A head that a softmax is taken of, p = softmax(z / T) at each of M positions of an image: D is the mean over positions
-of KL(p || changed p), and v = (sqrt(p) e - p (sqrt(p) . e)) / (T sqrt(M)), e standard normal, for which E[v v'] =
-(diag(p) - p p') / (T^2 M), the Gauss-Newton matrix of D. Another head: D is half the mean over its values of the
-squared error in units of their variance, and v = e / (s sqrt(n)), n the number of values of an image and s the
-standard deviation over images and positions.
+D and v are those of `head_metrics`.
 
 Source: two sides of a layer's curvature after Martens & Grosse (arXiv 1503.05671), Gauss-Newton factors drawn at random
 after Botev et al. (1706.03662), E[g g'] per image after YAQA (2505.22988); scales and centring are an own derivation.
@@ -36,6 +32,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq.compress.head_metrics import HeadMetric, SoftmaxMetric, Spread, SquaresMetric
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.gradients import GradientHead, LayerPass, LoweredGradients, lower_gradients
 from autonuq.graph.layers import infer_shapes
@@ -46,6 +43,10 @@ from autonuq.runtime.session import Session
 
 DRAWS = 2
 """Random vectors an image: their error averages out over images, too."""
+
+MOST_IMAGES = 300
+BUDGET = 10**12
+"""Multiplications of a collection: some 30 s of a core. ResNet-50 gets 20 images, SqueezeNet 100, small nets all."""
 
 _BATCH_VALUES = 1 << 23  # values of blobs that a batch may have; some 30 MB, and as much again for every gradient
 _MOST_ITEMS = 32
@@ -77,12 +78,15 @@ class OutputSides:
         By temperature and layer.
     unknown : mapping of str to str
         Layers that have none -> the reason.
+    heads : tuple of HeadMetric
+        Where the divergence is taken.
     images : int
         How many were used.
     """
 
     layers: Mapping[float, Mapping[str, OutputSide]]
     unknown: Mapping[str, str]
+    heads: tuple[HeadMetric, ...]
     images: int
 
 
@@ -106,12 +110,17 @@ def collect_output_sides(
     temperatures : sequence of float
         Of the softmax; a head without one does not know them.
     images : sequence of int, optional
-        Which ones, counted through all passes; all by default. If the network does not treat the items of a batch
-        apart, a whole pass counts as one image.
+        Which ones, counted through all passes; by default `affordable_images`. If the network does not treat the items
+        of a batch apart, a whole pass counts as one image.
     draws : int
         Random vectors an image.
     seed : int
         Of the random vectors.
+
+    Raises
+    ------
+    ValueError
+        There is no image, temperature or draw, or a temperature is not positive.
 
     Notes
     -----
@@ -119,20 +128,76 @@ def collect_output_sides(
     (each multiplies as often as a forward pass) and min(K, P) R^2 multiplications; the blobs of a batch and R^2 numbers
     a layer in memory.
     """
+    _check(temperatures, draws)
+    if images is None:
+        images = affordable_images(graph, passes, temperatures=len(temperatures), draws=draws)
+    if not len(images):
+        raise ValueError("The 'images' of collect_output_sides must be at least one. Got none.")
     layers = [layer for layer in graph.layers if layer.type in WEIGHT_TYPES]
-    left_out = {
-        layer.name: "its inputs are not of a kind that is collected" for layer in layers if not is_observable(layer)
-    }
-    collector = _Collector(graph, [layer for layer in layers if layer.name not in left_out], tuple(temperatures), draws)
-    items = _Items(graph, passes)
-    chosen = range(items.count) if images is None else images
-    for feeds, count in items.batches(chosen):
-        collector.describe(feeds, count)
-    rng = np.random.default_rng(seed)
-    for feeds, count in items.batches(chosen):
-        collector.differentiate(feeds, count, rng)
-    found, unknown = collector.result(len(chosen))
-    return OutputSides(found, left_out | unknown, len(chosen))
+    covered = _covered(graph, layers)
+    left_out = {layer.name for layer in layers} - {layer.name for layer in covered}
+    refused = dict.fromkeys(sorted(left_out), "its kind of weights is not covered")
+    collector, items = _Collector(graph, covered, temperatures, draws, seed), _Items(graph, passes)
+    with np.errstate(all="ignore"):  # what is not finite is looked at in the end
+        for feeds, _ in items.batches(images):
+            collector.describe(feeds)
+        for feeds, count in items.batches(images):
+            collector.differentiate(feeds, count)
+        found, unknown = collector.result(len(images))
+    return OutputSides(found, refused | unknown, collector.metrics, len(images))
+
+
+def _covered(graph: Graph, layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers whose inputs can be cut into what the weights meet."""
+    shapes = infer_shapes(graph)
+    return [
+        layer
+        for layer in layers
+        if is_observable(layer) and (layer.type == "InnerProduct" or len(shapes[layer.bottoms[0]]) == 4)
+    ]
+
+
+def _check(temperatures: Sequence[float], draws: int) -> None:
+    if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+        raise ValueError(
+            f"The 'temperatures' of collect_output_sides must be positive numbers, at least one. Got {temperatures!r}."
+        )
+    if draws < 1:
+        raise ValueError(f"The 'draws' parameter of collect_output_sides must be at least 1. Got {draws} instead.")
+
+
+def affordable_images(
+    graph: Graph, passes: Sequence[Mapping[str, Array]], *, temperatures: int = 1, draws: int = DRAWS
+) -> list[int]:
+    """Choose images, evenly over all passes, for which the collection costs `BUDGET` multiplications at most.
+
+    Parameters
+    ----------
+    temperatures, draws : int
+        How many of each are asked for.
+
+    Returns
+    -------
+    list of int
+        At most `MOST_IMAGES`, at least one if there is one; see `collect_output_sides`.
+    """
+    count, cost = _Items(graph, passes).count, _image_cost(graph, passes, temperatures * draws)
+    used = min(count, MOST_IMAGES, max(1, BUDGET // max(1, cost)))
+    return [index * count // used for index in range(used)]
+
+
+def _image_cost(graph: Graph, passes: Sequence[Mapping[str, Array]], seeds: int) -> int:
+    """Count the multiplications of one image: 2 + 2 seeds forward passes, and the squares of the gradients."""
+    shapes = infer_shapes(graph, _shapes(passes[0]) if passes else None)
+    total = 0
+    for layer in graph.layers:
+        if layer.type in WEIGHT_TYPES:
+            top, weights = shapes[layer.tops[0]], layer.blobs[0]
+            rows = weights.shape[1 if layer.type == "Deconvolution" else 0]
+            columns = weights.size // rows
+            values = math.prod(top) * len(layer.tops)
+            total += values * columns * (2 + 2 * seeds) + (values + min(values, rows * columns)) * rows * seeds
+    return total // _Items(graph, passes[:1]).count if passes else total
 
 
 class _Items:
@@ -221,35 +286,6 @@ def _total(layer: Layer, bottom: Array) -> Array:
     return np.asarray(InputPatches(layer, summed).of_items(slice(None)).sum(axis=1))
 
 
-@dataclass
-class _Spread:
-    """The spread of a head's values over images and positions, channel by channel (axis 1) or overall."""
-
-    values: int = 0
-    total: Array | float = 0.0
-    squares: Array | float = 0.0
-
-    def add(self, values: Array) -> None:
-        rows = values.reshape(len(values), values.shape[1] if values.ndim > 1 else 1, -1).astype(np.float64)
-        self.values += rows.shape[0] * rows.shape[2]
-        self.total = self.total + rows.sum(axis=(0, 2))
-        self.squares = self.squares + np.square(rows).sum(axis=(0, 2))
-
-    def scale(self, axes: int) -> Array:
-        """Return 1 / standard deviation, to multiply values with so many axes; 0 where they are constant.
-
-        Channels with fewer values than there are channels have one spread together.
-        """
-        total, squares, values = np.atleast_1d(self.total), np.atleast_1d(self.squares), self.values
-        if values < len(total):
-            total, squares, values = total.sum(keepdims=True), squares.sum(keepdims=True), values * len(total)
-        mean = total / values
-        variance = squares / values - mean**2
-        varies = variance > 1e-9 * (mean**2)
-        scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
-        return scale.reshape(1, -1, *(1,) * (axes - 2)) if axes > 1 else scale
-
-
 class _Gram:
     """Sum of a a' over columns a that come in portions, shape (..., R, columns)."""
 
@@ -307,16 +343,19 @@ def _side_by_side(values: Array) -> Array:
 class _Collector:
     """Runs a network forwards and backwards and adds up."""
 
-    def __init__(self, graph: Graph, layers: Sequence[Layer], temperatures: tuple[float, ...], draws: int) -> None:
-        self._graph, self._temperatures, self._draws = graph, temperatures, draws
+    def __init__(
+        self, graph: Graph, layers: Sequence[Layer], temperatures: Sequence[float], draws: int, seed: int
+    ) -> None:
+        self._graph, self._temperatures, self._draws = graph, tuple(temperatures), draws
+        self._rng = np.random.default_rng(seed)
         self._layers = {layer.name: layer for layer in layers}
         self._models: dict[tuple[tuple[str, Shape], ...], _Models] = {}
         self._uses: dict[str, _Use] = {}
-        self._spreads: dict[str, _Spread] = {}
+        self._spreads: dict[str, Spread] = {}
         self._sums: dict[str, _Sums] = {}
         self._unreached: dict[str, str] = {}
 
-    def describe(self, feeds: Mapping[str, Array], count: int) -> None:
+    def describe(self, feeds: Mapping[str, Array]) -> None:
         """Take in what the inputs of layers and the heads are like."""
         models = self._lowered(feeds)
         values = models.forward_values(feeds)
@@ -325,35 +364,33 @@ class _Collector:
                 self._uses.setdefault(name, _Use()).add(self._layers[name], values[one.bottom])
         for head in models.lowered.heads:
             if head.classes is None:
-                self._spreads.setdefault(head.value, _Spread()).add(values[head.value])
+                self._spreads.setdefault(head.value, Spread()).add(values[head.value])
 
-    def differentiate(self, feeds: Mapping[str, Array], count: int, rng: np.random.Generator) -> None:
+    def differentiate(self, feeds: Mapping[str, Array], count: int) -> None:
         """Take the gradients of some images in."""
         models = self._lowered(feeds)
-        values = models.forward_values(feeds)
+        values, heads = models.forward_values(feeds), models.lowered.heads
         found = [
-            [models.gradients(values, self._seeds(models, values, temperature, count, rng)) for _ in range(self._draws)]
+            [models.gradients(values, self._seeds(heads, values, temperature, count)) for _ in range(self._draws)]
             for temperature in self._temperatures
         ]
         for name, passes in models.lowered.layers.items():
             self._add(name, passes, values, found, count)
 
-    def _seeds(
-        self, models: _Models, values: Mapping[str, Array], temperature: float, count: int, rng: np.random.Generator
-    ) -> dict[str, Array]:
-        return {
-            head.seed: self._seed(head, values[head.value], temperature, count, rng) for head in models.lowered.heads
-        }
+    def metric(self, head: GradientHead) -> HeadMetric:
+        """Return the divergence at a head, as the first pass makes it."""
+        if head.classes is not None:
+            return SoftmaxMetric(head.blob, head.classes)
+        return SquaresMetric(head.blob, self._spreads[head.value].scale(len(head.shape)))
 
-    def _seed(
-        self, head: GradientHead, values: Array, temperature: float, count: int, rng: np.random.Generator
-    ) -> Array:
-        noise = rng.standard_normal(values.shape, np.float32)
-        if head.classes is None:
-            scale = self._spreads[head.value].scale(values.ndim) / math.sqrt(values.size / count)
-            return (noise * scale).astype(np.float32)
-        positions = values.size // values.shape[head.classes] / count
-        return softmax_factor(values, noise, head.classes, temperature) / np.float32(math.sqrt(positions))
+    def _seeds(
+        self, heads: Sequence[GradientHead], values: Mapping[str, Array], temperature: float, count: int
+    ) -> dict[str, Array]:
+        found = {}
+        for head in heads:
+            noise = self._rng.standard_normal(head.shape, np.float32)
+            found[head.seed] = self.metric(head).factor(values[head.value], noise, count, temperature)
+        return found
 
     def _add(
         self,
@@ -384,15 +421,20 @@ class _Collector:
             self._unreached.update(self._models[key].lowered.unreached)
         return self._models[key]
 
+    @property
+    def metrics(self) -> tuple[HeadMetric, ...]:
+        """The divergence at every head."""
+        heads = {head.value: head for models in self._models.values() for head in models.lowered.heads}
+        return tuple(self.metric(head) for head in heads.values())
+
     def result(self, images: int) -> tuple[dict[float, dict[str, OutputSide]], dict[str, str]]:
         """Return the output sides by temperature, and why layers have none."""
         found: dict[float, dict[str, OutputSide]] = {temperature: {} for temperature in self._temperatures}
         unknown = dict(self._unreached)
         for name, sums in self._sums.items():
             variance = self._uses[name].variance[:, None, None]
-            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-                by_image = np.where(variance > 0, sums.by_image.total() / variance, 0) / (images * self._draws)
-                by_position = sums.by_position.total() / (images * self._draws)
+            by_image = np.where(variance > 0, sums.by_image.total() / variance, 0) / (images * self._draws)
+            by_position = sums.by_position.total() / (images * self._draws)
             reason = _why_unusable(variance, by_image, by_position)
             if reason is not None:
                 unknown[name] = reason
@@ -408,16 +450,8 @@ def _why_unusable(variance: Array, by_image: Array, by_position: Array) -> str |
     if not variance.any():
         return "its inputs are constant"
     if not (by_image.any(axis=(1, 2, 3)) & by_position.any(axis=(1, 2, 3))).all():
-        return "its gradient is zero"
+        return "its gradient is zero: the outputs do not depend on it, or are constant or saturated"
     return None
-
-
-def softmax_factor(values: Array, noise: Array, axis: int, temperature: float) -> Array:
-    """Return v = (sqrt(p) e - p (sqrt(p) . e)) / T, p = softmax(z / T); E[v v'] = (diag(p) - p p') / T^2."""
-    powers = np.exp((values - values.max(axis=axis, keepdims=True)) / np.float32(temperature))
-    p = powers / powers.sum(axis=axis, keepdims=True)
-    spread = np.sqrt(p) * noise
-    return np.asarray((spread - p * spread.sum(axis=axis, keepdims=True)) / np.float32(temperature))
 
 
 def _grouped(gradient: Array, item: int, rows: int, groups: int) -> Array:
