@@ -12,18 +12,19 @@ those are as they were. What depends on a layer that runs in Python keeps its co
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Made
-from autonuq.compress.divergence import divergences
+from autonuq.compress.head_metrics import HeadMetric, SoftmaxMetric, Spread, SquaresMetric
 from autonuq.compress.operating_points import layers_behind_weights
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.gradients import computable_layers
-from autonuq.graph.heads import find_heads
+from autonuq.graph.heads import Head, find_heads
+from autonuq.graph.layers import canonical_axis
 from autonuq.graph.lowering import lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.quant.feedback import assign, build_feedback, targets_of
@@ -44,17 +45,16 @@ class Built:
     ----------
     candidate : Candidate
         With what its layers became.
-    divergences : sequence of ndarray of float64, shape (items,)
-        From the original network, of each item of each pass.
+    divergences : sequence of float
+        From the original network, in each pass, in nats; infinite where results are not finite.
     """
 
     candidate: Candidate
-    divergences: Sequence[NDArray[np.float64]]
+    divergences: Sequence[float]
 
-    @property
-    def divergence(self) -> float:
-        """The mean of them."""
-        return float(np.concatenate(self.divergences).mean())
+    def divergence(self, passes: Iterable[int]) -> float:
+        """Return the mean over some passes."""
+        return float(np.mean([self.divergences[index] for index in passes]))
 
 
 class Builder:
@@ -113,8 +113,15 @@ class Builder:
                 layer = layer.with_(blobs=blobs)
         original.advance()
         quantized.advance(layer)
-        values = [{head.blob: flow.values(head.blob) for head in self._heads} for flow in (original, quantized)]
-        return Built(replace(candidate, made=made), divergences(self._heads, *values))
+        metrics = [_metric(head, original.values(head.blob)) for head in self._heads]
+        divergences = [
+            sum(
+                metric.divergence(original.values(metric.blob)[index], quantized.values(metric.blob)[index])
+                for metric in metrics
+            )
+            for index in range(len(self._passes))
+        ]
+        return Built(replace(candidate, made=made), np.nan_to_num(divergences, nan=np.inf).tolist())
 
     def _of_ours(self, points: Mapping[str, OperatingPoints]) -> dict[str, OperatingPoints]:
         return {name: found for name, found in points.items() if name in self._model.weights}
@@ -150,7 +157,9 @@ class Builder:
         grid = points.grid(candidate.plan.get(name, 0), self._model.weights[name])
         return assign(targets, grid).codes.reshape(kernel.shape)
 
-    def _paired(self, layer: Layer, original: Sequence[Array], quantized: Sequence[Array], centred: bool) -> PairedInputs:
+    def _paired(
+        self, layer: Layer, original: Sequence[Array], quantized: Sequence[Array], centred: bool
+    ) -> PairedInputs:
         seen = sum(InputPatches(layer, original[index]).samples for index in self._learning)
         inputs = layer.blobs[0][0].size
         used = samples_of(inputs, seen)
@@ -166,6 +175,16 @@ class Builder:
         """Return the mean of what each group's weights meet, shape (groups, K)."""
         patches = [InputPatches(layer, passes[index]) for index in self._learning]
         return np.asarray(sum(one.total() for one in patches) / sum(one.samples for one in patches))
+
+
+def _metric(head: Head, passes: Sequence[Array]) -> HeadMetric:
+    """Return the divergence at a head with these values in the original network."""
+    if head.classes is not None:
+        return SoftmaxMetric(head.blob, canonical_axis(head.classes, passes[0].ndim))
+    spread = Spread()
+    for values in passes:
+        spread.add(values)
+    return SquaresMetric(head.blob, spread.scale(passes[0].ndim))
 
 
 def _needed(graph: Graph, blobs: Collection[str]) -> list[Layer]:

@@ -263,7 +263,7 @@ class _Comparison:
         plan = plan_of_size(points, size)
         built = builder.build(Candidate(self._model, points, plan))
         real = sum(CODECS["entropy"].size_bytes(built.candidate.codes(name)) for name in points)
-        return real, float(np.concatenate([built.divergences[index] for index in judging]).mean())
+        return real, built.divergence(judging)
 
 
 def plan_of_size(points: Mapping[str, OperatingPoints], size: float) -> Plan:

@@ -329,9 +329,7 @@ class Targets:
         return self.outputs.diagonal**2, self.feedback.diagonal**2
 
 
-def targets_of(
-    feedback: Feedback, weights: NDArray[np.floating], outputs: OutputFactor | None = None
-) -> Targets:
+def targets_of(feedback: Feedback, weights: NDArray[np.floating], outputs: OutputFactor | None = None) -> Targets:
     """Order weights, shape (rows, K); one copy."""
     rows, columns = weights.shape
     outputs = outputs or equal_outputs(rows)

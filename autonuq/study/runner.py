@@ -12,13 +12,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError
+from autonuq.quant.codecs import make_codec
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
-from autonuq.quant.codecs import make_codec
 from autonuq.study.claims import Claims
 from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
