@@ -32,6 +32,7 @@ _SIZE_BITS = 8  # of the field that holds k - 1
 _MAX_HEAD_BYTES = 34  # of a learnt stream: 2 + 8 bits, and 32 bytes of levels
 _MANY_WEIGHTS = 1 << 16  # of these a learnt stream, which takes five times as long, must be smaller by
 _WORTH = 256  # a part in so many
+_FEW_LEVELS = 24  # on more than these it is not tried for so many weights
 _MAX_LEARNT_LEVELS = 64  # a weight takes a decision for each level between it and 0
 
 
@@ -165,9 +166,9 @@ class EntropyCodec:
                                 bytes at the end; its centre is the level nearest to 0, the lower of two
     ==========================  ===========================================================================
 
-    Codes are written as a learnt stream where that takes fewer bytes than the counted one is estimated to, in integers;
-    from 65,537 weights on by 1/256, because it takes longer. Neither platform nor library decides on any
-    rounding.
+    Codes are written as a learnt stream where that takes fewer bytes than the counted one is estimated to, in integers.
+    It takes longer, so from 65,537 weights on it is tried with up to 24 levels only, and has to save 1/256. Neither
+    platform nor library decides on any rounding.
 
     **Shapes**: 500 weights on 8 levels, drawn independently, take some 10 bytes besides their entropy, of which 2 are
     the checksum.
@@ -240,12 +241,13 @@ class EntropyCodec:
     def _learnt(self, codes: NDArray[np.int8], histogram: NDArray[np.int64]) -> bytes | None:
         """Return the body of a learnt stream, if it pays."""
         occurring = _levels(histogram)
-        if not 1 < occurring.size <= _MAX_LEARNT_LEVELS:
+        is_large = codes.size > _MANY_WEIGHTS
+        if not 1 < occurring.size <= (_FEW_LEVELS if is_large else _MAX_LEARNT_LEVELS):
             return None
         levels, description = _described(occurring)
         head = _bytes_of_bits("01"[self.shape is not None] + description)
         counted = _counted_bytes(histogram)
-        limit = counted - len(head) - 1 - (counted // _WORTH if codes.size > _MANY_WEIGHTS else 0)
+        limit = counted - len(head) - 1 - (counted // _WORTH if is_large else 0)
         places, centre = self._places(codes.size, self.shape is not None), _centre(levels)
         coded = encode_contexts(_indices(codes, levels), levels.size, centre, places, limit) if limit > 0 else None
         return None if coded is None else head + coded
