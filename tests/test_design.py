@@ -35,10 +35,10 @@ ALLOWED = {room: MODEST.get(room, set().union(*FLOORS[:floor])) for floor, rooms
 GATES = {
     "PIL": ("evaluate/builtin/", "pycaffe/"),
     "caffe": ("graph/hosted/autonuq_layers.py",),  # which runs in somebody else's
-    "constriction": ("quant/",),
     "google": ("graph/", "pycaffe/", "settings/", "amct/"),
     "joblib": ("evaluate/", "study/"),
     "lmdb": ("evaluate/builtin/",),
+    "numba": ("quant/compiled.py",),
     "numpy": ("",),
     "onnx": (
         "graph/lowering.py",

@@ -23,7 +23,7 @@ from autonuq.compress.output_side import OutputSides, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.model import Array, Graph
-from autonuq.quant.codec import CODECS
+from autonuq.quant.codec import EntropyCodec
 from autonuq.quant.points import OperatingPoints, Tuning
 
 Passes = Sequence[Mapping[str, Array]]
@@ -262,8 +262,12 @@ class _Comparison:
         """Return bytes and divergence of the plan that takes about so many bytes."""
         plan = plan_of_size(points, size)
         built = builder.build(Candidate(self._model, points, plan))
-        real = sum(CODECS["entropy"].size_bytes(built.candidate.codes(name)) for name in points)
+        real = sum(_size(built.candidate.codes(name)) for name in points)
         return real, built.divergence(judging)
+
+
+def _size(codes: NDArray[np.int8]) -> int:
+    return EntropyCodec(codes.shape).size_bytes(codes)
 
 
 def plan_of_size(points: Mapping[str, OperatingPoints], size: float) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autonuq.quant.atc.codec import AscendCodec
-from autonuq.quant.codec import CODECS, Codec
+from autonuq.quant.codec import CODECS, Codec, EntropyCodec
 
 CODEC_NAMES = (*CODECS, "ascend")
 
@@ -16,6 +16,8 @@ def make_codec(name: str, shape: tuple[int, ...]) -> Codec:
     name : str
         One of `CODEC_NAMES`.
     shape : tuple of int
-        Of the layer's weights; `ascend` pads them to the device's blocks, the others do not care.
+        Of the layer's weights; `ascend` pads them to the device's blocks, `entropy` learns by row and column; `fixed`
+        does not care.
     """
-    return AscendCodec(shape) if name == "ascend" else CODECS[name]
+    shaped = {"ascend": AscendCodec, "entropy": EntropyCodec}
+    return shaped[name](shape) if name in shaped else CODECS[name]

@@ -29,7 +29,7 @@ from autonuq.quant.codebook import (
     code_histogram,
     code_importance,
 )
-from autonuq.quant.codec import CODECS, Codec
+from autonuq.quant.codec import Codec, EntropyCodec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
 from autonuq.quant.feedback import Grid, OutputFactor, Targets, assign, build_feedback, factor_outputs, targets_of
 from autonuq.quant.inputs import Inputs
@@ -48,7 +48,6 @@ _NO_BITS = np.zeros(BINS)
 PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
 MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
 _SMALLER = 0.94  # VGG-16's points take 0.7 GB then
-_PACKING = CODECS["entropy"]
 _MULTIPLIED = 1 << 22  # weights that are multiplied in float64 at a time
 
 
@@ -70,8 +69,8 @@ class PackedCodes(Sequence[NDArray[np.int8]]):
         return len(self.streams)
 
     def __getitem__(self, point: Any) -> Any:
-        """Return the codes of a point; about 20 ns a weight."""
-        return _PACKING.decode(bytes(self.streams[point]), math.prod(self.shape)).reshape(self.shape)
+        """Return the codes of a point; 8 to 40 ns a weight."""
+        return EntropyCodec(self.shape).decode(bytes(self.streams[point]), math.prod(self.shape)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class _Searched:
 
     def points(self, layer: str, tuning: Tuning | None, sizes: Sequence[int] | None) -> OperatingPoints:
         """Try what is worth an assignment, and keep what is of use."""
-        is_own = tuning is not None and sizes is None and self._codec.name == _PACKING.name
+        is_own = tuning is not None and sizes is None and self._codec.entropy_coded and not isinstance(self._codec, AscendCodec)
         others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
         tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
         for grid in [Grid(_EVERY_LEVEL, self._scale), *others[:: 2 if self._weights.size >= MANY_WEIGHTS else 1]]:
@@ -289,7 +288,7 @@ class _Tried:
     """Points that were tried, those of use: the first, and the hull of the others."""
 
     def __init__(self, codec: Codec, shape: tuple[int, ...], most: float) -> None:
-        self._codec, self._shape, self._most = codec, shape, most
+        self._codec, self._shape, self._most, self._packing = codec, shape, most, EntropyCodec(shape)
         self._is_packed = math.prod(shape) > PACKED_ABOVE
         self._codes: list[Any] = []
         self._codebooks: list[Codebook] = []
@@ -301,8 +300,8 @@ class _Tried:
         """Take in a point; the loss of the first counts as none."""
         if self._codes and loss > self._most:
             return
-        kept: Any = _PACKING.encode(codes) if self._is_packed else codes.reshape(self._shape)
-        is_size = self._is_packed and self._codec.name == _PACKING.name
+        kept: Any = self._packing.encode(codes) if self._is_packed else codes.reshape(self._shape)
+        is_size = self._is_packed and self._codec == self._packing
         self._rates.append(len(kept) if is_size else self._codec.size_bytes(codes.reshape(self._shape)))
         self._losses.append(loss if self._codes else 0.0)
         self._codebooks.append(build_codebook(code_histogram(codes), BINS))

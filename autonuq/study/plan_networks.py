@@ -21,12 +21,10 @@ from autonuq.atomic import replace_file
 from autonuq.compress.candidate import Candidate, Made, Plan
 from autonuq.compress.in_order import Builder
 from autonuq.errors import QuantizationError, StudyError
-from autonuq.quant.codec import CODECS
+from autonuq.quant.codec import EntropyCodec
 from autonuq.runtime.inputs import load_inputs
 from autonuq.study.points_cache import index_key, is_in_order
 from autonuq.study.task import Task
-
-_PACKING = CODECS["entropy"]
 
 
 class PlanNetworks:
@@ -92,7 +90,7 @@ class PlanNetworks:
 def _store(path: Path, candidate: Candidate) -> None:
     arrays: dict[str, np.ndarray] = {"layers": np.array(list(candidate.made))}
     for index, made in enumerate(candidate.made.values()):
-        arrays[f"{index}:codes"] = np.frombuffer(_PACKING.encode(made.codes), np.uint8)
+        arrays[f"{index}:codes"] = np.frombuffer(EntropyCodec(made.codes.shape).encode(made.codes), np.uint8)
         if made.bias is not None:
             arrays[f"{index}:bias"] = made.bias
     buffer = io.BytesIO()
@@ -106,7 +104,7 @@ def _load(path: Path, candidate: Candidate) -> Candidate | None:
             made = {}
             for index, name in enumerate(arrays["layers"].tolist()):
                 shape = candidate.model.weights[name].codes.shape
-                codes = _PACKING.decode(arrays[f"{index}:codes"].tobytes(), int(np.prod(shape))).reshape(shape)
+                codes = EntropyCodec(shape).decode(arrays[f"{index}:codes"].tobytes(), int(np.prod(shape))).reshape(shape)
                 made[name] = Made(codes, arrays.get(f"{index}:bias"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, QuantizationError):
         return None  # what is damaged is built again, like what is missing

@@ -27,6 +27,7 @@ from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.quant.codebook import build_codebook, code_histogram
 from autonuq.quant.codec import CODECS
+from autonuq.quant.codecs import make_codec
 from autonuq.quant.curve import build_curve
 from autonuq.quant.points import OperatingPoints, build_points
 from autonuq.runtime.moments import load_moments
@@ -54,7 +55,8 @@ class Bench:
         self.original_bytes = sum(4 * uniform.codes.size for uniform in self.model.weights.values())
 
     def ratio(self, codes) -> float:
-        return self.original_bytes / sum(CODEC.size_bytes(values) for values in codes.values())
+        sizes = [make_codec(CODEC.name, values.shape).size_bytes(values) for values in codes.values()]
+        return self.original_bytes / sum(sizes)
 
     def drop(self, codes) -> float:
         """Score a network of these codes."""
