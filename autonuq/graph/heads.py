@@ -47,9 +47,10 @@ def find_heads(graph: Graph) -> tuple[Head, ...]:
 
     Values that are fed into the network are no heads.
 
-    Examples
-    --------
-    Of a classifier that ends in a Softmax, the logits; of one behind whose Softmax an ArgMax follows, the logits too.
+    Notes
+    -----
+    Of a classifier that ends in a Softmax these are the logits; if an ArgMax follows, the logits too. Layers that only
+    move numbers are looked through where a softmax, or another type that hides something, stands in front of them.
     """
     makers = {top: (index, place) for index, layer in enumerate(graph.layers) for place, top in enumerate(layer.tops)}
     found: dict[Value, Head] = {}

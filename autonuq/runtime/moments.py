@@ -7,6 +7,7 @@ to it in place, samples are appended to a second one.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -193,15 +194,20 @@ class InputPatches:
         size = max(1, _CHUNK_VALUES // max(1, int(np.prod(self._views.shape[3:]))))
         for begin in range(0, len(places), size):
             some = self._views[np.unravel_index(places[begin : begin + size], self._views.shape[:3])]
-            yield self._grouped(some)
+            yield np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
 
     def of_items(self, items: slice) -> Array:
         """Return all samples of some items of the batch, shape (groups, samples, K)."""
         some = self._views[items]
-        return self._grouped(some.reshape(-1, *some.shape[3:]))
+        channels = some.shape[3] // self._groups
+        apart = some.reshape(*some.shape[:3], self._groups, channels, *some.shape[4:])  # a view
+        return np.moveaxis(apart, 3, 0).reshape(self._groups, math.prod(some.shape[:3]), -1)
 
-    def _grouped(self, some: Array) -> Array:
-        return np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
+    def total(self) -> Array:
+        """Return the sum of all samples, shape (groups, K)."""
+        height, width = self._views.shape[4:]
+        sums = [self._views[..., row, column].sum(axis=(0, 1, 2)) for row in range(height) for column in range(width)]
+        return np.stack(sums, axis=-1).reshape(self._groups, -1)
 
 
 def _windows(bottom: Array, window: InputWindow) -> Array:
