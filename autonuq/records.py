@@ -428,6 +428,8 @@ class Rounding:
         Each plan's network is built in order, against what the quantized layers before really give.
     images : int
         Of the calibration, that were kept for this.
+    factors : mapping of str to float
+        By which the layers' curves were corrected once the divergence of some plans had been measured.
     """
 
     way: str = ""
@@ -435,6 +437,7 @@ class Rounding:
     unknown: Mapping[str, str] = field(default_factory=dict)
     in_order: bool = False
     images: int = 0
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     def say(self) -> str:
         """Put it into words."""

@@ -38,7 +38,7 @@ GATES = {
     "google": ("graph/", "pycaffe/", "settings/", "amct/"),
     "joblib": ("evaluate/", "study/"),
     "lmdb": ("evaluate/builtin/",),
-    "numba": ("quant/compiled.py",),
+    "numba": ("quant/machine_code.py",),
     "numpy": ("",),
     "onnx": (
         "graph/lowering.py",

@@ -134,7 +134,7 @@ def accuracy_based_auto_calibration(
         warn_of(["every layer had to stay float to satisfy metric_eval, so no quantized model was written"])
         return
     Path(record_file).parent.mkdir(parents=True, exist_ok=True)
-    write_record(record_file, best.factors)
+    write_record(record_file, best.model.factors)
     write_outputs(best.model, "Both", str(save_dir))
     open_log().info("accuracy of the saved model is %s", best.metric)
     open_log().info("the record file is stored as %s", record_file)

@@ -84,7 +84,7 @@ class Builder:
         self._model = model.leaving_float(model.factors.keys() - names)
         self._model = replace(self._model, graph=graph)
         self._behind = layers_behind_weights(model.graph)
-        self._passes = passes
+        self.passes = passes
         self._learning = range(len(passes)) if learning is None else sorted(learning)
         self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
 
@@ -98,8 +98,8 @@ class Builder:
         """
         own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
         heads = {head.blob for head in self._heads}
-        original = _Flow(self._model.graph, self._stops, self._passes, heads)
-        quantized = _Flow(own.fake_quant_graph(), self._stops, self._passes, heads)
+        original = _Flow(self._model.graph, self._stops, self.passes, heads)
+        quantized = _Flow(own.fake_quant_graph(), self._stops, self.passes, heads)
         made: dict[str, Made] = {}
         layer: Layer | None = None
         for name in self._stops:
@@ -119,7 +119,7 @@ class Builder:
                 metric.divergence(original.values(metric.blob)[index], quantized.values(metric.blob)[index])
                 for metric in metrics
             )
-            for index in range(len(self._passes))
+            for index in range(len(self.passes))
         ]
         return Built(replace(candidate, made=made), np.nan_to_num(divergences, nan=np.inf).tolist())
 

@@ -26,7 +26,7 @@ def build_network_points(
     record_file: Path,
     on_layer: Callable[[str], None] = lambda name: None,
     *,
-    costs: Mapping[str, NDArray[np.floating]] | None = None,
+    costs: Mapping[str, NDArray[np.float64]] | None = None,
     tuning: Tuning | None = None,
 ) -> Iterator[tuple[str, OperatingPoints]]:
     """Build the operating points of every layer with int8 weights, one layer after the other.
@@ -37,7 +37,7 @@ def build_network_points(
         Beside it the calibration left what the layers' weights meet; layers without do without.
     on_layer : callable
         Told each layer's name when its points are done.
-    costs : mapping of str to ndarray of float, shape (outputs, outputs), optional
+    costs : mapping of str to ndarray of float64, shape (outputs, outputs), optional
         What errors of the layers' outputs cost; see `build_points`.
     tuning : Tuning, optional
         Of an entropy coder's grids.

@@ -9,7 +9,7 @@ its figures. The oldest one, which takes all outputs for equal, is among them, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autonuq.compress.candidate import Candidate, Plan
 from autonuq.compress.in_order import Builder
 from autonuq.compress.operating_points import build_network_points
-from autonuq.compress.output_side import OutputSides, collect_output_sides
+from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.model import Array, Graph
@@ -32,7 +32,6 @@ _AIM = 0.02  # divergence near which ways are compared: some networks lose a poi
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SEARCHES = 4  # builds that look for the size with that divergence
 _STEPS = 10  # of a layer's grid while ways are compared
-_MOST_IMAGES = 300  # whose gradients are taken
 _MANY, _VERY_MANY = 1 << 23, 1 << 25  # weights above which fewer ways are compared, or none
 
 
@@ -157,13 +156,18 @@ def choose_way(
     halves = _halves(model, passes)
     weights = sum(model.weight_counts.values())
     temperatures = (Way.temperature,) if weights > _VERY_MANY else (Way.temperature, 1.0)
-    sides = [collect_output_sides(model.graph, half, temperatures=temperatures, images=_some(half)) for half in halves]
+    sides = [
+        collect_output_sides(
+            model.graph, half, temperatures=temperatures, images=_some(model.graph, half, temperatures)
+        )
+        for half in halves
+    ]
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
     if weights > _VERY_MANY or len(halves) < 2:
         return Choice(first, first.costs(sides), (), unknown)
     comparison = _Comparison(model, record_file, halves, sides)
-    tried = []
+    tried: list[TriedWay] = []
     for way in _ways(first, weights > _MANY, lambda: _best(tried)):
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
@@ -190,10 +194,9 @@ def _ways(first: Way, few: bool, best: Callable[[], Way]) -> Iterator[Way]:
         yield replace(best(), price=Way.price / 3)
 
 
-def _some(passes: Passes) -> range | None:
-    """Choose images whose gradients are taken, evenly, of half of all."""
-    count = sum(len(next(iter(one.values()))) for one in passes)
-    return range(0, count, -(-2 * count // _MOST_IMAGES)) if 2 * count > _MOST_IMAGES else None
+def _some(graph: Graph, half: Passes, temperatures: Sequence[float]) -> list[int]:
+    """Choose images whose gradients are taken: half as many as can be afforded of all."""
+    return affordable_images(graph, half, temperatures=2 * len(temperatures))
 
 
 def _halves(model: QuantizedModel, passes: Passes) -> list[Passes]:
@@ -234,8 +237,8 @@ class _Comparison:
         for half, (builder, others) in enumerate(zip(self._builders, self._parts[::-1], strict=True)):
             points = self._points(way, self._sides[half])
             if self._size is None:
-                self._size = self._found_size(builder, points, others)
-            found.append(self._built(builder, points, self._size, others))
+                self._size = divergent_size(builder, Candidate(self._model, points), others)
+            found.append(built_at(builder, Candidate(self._model, points), self._size, others))
         sizes, divergences = zip(*found, strict=True)
         original = 4 * sum(self._model.weight_counts.values())
         return TriedWay(way, original / float(np.mean(sizes)), float(np.mean(divergences)))
@@ -245,25 +248,23 @@ class _Comparison:
         costs = way.costs([sides])
         return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
 
-    def _found_size(self, builder: Builder, points: Mapping[str, OperatingPoints], judging: Iterable[int]) -> float:
-        """Look for the bytes at which the first way diverges by what ways are compared at."""
-        size = sum(4 * count for count in self._model.weight_counts.values()) / 16
-        for _ in range(_SEARCHES):
-            real, divergence = self._built(builder, points, size, judging)
-            step = float(np.clip((divergence / _AIM) ** (1 / _SLOPE), 1 / 3, 3))
-            size = real * step
-            if 0.8 < step < 1.25:
-                break
-        return size
 
-    def _built(
-        self, builder: Builder, points: Mapping[str, OperatingPoints], size: float, judging: Iterable[int]
-    ) -> tuple[float, float]:
-        """Return bytes and divergence of the plan that takes about so many bytes."""
-        plan = plan_of_size(points, size)
-        built = builder.build(Candidate(self._model, points, plan))
-        real = sum(_size(built.candidate.codes(name)) for name in points)
-        return real, built.divergence(judging)
+def divergent_size(builder: Builder, candidate: Candidate, judging: Collection[int]) -> float:
+    """Look for the bytes at which a network diverges by what ways are compared at."""
+    size = sum(4 * count for count in candidate.model.weight_counts.values()) / 16
+    for _ in range(_SEARCHES):
+        real, divergence = built_at(builder, candidate, size, judging)
+        step = float(np.clip((divergence / _AIM) ** (1 / _SLOPE), 1 / 3, 3)) if np.isfinite(divergence) else 3.0
+        size = real * step
+        if 0.8 < step < 1.25:
+            break
+    return size
+
+
+def built_at(builder: Builder, candidate: Candidate, size: float, judging: Collection[int]) -> tuple[float, float]:
+    """Return bytes and divergence, on some passes, of the plan that takes about so many bytes."""
+    built = builder.build(candidate.with_plan(plan_of_size(candidate.points, size)))
+    return sum(_size(built.candidate.codes(name)) for name in candidate.points), built.divergence(judging)
 
 
 def _size(codes: NDArray[np.int8]) -> int:
@@ -271,7 +272,7 @@ def _size(codes: NDArray[np.int8]) -> int:
 
 
 def plan_of_size(points: Mapping[str, OperatingPoints], size: float) -> Plan:
-    """Return the plan of least distortion, by one slope for all layers, that takes at most so many bytes if any does."""
+    """Return the plan of least distortion, by one slope for all layers, of at most so many bytes if there is one."""
     low, high = -40.0, 10.0
     for _ in range(50):
         middle = (low + high) / 2

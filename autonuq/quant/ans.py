@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.compiled import compiled
+from autonuq.quant.machine_code import compiled
 
 MODEL_BITS = 24
 """The frequencies of all numbers add up to 2**24."""

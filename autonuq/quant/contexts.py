@@ -45,7 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.compiled import compiled
+from autonuq.quant.machine_code import compiled
 
 _E = 4629735647166717429  # exp(1/256), 62 bits after the point
 _ONE = 1 << 62

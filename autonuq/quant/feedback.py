@@ -23,9 +23,9 @@ after which A gives up V' V N. The errors of a row of weights are then carried a
 e[i] X[i]. This is the same recursion: the codes are the same up to rounding.
 
 Source: the recursion of GPTQ (Frantar et al. 2022) and optimal brain surgeon, in the form of Babai's nearest plane
-algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; two-sided after YAQA (Tseng et al.
-2025, arXiv 2505.22988). Levels and prices instead of a grid, the codebook's importance, the free distortion and the form
-in the samples' space are own derivations.
+algorithm (Chen et al. 2025 show that they are the same), which needs no inverse of H; two-sided after YAQA (Tseng et
+al. 2025, arXiv 2505.22988). Levels and prices instead of a grid, the codebook's importance, the free distortion and the
+form in the samples' space are own derivations.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from autonuq.errors import QuantizationError
-from autonuq.quant.compiled import compiled
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs
+from autonuq.quant.machine_code import compiled
 
 # Shares of the mean second moment that are added to each of them, always and per input a sample: what few samples say
 # about how inputs go together is not to be trusted. Measured on LeNet (800 inputs, 16 to 1,000 samples), cifar10-quick
@@ -443,7 +443,7 @@ def _round_block(
 
 
 def _tables(levels: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the level nearest to targets in (c / 2 - 1 / 2, c / 2], c from -256 to 256, and each code's inner neighbour.
+    """Return the level nearest to (c / 2 - 1 / 2, c / 2], c from -256 to 256, and the next one inside each code.
 
     The lower one of two equally near levels; a level without one nearer to 0 is its own neighbour.
     """

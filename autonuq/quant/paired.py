@@ -7,8 +7,8 @@ The quantized network gives a layer inputs x^ in place of x. What the layer shou
 of which feedback on H^ makes codes, and a bias takes up the mean: W E[x] - Q E[x^]. With such a bias, both moments are
 centred. In a space of N samples, D (H^ + damping)**-1 is (X - X^) (X^' X^ + N damping)**-1 X^'.
 
-Source: after GPTAQ (Li et al. 2025, arXiv 2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695). alpha = 1/2: what
-the other layers could make up for, too, is not all to be made up for here. Measured on three networks, 0 and 1 are worse.
+Source: after GPTAQ (Li et al. 2025, arXiv 2504.02692) and Qronos (Zhang et al. 2025, arXiv 2505.11695). alpha = 1/2:
+what other layers could make up for, too, is not all to be made up for here. On three networks 0 and 1 are worse.
 """
 
 from __future__ import annotations

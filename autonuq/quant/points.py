@@ -229,7 +229,12 @@ class _Searched:
 
     def points(self, layer: str, tuning: Tuning | None, sizes: Sequence[int] | None) -> OperatingPoints:
         """Try what is worth an assignment, and keep what is of use."""
-        is_own = tuning is not None and sizes is None and self._codec.entropy_coded and not isinstance(self._codec, AscendCodec)
+        is_own = (
+            tuning is not None
+            and sizes is None
+            and self._codec.entropy_coded
+            and not isinstance(self._codec, AscendCodec)
+        )
         others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
         tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
         for grid in [Grid(_EVERY_LEVEL, self._scale), *others[:: 2 if self._weights.size >= MANY_WEIGHTS else 1]]:
@@ -316,7 +321,7 @@ class _Tried:
             column[:] = [column[index] for index in chosen]
 
     def points(self, layer: str, scales: int) -> OperatingPoints:
-        """Return what is of use, with so many scales a layer; of a large layer only points well below the one before."""
+        """Return what is of use, with so many scales each; of a large layer only points well below the one before."""
         if self._is_packed:
             self._keep(_spread(self._rates))
         curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))

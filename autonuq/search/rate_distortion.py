@@ -35,6 +35,7 @@ from autonuq.records import (
     is_verdict_alone,
 )
 from autonuq.search.allocation import stack_layers
+from autonuq.search.loss_model import Prior
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
 from autonuq.search.trust import BelievedLoss, target_loss
@@ -64,6 +65,9 @@ class RateDistortionSampler(BaseSampler):
     confidence : float
         Plans are proposed that shall keep the limit with this probability on data like those that are scored; 0: on
         the very data.
+    curve_error : float
+        How wrong the curves are against each other: the standard deviation of the logarithm of an unknown factor of
+        each layer's distortions.
 
     Attributes
     ----------
@@ -113,6 +117,7 @@ class RateDistortionSampler(BaseSampler):
         seed: int | None = None,
         original_bytes: Mapping[str, float] | None = None,
         confidence: float = 0.0,
+        curve_error: float = Prior.factor,
     ) -> None:
         own = list(curves)
         names = [curve.layer for curve in own]
@@ -132,7 +137,7 @@ class RateDistortionSampler(BaseSampler):
             searched = self._space.curves.values()
             layers = stack_layers([c.rates_bytes for c in searched], [c.distortions for c in searched])
             fixed = sum(float(curve.rates_bytes[0]) for curve in own if curve.layer not in self._space.curves)
-            self._proposer = Proposer(layers, fixed_bytes=fixed)
+            self._proposer = Proposer(layers, fixed_bytes=fixed, prior=Prior(factor=curve_error))
 
     def plan(self, parameters: Mapping[str, float]) -> dict[str, int]:
         """Snap ratios to the curves: layer -> index of its point."""

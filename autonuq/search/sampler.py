@@ -8,23 +8,25 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autonuq.errors import StudyError
 from autonuq.quant.curve import Curve
+from autonuq.search.loss_model import Prior
 from autonuq.search.rate_distortion import RateDistortionSampler
 
-MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int], float], BaseSampler]
+MakeSampler = Callable[[int, Mapping[str, Curve], Mapping[str, int], float, float], BaseSampler]
 
 RATE_DISTORTION = "rate-distortion"
 """The one that knows the layers' curves."""
 
 SAMPLERS: dict[str, MakeSampler] = {
-    RATE_DISTORTION: lambda seed, curves, weights, confidence: RateDistortionSampler(
+    RATE_DISTORTION: lambda seed, curves, weights, confidence, curve_error: RateDistortionSampler(
         curves.values(),
         seed=seed,
         original_bytes={name: 4 * count for name, count in weights.items()},
         confidence=confidence,
+        curve_error=curve_error,
     ),
-    "gp": lambda seed, curves, weights, confidence: GPSampler(seed=seed),
-    "random": lambda seed, curves, weights, confidence: RandomSampler(seed=seed),
-    "tpe": lambda seed, curves, weights, confidence: TPESampler(seed=seed),
+    "gp": lambda seed, curves, weights, confidence, curve_error: GPSampler(seed=seed),
+    "random": lambda seed, curves, weights, confidence, curve_error: RandomSampler(seed=seed),
+    "tpe": lambda seed, curves, weights, confidence, curve_error: TPESampler(seed=seed),
 }
 
 
@@ -36,6 +38,7 @@ def make_sampler(
     *,
     trials: int = 0,
     confidence: float = 0.0,
+    curve_error: float = Prior.factor,
 ) -> BaseSampler:
     """Make a sampler.
 
@@ -49,7 +52,7 @@ def make_sampler(
     trials : int
         Trials that the study has already: samplers that keep their random state to themselves would otherwise begin
         with the same proposals again when a study goes on.
-    confidence : float
+    confidence, curve_error : float
         See `RateDistortionSampler`.
 
     Raises
@@ -62,4 +65,4 @@ def make_sampler(
     if name == RATE_DISTORTION and not curves:
         raise StudyError(f"sampler '{name}' needs the layers' curves; there are none")
     own_seed = seed if name == RATE_DISTORTION else seed + trials
-    return SAMPLERS[name](own_seed, curves or {}, weights or {}, confidence)
+    return SAMPLERS[name](own_seed, curves or {}, weights or {}, confidence, curve_error)

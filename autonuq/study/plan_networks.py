@@ -104,7 +104,9 @@ def _load(path: Path, candidate: Candidate) -> Candidate | None:
             made = {}
             for index, name in enumerate(arrays["layers"].tolist()):
                 shape = candidate.model.weights[name].codes.shape
-                codes = EntropyCodec(shape).decode(arrays[f"{index}:codes"].tobytes(), int(np.prod(shape))).reshape(shape)
+                codes = (
+                    EntropyCodec(shape).decode(arrays[f"{index}:codes"].tobytes(), int(np.prod(shape))).reshape(shape)
+                )
                 made[name] = Made(codes, arrays.get(f"{index}:bias"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, QuantizationError):
         return None  # what is damaged is built again, like what is missing

@@ -29,9 +29,17 @@ from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, U
 from autonuq.runtime.inputs import input_files, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
+from autonuq.study.foretelling import corrected
 from autonuq.study.points_cache import has_points, is_in_order, load_points, store_points
 from autonuq.study.resolution import resolution_warning
-from autonuq.study.stored import store_layers, store_long, store_rounding, stored_float_layers, stored_layers
+from autonuq.study.stored import (
+    store_layers,
+    store_long,
+    store_rounding,
+    stored_float_layers,
+    stored_layers,
+    stored_rounding,
+)
 from autonuq.study.task import OnProgress, Progress, Task
 
 
@@ -160,7 +168,7 @@ def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:
     """
     found = stored_float_layers(study)
     floats = {} if found is None else dict.fromkeys(found.layers, f"stays float: {found.reason}")
-    candidate = candidate.leaving_float(floats)
+    candidate = corrected(candidate.leaving_float(floats), stored_rounding(study))
     layers = describe_layers(candidate.model, candidate.points, floats)
     stored = stored_layers(study)
     if not stored:

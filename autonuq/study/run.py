@@ -8,6 +8,7 @@
                                                  #     make or open the study in its storage
                                                  #     preparation: score_original, calibrate, prepare_points
                                                  #     decide_float_layers: those that int8 is not good enough for
+                                                 #     foretell: what plans do to the results, without labels
                                                  #     Artifacts.publish: what workers elsewhere need
                                                  #     make_runner: Runner.run here, or run_local with several jobs
                                                  #     confirm: the winner on data that the search never saw
@@ -56,6 +57,7 @@ from autonuq.storage.open import Storage, absolute_url, default_url, open_storag
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.float_layers import decide_float_layers, first_trial
+from autonuq.study.foretelling import foretell
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
 from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
@@ -326,6 +328,7 @@ class StudyRun:
         model = calibrate(task, self.model, on_progress)
         whole = self._prepared(model, study)
         floats = decide_float_layers(task, study, whole, on_progress)
+        foretell(task, study, whole.leaving_float(floats.layers), on_progress)
         candidate = self._candidate = settled(task, study, whole)
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))

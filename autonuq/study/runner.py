@@ -25,6 +25,7 @@ from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
     Study,
+    curve_error,
     fixed_curves,
     id_of,
     original_metric,
@@ -32,6 +33,7 @@ from autonuq.study.stored import (
     scored_record,
     store_record,
     stored_layers,
+    stored_rounding,
     trial_record,
 )
 from autonuq.study.task import OnProgress, Progress, Task
@@ -60,7 +62,9 @@ class Runner:
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
         curves = {**candidate.curves, **fixed_curves(self.layers)}
-        self.predictor = RateDistortionSampler(curves.values(), seed=task.seed, original_bytes=sizes)
+        self.predictor = RateDistortionSampler(
+            curves.values(), seed=task.seed, original_bytes=sizes, curve_error=curve_error(stored_rounding(study))
+        )
         self.original_metric = original_metric(study)
         self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)

@@ -50,12 +50,16 @@ from autonuq.records import (
     TrialRecord,
     Unit,
 )
+from autonuq.search.loss_model import Prior
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
 
 NOT_STORED = ("number", "state", "probability", "scatter")
 """Fields of a trial's record that its attribute does not hold: Optuna has them, or they follow from all trials."""
 _PIECE = 60_000  # characters, all of them ASCII
+
+CORRECTED_CURVE_ERROR = 0.2
+"""Once divergences were measured: see `foretelling`."""
 
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
@@ -130,7 +134,7 @@ class Study:
             unit=Unit(**attributes.get(UNIT, {})),
             samples=samples and samples["count"],
             float_layers=stored_float_layers(self.optuna) or FloatLayers(),
-            rounding=_rounding(attributes),
+            rounding=stored_rounding(self.optuna),
         )
 
     def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
@@ -149,7 +153,10 @@ class Study:
         curved = [layer for layer in layers or stored_layers(self.optuna) if layer.rates_bytes]
         curves = [Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in curved]
         sizes = {layer.name: float(layer.original_bytes) for layer in curved}
-        return RateDistortionSampler(curves, seed=0, original_bytes=sizes).believe(self.optuna) if curves else {}
+        if not curves:
+            return {}
+        error = curve_error(stored_rounding(self.optuna))
+        return RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error).believe(self.optuna)
 
     def _repr_html_(self) -> str:
         """Show a notebook how far the study is and what the best trial makes of each layer."""
@@ -237,13 +244,19 @@ def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
     return LayerRecord(**{**entry, **lists})
 
 
+def curve_error(rounding: Rounding) -> float:
+    """Return how wrong a study's curves are against each other; see `RateDistortionSampler`."""
+    return CORRECTED_CURVE_ERROR if rounding.factors else Prior.factor
+
+
 def store_rounding(study: optuna.Study, found: Rounding) -> None:
     """Store how layers are rounded."""
     store_long(study, WAYS, asdict(found))
 
 
-def _rounding(attributes: Mapping[str, Any]) -> Rounding:
-    entry = load_long(attributes, WAYS)
+def stored_rounding(study: optuna.Study) -> Rounding:
+    """Return how layers are rounded; nothing chosen, in studies of versions that had one way."""
+    entry = load_long(study.user_attrs, WAYS)
     if not entry:
         return Rounding()
     return Rounding(**{**entry, "compared": tuple(ComparedWay(**one) for one in entry["compared"])})

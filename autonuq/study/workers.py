@@ -34,7 +34,7 @@ from autonuq.study.locate import existing_storage, task_as_stored
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key, settled
 from autonuq.study.runner import POLL_S, Runner
-from autonuq.study.stored import FINISHED, Study, check_fingerprint, fixed_curves
+from autonuq.study.stored import FINISHED, Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 
 PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
@@ -158,6 +158,7 @@ def make_runner(
         {layer.name: layer.weights for layer in runner.layers},
         trials=trials + apart,
         confidence=task.confidence,
+        curve_error=curve_error(stored_rounding(study)),
     )
     return runner
 

@@ -1,0 +1,93 @@
+"""What plans cost the network's results, measured without labels before the first trial.
+
+The sum of the layers' curves foretells how far a plan's network diverges from the original. How far it really does
+takes seconds to measure, on images of the calibration. So some plans near where accuracy begins to fall are built, the
+factors by which each layer's curve is wrong are learnt from them as the search learns them from trials
+(`search.loss_model`), and the curves are corrected: what is left for the trials to find is smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import optuna
+
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.in_order import Builder
+from autonuq.compress.ways import divergent_size, plan_of_size
+from autonuq.quant.points import OperatingPoints
+from autonuq.records import Rounding
+from autonuq.runtime.inputs import first_images, load_inputs
+from autonuq.search.loss_model import Evidence, Prior, learn
+from autonuq.search.proposal import FLOOR
+from autonuq.study.stored import store_rounding, stored_rounding
+from autonuq.study.task import OnProgress, Progress, Task
+
+_IMAGES = 200
+_FEWEST, _MOST = 8, 24  # plans, and two for each layer between
+_REACH = 5  # points by which each layer leaves the plan in the middle
+_MANY = 1 << 25  # weights above which no plan is built for this
+_PRIOR = Prior(noise=0.01, near=0.05, far=0.0)  # divergences have little noise, and follow the sum closely
+
+
+def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress: OnProgress) -> None:
+    """Learn by which factors the layers' curves are wrong, once in a study's life, and store them."""
+    rounding = stored_rounding(study)
+    searched = {name: found for name, found in candidate.points.items() if len(found.curve.rates_bytes) > 1}
+    if not rounding.in_order or rounding.factors or not searched:
+        return
+    if sum(candidate.model.weight_counts.values()) > _MANY:
+        return
+    passes = first_images(load_inputs(task.record_file), _IMAGES)
+    if not passes:
+        return
+    on_progress(Progress("foretelling", f"what plans do to the results, on {rounding.images} images", 0, 1))
+    builder = Builder(candidate.model, passes)
+    factors = _learnt(builder, candidate, searched, np.random.default_rng(task.seed))
+    store_rounding(study, replace(rounding, factors=factors))
+    on_progress(Progress("foretelling", _said(factors), 1, 1))
+
+
+def corrected(candidate: Candidate, rounding: Rounding) -> Candidate:
+    """Return the network with its curves' distortions times the factors that were learnt."""
+    points = {name: _scaled(found, rounding.factors.get(name, 1.0)) for name, found in candidate.points.items()}
+    return replace(candidate, points=points)
+
+
+def _scaled(points: OperatingPoints, factor: float) -> OperatingPoints:
+    return replace(points, curve=replace(points.curve, distortions=points.curve.distortions * factor))
+
+
+def _learnt(
+    builder: Builder, candidate: Candidate, searched: Mapping[str, OperatingPoints], rng: np.random.Generator
+) -> dict[str, float]:
+    """Return the factor of each searched layer."""
+    every = range(len(builder.passes))
+    size = divergent_size(builder, candidate, every)
+    middle = dict(plan_of_size(candidate.points, size))
+    last = np.array([len(found.curve.rates_bytes) - 1 for found in searched.values()])
+    around = np.array([middle[name] for name in searched])
+    count = min(max(_FEWEST, 2 * len(searched)), _MOST)
+    plans = np.clip(around + rng.integers(-_REACH, _REACH + 1, (count, len(searched))), 0, last)
+    plans[0] = around
+    divergences = [
+        builder.build(candidate.with_plan(middle | dict(zip(searched, plan.tolist(), strict=True)))).divergence(every)
+        for plan in plans
+    ]
+    distortions = np.stack(
+        [found.curve.distortions[plans[:, index]] for index, found in enumerate(searched.values())], axis=1
+    )
+    known = np.isfinite(divergences) & (distortions.sum(axis=1) > 0)
+    reference = float(distortions[known].sum(axis=1).mean()) if known.any() else 1.0
+    margins = np.log(np.maximum(np.array(divergences)[known], 1e-12))
+    evidence = Evidence(distortions[known] / reference, margins, np.zeros(len(margins), int), np.zeros(len(margins)))
+    weights = learn(len(searched), FLOOR, _PRIOR, evidence).log_weights
+    return {name: math.exp(weight) for name, weight in zip(searched, weights.tolist(), strict=True)}
+
+
+def _said(factors: Mapping[str, float]) -> str:
+    least, most = min(factors.values()), max(factors.values())
+    return f"the layers' curves are corrected by {least:.2g} to {most:.2g}"
