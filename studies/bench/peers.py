@@ -172,7 +172,8 @@ class Network:
         answers = self.log_probabilities(self.graph, self.calibration)
         costs = {}
         for name, weights in self.weights.items():
-            rounded = _multiples(weights, float(weights.std())) * np.float32(weights.std())
+            codes, step = _multiples(weights, float(weights.std()))
+            rounded = codes * step
             changed = self.log_probabilities(self.with_weights({name: rounded}), self.calibration)
             costs[name] = divergence(answers, changed) / float(np.sum((rounded - weights) ** 2, dtype=np.float64))
         sizes = [weights.size for weights in self.weights.values()]
@@ -195,9 +196,13 @@ def divergence(answers: NDArray[np.float64], others: NDArray[np.float64]) -> flo
     return float(np.mean(np.sum(np.exp(answers) * (answers - others), axis=1)))
 
 
-def _multiples(weights: NDArray[np.float32], step: float) -> NDArray[np.int8]:
-    """Round to int8 multiples; the finest steps clip the largest weights."""
-    return np.clip(np.rint(weights / step), -128, 127).astype(np.int8)
+def _multiples(weights: NDArray[np.float32], step: float) -> tuple[NDArray[np.int8], np.float32]:
+    """Round to int8 multiples; return them and the step, which is at least what int8 reaches the largest weight with.
+
+    Clipping instead would make fine steps lose more than coarse ones, and a family is ordered loose to tight.
+    """
+    reached = np.float32(max(step, float(np.abs(weights).max()) / 127))
+    return np.rint(weights / reached).astype(np.int8), reached
 
 
 def environment(name: str, given: Path | None, folder: Path | None) -> Path | None:
@@ -259,9 +264,10 @@ def nncodec_peers(network: Network, python: Path) -> Iterator[tuple[str, Peer]]:
 def uniform_peers(network: Network) -> Iterator[tuple[str, Peer]]:
     def compress(factor: float, divided: bool) -> Compressed:
         steps = network.steps(factor, divided)
-        codes = {name: _multiples(weights, steps[name]) for name, weights in network.weights.items()}
-        written = 4 * len(set(steps.values())) + sum(CODEC.size_bytes(one) for one in codes.values())
-        return Compressed(written, {name: one * np.float32(steps[name]) for name, one in codes.items()})
+        rounded = {name: _multiples(weights, steps[name]) for name, weights in network.weights.items()}
+        written = 4 * len({step for _, step in rounded.values()})
+        written += sum(CODEC.size_bytes(codes) for codes, _ in rounded.values())
+        return Compressed(written, {name: codes * step for name, (codes, step) in rounded.items()})
 
     yield "uniform step, our coder, one step", Peer(FACTORS, lambda factor: compress(factor, False))
     yield "uniform step, our coder, steps by cost", Peer(FACTORS, lambda factor: compress(factor, True))
@@ -382,10 +388,9 @@ def compare_errors(name: str, options: argparse.Namespace, folder: Path) -> None
     codec = NNCodec(options.nncodec_python, network.weights, folder / "nncodec")
     rounded = {}
     for factor in ERROR_STEPS:
-        step = network.deviation * factor
-        codes = {layer: _multiples(weights, step) for layer, weights in network.weights.items()}
-        error = squared_error(network.weights, {layer: one * np.float32(step) for layer, one in codes.items()})
-        rounded[error] = sum(ideal_bytes(one) for one in codes.values())
+        multiples = {layer: _multiples(own, network.deviation * factor) for layer, own in network.weights.items()}
+        error = squared_error(network.weights, {layer: codes * step for layer, (codes, step) in multiples.items()})
+        rounded[error] = sum(ideal_bytes(codes) for codes, _ in multiples.values())
     for dependent in (False, True):
         for rate_weight in RATE_WEIGHTS:
             errors, sizes = [], []
