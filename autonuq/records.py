@@ -147,6 +147,8 @@ class LayerRecord:
         Count of each int8 code before NUQ, index = code + 128; empty if it was not recorded.
     codebooks : tuple of str
         Codebook of each point of the curve, as `encode_levels` writes it; empty if they were not recorded.
+    steps : tuple of float
+        Distance of neighbouring levels at each point, in int8 steps, the median of the outputs; empty where it is 1.
     """
 
     name: str
@@ -159,6 +161,7 @@ class LayerRecord:
     curve_levels: tuple[int, ...] = ()
     histogram: tuple[int, ...] = ()
     codebooks: tuple[str, ...] = ()
+    steps: tuple[float, ...] = ()
 
     @property
     def original_bytes(self) -> int:

@@ -57,7 +57,7 @@ class Built:
         return float(np.mean([self.divergences[index] for index in passes]))
 
 
-class Builder:
+class NetworkBuilder:
     """Builds plans of one network in order.
 
     Parameters

@@ -16,6 +16,7 @@ from autonuq.quant.codebook import code_histogram
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
 from autonuq.quant.points import OperatingPoints, Tuning, build_points
+from autonuq.quant.uniform import UniformWeights
 from autonuq.records import INT8_STEPS, LayerRecord, encode_levels
 from autonuq.runtime.moments import load_moments
 
@@ -123,6 +124,14 @@ def describe_layers(
                 (INT8_STEPS, *(len(codebook.levels) for codebook in curve.codebooks[1:])),
                 tuple(code_histogram(model.weights[name].codes).tolist()),
                 tuple(encode_levels(codebook.levels) for codebook in curve.codebooks),
+                _steps(found, model.weights[name]),
             )
         )
     return tuple(records)
+
+
+def _steps(points: OperatingPoints, uniform: UniformWeights) -> tuple[float, ...]:
+    """Return the median width of a step at each point, in int8 steps; nothing where all are int8's."""
+    if points.scale is None or np.all(points.scale == uniform.scale):
+        return ()
+    return tuple(np.median(points.scale / uniform.scale, axis=1).astype(float).round(3).tolist())

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.in_order import Builder
+from autonuq.compress.in_order import NetworkBuilder
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
@@ -111,7 +111,7 @@ class TriedWay:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenWay:
     """The way that was chosen, and why.
 
     Attributes
@@ -133,7 +133,7 @@ class Choice:
 
 def choose_way(
     model: QuantizedModel, record_file: Path, passes: Passes, on_way: Callable[[str], None] = lambda text: None
-) -> Choice:
+) -> ChosenWay:
     """Choose how a network's layers are rounded.
 
     Parameters
@@ -165,14 +165,14 @@ def choose_way(
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
     if weights > _VERY_MANY or len(halves) < 2:
-        return Choice(first, first.costs(sides), (), unknown)
+        return ChosenWay(first, first.costs(sides), (), unknown)
     comparison = _Comparison(model, record_file, halves, sides)
     tried: list[TriedWay] = []
     for way in _ways(first, weights > _MANY, lambda: _best(tried)):
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
     best = _best(tried)
-    return Choice(best, best.costs(sides), tried, unknown)
+    return ChosenWay(best, best.costs(sides), tried, unknown)
 
 
 def _best(tried: Sequence[TriedWay]) -> Way:
@@ -228,7 +228,7 @@ class _Comparison:
         self._model, self._record_file, self._sides = model, record_file, sides
         passes, split = [*halves[0], *halves[1]], len(halves[0])
         self._parts = range(split), range(split, len(passes))
-        self._builders = [Builder(model, passes, learning) for learning in self._parts]
+        self._builders = [NetworkBuilder(model, passes, learning) for learning in self._parts]
         self._size: float | None = None
 
     def tried(self, way: Way) -> TriedWay:
@@ -249,7 +249,7 @@ class _Comparison:
         return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
 
 
-def divergent_size(builder: Builder, candidate: Candidate, judging: Collection[int]) -> float:
+def divergent_size(builder: NetworkBuilder, candidate: Candidate, judging: Collection[int]) -> float:
     """Look for the bytes at which a network diverges by what ways are compared at."""
     size = sum(4 * count for count in candidate.model.weight_counts.values()) / 16
     for _ in range(_SEARCHES):
@@ -261,7 +261,9 @@ def divergent_size(builder: Builder, candidate: Candidate, judging: Collection[i
     return size
 
 
-def built_at(builder: Builder, candidate: Candidate, size: float, judging: Collection[int]) -> tuple[float, float]:
+def built_at(
+    builder: NetworkBuilder, candidate: Candidate, size: float, judging: Collection[int]
+) -> tuple[float, float]:
     """Return bytes and divergence, on some passes, of the plan that takes about so many bytes."""
     built = builder.build(candidate.with_plan(plan_of_size(candidate.points, size)))
     return sum(_size(built.candidate.codes(name)) for name in candidate.points), built.divergence(judging)

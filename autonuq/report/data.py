@@ -160,13 +160,13 @@ class LayerCodebook:
     name : str
     counts : ndarray of int64, shape (256,)
         Weights of each code before NUQ, index = code + 128.
-    levels : ndarray of int64, shape (k,)
-        Empty without a best trial.
+    levels : ndarray of float64, shape (k,)
+        In int8 steps; empty without a best trial.
     """
 
     name: str
     counts: Integers
-    levels: Integers
+    levels: Floats
 
 
 @dataclass(frozen=True)
@@ -366,8 +366,12 @@ def codebooks_data(record: StudyRecord) -> CodebooksData:
 
 
 def _layer_codebook(layer: LayerRecord, best: TrialRecord | None) -> LayerCodebook:
-    levels = decode_levels(layer.codebooks[best.points.get(layer.name, 0)]) if best and layer.codebooks else ()
-    return LayerCodebook(layer.name, np.array(layer.histogram, dtype=np.int64), np.array(levels, dtype=np.int64))
+    histogram = np.array(layer.histogram, dtype=np.int64)
+    if best is None or not layer.codebooks:
+        return LayerCodebook(layer.name, histogram, np.empty(0))
+    point = best.points.get(layer.name, 0)
+    step = layer.steps[point] if layer.steps else 1.0
+    return LayerCodebook(layer.name, histogram, step * np.array(decode_levels(layer.codebooks[point]), np.float64))
 
 
 def timeline_data(record: StudyRecord) -> TimelineData:

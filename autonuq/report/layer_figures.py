@@ -318,14 +318,14 @@ def _outlines(data: CodebooksData) -> tuple[npt.NDArray[np.int16], npt.NDArray[n
 def _add_levels(figure: go.Figure, data: CodebooksData) -> None:
     for row, layer in enumerate(data.layers):
         figure.add_scatter(
-            x=layer.levels.astype(np.int16),
+            x=layer.levels.astype(np.float32),
             y=np.full(len(layer.levels), row + 0.1, dtype=np.float32),
             name="levels kept",
             legendgroup="levels",
             showlegend=row == 0,
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 7, "color": VERMILLION, "line": {"width": 2}},
-            hovertemplate=f"<b>{plotly_text(layer.name)}</b><br>level %{{x}} of {len(layer.levels)}<extra></extra>",
+            hovertemplate=f"<b>{plotly_text(layer.name)}</b><br>level %{{x:.4g}} of {len(layer.levels)}<extra></extra>",
         )
 
 

@@ -83,7 +83,7 @@ def build_page(record: StudyRecord) -> str:
     str
         An HTML document.
     """
-    layers = [_layer_table(record), _skipped(record), _float_layers(record)]
+    layers = [_layer_table(record), _skipped(record), _float_layers(record), _rounding(record)]
     body = [_verdict(record), _figures(record), *layers, _provenance(record)]
     return "\n".join(
         [
@@ -252,6 +252,26 @@ def _float_layers(record: StudyRecord) -> str:
     heads = ("Layer", "Decision", "Bytes as float32", f"Alone at int8: {found.measure}")
     table = _plain_table("What each layer costs alone", heads, rows) if rows else ""
     return f'<section><h2>Float layers</h2><p class="note">{_text(found.say())}.</p></section>{table}'
+
+
+def _rounding(record: StudyRecord) -> str:
+    """Return how weights are rounded, the ways that were compared, and what could not be told."""
+    found = record.rounding
+    if not found.say():
+        return ""
+    rows = [
+        (one.way, "chosen" if one.way == found.way else "", f"{one.ratio:.1f}x", f"{one.divergence:.4f}")
+        for one in found.compared
+    ]
+    heads = ("Way", "", "Ratio", "Nats from the original, on images it did not learn from")
+    tables = [
+        _plain_table("Ways that were compared", heads, rows) if rows else "",
+        _plain_table("Errors whose cost is not known", ("Layer", "Reason"), found.unknown.items())
+        if found.unknown
+        else "",
+    ]
+    note = f'<p class="note">{_text(found.say())}.</p>'
+    return f"<section><h2>How weights are rounded</h2>{note}</section>{''.join(tables)}"
 
 
 def _failure_row(trial: TrialRecord) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.in_order import Builder
+from autonuq.compress.in_order import NetworkBuilder
 from autonuq.compress.ways import divergent_size, plan_of_size
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
@@ -45,7 +45,7 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
     if not passes:
         return
     on_progress(Progress("foretelling", f"what plans do to the results, on {rounding.images} images", 0, 1))
-    builder = Builder(candidate.model, passes)
+    builder = NetworkBuilder(candidate.model, passes)
     factors = _learnt(builder, candidate, searched, np.random.default_rng(task.seed))
     store_rounding(study, replace(rounding, factors=factors))
     on_progress(Progress("foretelling", _said(factors), 1, 1))
@@ -62,7 +62,7 @@ def _scaled(points: OperatingPoints, factor: float) -> OperatingPoints:
 
 
 def _learnt(
-    builder: Builder, candidate: Candidate, searched: Mapping[str, OperatingPoints], rng: np.random.Generator
+    builder: NetworkBuilder, candidate: Candidate, searched: Mapping[str, OperatingPoints], rng: np.random.Generator
 ) -> dict[str, float]:
     """Return the factor of each searched layer."""
     every = range(len(builder.passes))

@@ -19,7 +19,7 @@ import numpy as np
 
 from autonuq.atomic import replace_file
 from autonuq.compress.candidate import Candidate, Made, Plan
-from autonuq.compress.in_order import Builder
+from autonuq.compress.in_order import NetworkBuilder
 from autonuq.errors import QuantizationError, StudyError
 from autonuq.quant.codec import EntropyCodec
 from autonuq.runtime.inputs import load_inputs
@@ -47,7 +47,7 @@ class PlanNetworks:
         return is_in_order(self._task.points_folder)
 
     @cached_property
-    def _builder(self) -> Builder:
+    def _builder(self) -> NetworkBuilder:
         passes = load_inputs(self._task.record_file)
         if not passes:
             raise StudyError(
@@ -55,7 +55,7 @@ class PlanNetworks:
                 "started, which calibrates again",
                 study=self._task.name,
             )
-        return Builder(self._candidate.model, passes)
+        return NetworkBuilder(self._candidate.model, passes)
 
     def network(self, plan: Plan) -> Candidate:
         """Return a plan's network.

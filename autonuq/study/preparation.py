@@ -19,7 +19,7 @@ from autonuq.compress.calibration import calibrated, has_moments, write_calibrat
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
-from autonuq.compress.ways import Choice, choose_way
+from autonuq.compress.ways import ChosenWay, choose_way
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, loss_unit, run_calibration, score, standard_error
 from autonuq.evaluate.samples import Score, samples_as_data
@@ -133,7 +133,7 @@ def prepare_points(
 
 def _chosen_way(
     task: Task, model: QuantizedModel, passes: Sequence[Mapping[str, Any]], on_progress: OnProgress
-) -> Choice | None:
+) -> ChosenWay | None:
     """Choose how layers are rounded; None where another Caffe ran the calibration, and nothing is known."""
     if not passes or not model.nuq_layers:
         return None
@@ -150,7 +150,7 @@ def _chosen_way(
     return found
 
 
-def _rounding(choice: Choice | None, passes: Sequence[Mapping[str, Any]]) -> Rounding:
+def _rounding(choice: ChosenWay | None, passes: Sequence[Mapping[str, Any]]) -> Rounding:
     if choice is None:
         return Rounding()
     compared = tuple(ComparedWay(one.way.say(), one.ratio, one.divergence) for one in choice.tried)

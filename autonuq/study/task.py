@@ -216,7 +216,8 @@ class Progress:
 
     Attributes
     ----------
-    stage : {"study", "baseline", "calibration", "curves", "float", "waiting", "trial", "stop", "confirmation"}
+    stage : {"study", "baseline", "calibration", "ways", "curves", "float", "foretelling", "waiting", "trial", "stop",
+        "confirmation"}
     message : str
     done, total : int
         Within the stage.
