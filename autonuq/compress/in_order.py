@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from autonuq.compress.candidate import Candidate, Made
 from autonuq.compress.head_metrics import HeadMetric, SoftmaxMetric, Spread, SquaresMetric
 from autonuq.compress.operating_points import layers_behind_weights
+from autonuq.compress.output_side import BUDGET, image_cost
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.gradients import computable_layers
 from autonuq.graph.heads import Head, find_heads
@@ -30,6 +31,7 @@ from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.quant.feedback import assign, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
 from autonuq.quant.points import OperatingPoints
+from autonuq.runtime.inputs import first_images
 from autonuq.runtime.moments import InputPatches, is_observable
 from autonuq.runtime.program import source_layer
 from autonuq.runtime.session import Session
@@ -175,6 +177,12 @@ class NetworkBuilder:
         """Return the mean of what each group's weights meet, shape (groups, K)."""
         patches = [InputPatches(layer, passes[index]) for index in self._learning]
         return np.asarray(sum(one.total() for one in patches) / sum(one.samples for one in patches))
+
+
+def affordable_passes(graph: Graph, passes: Sequence[Mapping[str, Array]], builds: int) -> list[Mapping[str, Array]]:
+    """Return the first passes, at least one, on which so many networks are built with `BUDGET` multiplications."""
+    images = BUDGET // max(1, builds * image_cost(graph, passes, 0))
+    return first_images(passes, max(1, images))
 
 
 def _metric(head: Head, passes: Sequence[Array]) -> HeadMetric:

@@ -181,13 +181,13 @@ def affordable_images(
     list of int
         At most `MOST_IMAGES`, at least one if there is one; see `collect_output_sides`.
     """
-    count, cost = _Items(graph, passes).count, _image_cost(graph, passes, temperatures * draws)
+    count, cost = _Items(graph, passes).count, image_cost(graph, passes, temperatures * draws)
     used = min(count, MOST_IMAGES, max(1, BUDGET // max(1, cost)))
     return [index * count // used for index in range(used)]
 
 
-def _image_cost(graph: Graph, passes: Sequence[Mapping[str, Array]], seeds: int) -> int:
-    """Count the multiplications of one image: 2 + 2 seeds forward passes, and the squares of the gradients."""
+def image_cost(graph: Graph, passes: Sequence[Mapping[str, Array]], seeds: int) -> int:
+    """Count the multiplications of one image: 2 + 2 seeds forward passes, and the squares of so many gradients."""
     shapes = infer_shapes(graph, _shapes(passes[0]) if passes else None)
     total = 0
     for layer in graph.layers:

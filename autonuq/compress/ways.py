@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.in_order import NetworkBuilder
+from autonuq.compress.in_order import NetworkBuilder, affordable_passes
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
+from autonuq.graph.heads import find_heads
 from autonuq.graph.model import Array, Graph
 from autonuq.quant.codec import EntropyCodec
 from autonuq.quant.points import OperatingPoints, Tuning
@@ -32,7 +33,8 @@ _AIM = 0.02  # divergence near which ways are compared: some networks lose a poi
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SEARCHES = 4  # builds that look for the size with that divergence
 _STEPS = 10  # of a layer's grid while ways are compared
-_MANY, _VERY_MANY = 1 << 23, 1 << 25  # weights above which fewer ways are compared, or none
+_BUILDS = 18  # networks that a comparison builds, about
+_MANY, _VERY_MANY = 1 << 22, 1 << 24  # weights above which fewer ways are compared, or none
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,13 @@ def choose_way(
     Notes
     -----
     **Cost**: gradients of at most 300 images at one or two temperatures, and for each of up to seven ways some ten
-    assignments a layer and two networks built in order on half of the images; from 8 M weights on three ways, and from
-    32 M on the first one as it is.
+    assignments a layer and two networks built in order, on as many images as `BUDGET` allows; from 4 M weights on three
+    ways, and from 16 M on the first one as it is.
     """
     halves = _halves(model, passes)
     weights = sum(model.weight_counts.values())
-    temperatures = (Way.temperature,) if weights > _VERY_MANY else (Way.temperature, 1.0)
+    is_softmax = any(head.classes is not None for head in find_heads(model.graph))
+    temperatures = (Way.temperature, 1.0) if is_softmax and weights <= _VERY_MANY else (Way.temperature,)
     sides = [
         collect_output_sides(
             model.graph, half, temperatures=temperatures, images=_some(model.graph, half, temperatures)
@@ -166,9 +169,10 @@ def choose_way(
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
     if weights > _VERY_MANY or len(halves) < 2:
         return ChosenWay(first, first.costs(sides), (), unknown)
-    comparison = _Comparison(model, record_file, halves, sides)
+    compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
+    comparison = _Comparison(model, record_file, compared, sides)
     tried: list[TriedWay] = []
-    for way in _ways(first, weights > _MANY, lambda: _best(tried)):
+    for way in _ways(first, temperatures, weights > _MANY, lambda: _best(tried)):
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
     best = _best(tried)
@@ -179,12 +183,12 @@ def _best(tried: Sequence[TriedWay]) -> Way:
     return min(tried, key=lambda one: one.at_equal_size).way
 
 
-def _ways(first: Way, few: bool, best: Callable[[], Way]) -> Iterator[Way]:
+def _ways(first: Way, temperatures: Collection[float], few: bool, best: Callable[[], Way]) -> Iterator[Way]:
     """Yield one way after the other, each but for one thing the best so far."""
     yield first
     if first.side:
         yield replace(first, side="", by_largest=0.0)
-        if best().side:
+        if best().side and 1.0 in temperatures:
             yield replace(best(), temperature=1.0)
         if best().side and not few:
             yield replace(best(), side="image")

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.in_order import NetworkBuilder
+from autonuq.compress.in_order import NetworkBuilder, affordable_passes
 from autonuq.compress.ways import divergent_size, plan_of_size
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
@@ -29,7 +29,7 @@ from autonuq.study.task import OnProgress, Progress, Task
 _IMAGES = 200
 _FEWEST, _MOST = 8, 24  # plans, and two for each layer between
 _REACH = 5  # points by which each layer leaves the plan in the middle
-_MANY = 1 << 25  # weights above which no plan is built for this
+_MANY = 1 << 24  # weights above which no plan is built for this
 _PRIOR = Prior(noise=0.01, near=0.05, far=0.0)  # divergences have little noise, and follow the sum closely
 
 
@@ -41,10 +41,18 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
         return
     if sum(candidate.model.weight_counts.values()) > _MANY:
         return
-    passes = first_images(load_inputs(task.record_file), _IMAGES)
-    if not passes:
+    kept = first_images(load_inputs(task.record_file), _IMAGES)
+    if not kept:
         return
-    on_progress(Progress("foretelling", f"what plans do to the results, on {rounding.images} images", 0, 1))
+    passes = affordable_passes(candidate.model.graph, kept, _MOST)
+    on_progress(
+        Progress(
+            "foretelling",
+            f"what plans do to the results, on {sum(len(next(iter(one.values()))) for one in passes)} images",
+            0,
+            1,
+        )
+    )
     builder = NetworkBuilder(candidate.model, passes)
     factors = _learnt(builder, candidate, searched, np.random.default_rng(task.seed))
     store_rounding(study, replace(rounding, factors=factors))
