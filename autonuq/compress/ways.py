@@ -32,7 +32,7 @@ Passes = Sequence[Mapping[str, Array]]
 _AIM = 0.02  # divergence near which ways are compared: some networks lose a point of accuracy there, none many
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SEARCHES = 4  # builds that look for the size with that divergence
-_STEPS = 10  # of a layer's grid while ways are compared
+_COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _BUILDS = 18  # networks that a comparison builds, about
 _MANY, _VERY_MANY = 1 << 22, 1 << 24  # weights above which fewer ways are compared, or none
 
@@ -248,7 +248,7 @@ class _Comparison:
         return TriedWay(way, original / float(np.mean(sizes)), float(np.mean(divergences)))
 
     def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
-        tuning = Tuning(price=way.price, steps=_STEPS)
+        tuning = replace(_COARSE, price=way.price)
         costs = way.costs([sides])
         return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
 

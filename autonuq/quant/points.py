@@ -39,7 +39,6 @@ from autonuq.quant.uniform import FLT_EPSILON, UniformWeights
 _SLOPES = np.geomspace(2e-4, 0.15, 20)
 # Steps of evenly spaced levels among int8's: at low rates, where feedback makes errors large, nothing is better.
 _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
-_OWN_STEPS = 0.35, 14.0  # narrowest and widest, in standard deviations of the weights
 _WIDEST, _NARROWEST = 4.0, 0.25  # of an output's step over that of the layer's others
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
@@ -120,10 +119,13 @@ class Tuning:
         Of a bit, over what it is worth to a fine uniform quantizer.
     steps : int
         How many widths of a step are tried.
+    widths : (float, float)
+        The narrowest and the widest, in standard deviations of the weights.
     """
 
     price: float = 0.3
     steps: int = 32
+    widths: tuple[float, float] = (0.35, 14.0)
 
 
 def build_points(
@@ -259,7 +261,7 @@ class _Searched:
             shape = np.clip(shape / np.exp(np.log(shape).mean()), _NARROWEST, _WIDEST)
         finest = np.maximum(np.abs(rows).max(axis=1) / 127, FLT_EPSILON)
         grids = []
-        for step in np.geomspace(*_OWN_STEPS, tuning.steps) * deviation:
+        for step in np.geomspace(*tuning.widths, tuning.steps) * deviation:
             wanted = np.maximum(step * shape, finest if self._uniform.scale.size > 1 else finest.max())
             scale = wanted.astype(np.float32).astype(np.float64)
             unit = float((by_row * scale[self._targets.outputs.order] ** 2).mean() * by_column.mean())
