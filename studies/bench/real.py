@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 from networks import BATCH, NETWORKS, Data, Top1
-from ratio import LEVELS, Bench, tightest, with_levels
+from ratio import LEVELS, Bench, Family, tightest, with_levels
 
 from autonuq.graph.files import ModelPair
 from autonuq.records import StudyRecord
@@ -115,9 +115,9 @@ def enqueue_seeds(study: Study) -> None:
 
 def run_uniform(name: str, shared: Path, folder: Path) -> str:
     bench = Bench(name, shared, folder)
-    plans = [with_levels(bench, levels) for levels in LEVELS]
+    plans = Family([with_levels(bench, levels) for levels in LEVELS])
     began = time.perf_counter()
-    ratio, drop, evaluations = tightest(bench, plans)
+    ratio, drop, _, evaluations = tightest(bench, plans)
     minutes = (time.perf_counter() - began) / 60
     return f"{ratio:.2f}x | {drop:.2f} | - | {evaluations} | {bench.evaluator.batches_scored} | {minutes:.1f} | -"
 
