@@ -6,7 +6,8 @@ its bias takes up the mean of what it lacks; then both go on. So what a layer sp
 end the results are compared (`divergence`).
 
 Layers with groups keep their codes; their biases take up the mean. So do layers that read the network's own inputs, for
-those are as they were. What depends on a layer that runs in Python keeps its codes and its biases.
+those are as they were. What depends on a layer that runs in Python keeps its codes and its biases, and so does what the
+quantized network gives values that are not finite.
 """
 
 from __future__ import annotations
@@ -91,13 +92,7 @@ class NetworkBuilder:
         self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
 
     def build(self, candidate: Candidate) -> Built:
-        """Build a plan's network.
-
-        Raises
-        ------
-        QuantizationError
-            Moments are not finite.
-        """
+        """Build a plan's network."""
         own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
         heads = {head.blob for head in self._heads}
         original = _Flow(self._model.graph, self._stops, self.passes, heads)
@@ -138,11 +133,15 @@ class NetworkBuilder:
         bottoms = original.values(layer.bottoms[0]), quantized.values(quantized.layer.bottoms[0])
         if points.prices is not None:
             inputs = self._paired(layer, *bottoms, has_bias)
+            if not inputs.is_finite:
+                return None
             codes = self._rounded(candidate, name, kernel, inputs)
             means = inputs.mean[None], inputs.mean_quantized[None]
         elif has_bias:
             codes = candidate.codes(name)
             means = self._mean(layer, bottoms[0]), self._mean(layer, bottoms[1])
+            if not np.isfinite(means).all():
+                return None
         else:
             return None
         if not has_bias:
