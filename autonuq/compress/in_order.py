@@ -81,8 +81,11 @@ class NetworkBuilder:
         self, model: QuantizedModel, passes: Sequence[Mapping[str, Array]], learning: Collection[int] | None = None
     ) -> None:
         whole = model.graph.with_layers(computable_layers(model.graph))
-        self._heads = find_heads(whole)
-        graph = whole.with_layers(_needed(whole, {head.blob for head in self._heads}))
+        heads = find_heads(whole)
+        graph = whole.with_layers(_needed(whole, heads))
+        last = {top: layer.name for layer in graph.layers for top in layer.tops}
+        # What a layer in place makes of a head for another one is not that head.
+        self._heads = [head for head in heads if last[head.blob] == whole.layers[head.value[0]].name]
         names = set(graph.by_name)
         self._model = model.leaving_float(model.factors.keys() - names)
         self._model = replace(self._model, graph=graph)
@@ -123,6 +126,7 @@ class NetworkBuilder:
     def _of_ours(self, points: Mapping[str, OperatingPoints]) -> dict[str, OperatingPoints]:
         return {name: found for name, found in points.items() if name in self._model.weights}
 
+    @np.errstate(all="ignore")  # what is not finite is looked at
     def _made(self, candidate: Candidate, name: str, original: _Flow, quantized: _Flow) -> Made | None:
         """Return what a layer becomes; None: what it is."""
         layer = self._model.graph.by_name[name]
@@ -194,15 +198,13 @@ def _metric(head: Head, passes: Sequence[Array]) -> HeadMetric:
     return SquaresMetric(head.blob, spread.scale(passes[0].ndim))
 
 
-def _needed(graph: Graph, blobs: Collection[str]) -> list[Layer]:
-    """Return the layers that some blobs are made by."""
-    wanted, kept = set(blobs), []
-    for layer in reversed(graph.layers):
-        if wanted.intersection(layer.tops):
-            wanted -= set(layer.tops)
-            wanted |= set(layer.bottoms)
-            kept.append(layer)
-    return kept[::-1]
+def _needed(graph: Graph, heads: Iterable[Head]) -> list[Layer]:
+    """Return the layers that some values are made by: one that works on a value in place is none of them."""
+    wanted = {head.value[0] for head in heads}
+    for index in reversed(range(len(graph.layers))):
+        if index in wanted:
+            wanted |= {maker for maker, _ in graph.sources[index]}
+    return [layer for index, layer in enumerate(graph.layers) if index in wanted]
 
 
 def _outputs(weights: Array, means: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:

@@ -43,7 +43,9 @@ def nearest(steps):
 
 def damped(given):
     """H from its definition, in the columns' own order."""
-    second = given.sums / given.samples if isinstance(given, InputMoments) else given.rows.T @ given.rows / given.samples
+    second = (
+        given.sums / given.samples if isinstance(given, InputMoments) else given.rows.T @ given.rows / given.samples
+    )
     return second + damping_of(given) * np.eye(given.inputs)
 
 
@@ -167,7 +169,9 @@ def test_more_outputs_than_a_block_has_rows():
     outputs = factor_outputs(costs)
     assert outputs.blocks.shape == (700, 512)
     assert np.isfinite(outputs.blocks).all() and (outputs.diagonal > 0).all()
-    found = assign(build_feedback(moments_of(x)), rng.laplace(scale=25, size=(700, 5)), LEVELS, scale=1.0, outputs=outputs)
+    found = assign(
+        build_feedback(moments_of(x)), rng.laplace(scale=25, size=(700, 5)), LEVELS, scale=1.0, outputs=outputs
+    )
     assert found.codes.shape == (700, 5) and np.isfinite(found.cost)
 
 
@@ -272,7 +276,9 @@ def test_energy_is_the_cost_of_nothing():
     assert zero.cost == pytest.approx(cost_of(0.5 * steps, given), rel=1e-5)
 
 
-@pytest.mark.parametrize("given", [InputMoments(np.zeros((3, 3)), 5, np.zeros(3)), InputRows(np.zeros((5, 3), np.float32))])
+@pytest.mark.parametrize(
+    "given", [InputMoments(np.zeros((3, 3)), 5, np.zeros(3)), InputRows(np.zeros((5, 3), np.float32))]
+)
 def test_dead_inputs_make_it_plain_rounding(given):
     assert (assign(build_feedback(given), np.full((2, 3), 20.0), LEVELS, scale=1.0).codes == 20).all()
 

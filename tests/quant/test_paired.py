@@ -35,7 +35,9 @@ def aims_by_definition(found, x, x_quantized, is_centred):
 
 
 @pytest.mark.parametrize("is_centred", [False, True])
-@pytest.mark.parametrize(("samples", "form"), [(4, InputRows), (12, InputRows), (13, InputMoments), (900, InputMoments)])
+@pytest.mark.parametrize(
+    ("samples", "form"), [(4, InputRows), (12, InputRows), (13, InputMoments), (900, InputMoments)]
+)
 def test_aims_are_those_of_the_definition(samples, form, is_centred):
     x, x_quantized = both(samples)
     found = paired(x, x_quantized, is_centred=is_centred)

@@ -299,9 +299,7 @@ def test_costs_that_cannot_be_name_the_layer(costs, layer):
 def test_the_same_points_every_time(layer):
     weights, uniform, moments = layer
     one, other = (
-        build_points(
-            "c", weights, uniform, CODECS["entropy"], inputs=(moments,), costs=costs_of(40), tuning=FEW_STEPS
-        )
+        build_points("c", weights, uniform, CODECS["entropy"], inputs=(moments,), costs=costs_of(40), tuning=FEW_STEPS)
         for _ in range(2)
     )
     assert (one.codes == other.codes).all() and (one.scale == other.scale).all()
