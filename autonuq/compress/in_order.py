@@ -6,7 +6,8 @@ its bias takes up the mean of what it lacks; then both go on. So what a layer sp
 end the results are compared (`divergence`).
 
 Layers with groups keep their codes; their biases take up the mean. So do layers that read the network's own inputs, for
-those are as they were. What depends on a layer that runs in Python keeps its codes and its biases.
+those are as they were. What depends on a layer that runs in Python keeps its codes and its biases, and so does what the
+quantized network gives values that are not finite.
 """
 
 from __future__ import annotations
@@ -80,8 +81,11 @@ class NetworkBuilder:
         self, model: QuantizedModel, passes: Sequence[Mapping[str, Array]], learning: Collection[int] | None = None
     ) -> None:
         whole = model.graph.with_layers(computable_layers(model.graph))
-        self._heads = find_heads(whole)
-        graph = whole.with_layers(_needed(whole, {head.blob for head in self._heads}))
+        heads = find_heads(whole)
+        graph = whole.with_layers(_needed(whole, heads))
+        last = {top: layer.name for layer in graph.layers for top in layer.tops}
+        # What a layer in place makes of a head for another one is not that head.
+        self._heads = [head for head in heads if last[head.blob] == whole.layers[head.value[0]].name]
         names = set(graph.by_name)
         self._model = model.leaving_float(model.factors.keys() - names)
         self._model = replace(self._model, graph=graph)
@@ -91,13 +95,7 @@ class NetworkBuilder:
         self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
 
     def build(self, candidate: Candidate) -> Built:
-        """Build a plan's network.
-
-        Raises
-        ------
-        QuantizationError
-            Moments are not finite.
-        """
+        """Build a plan's network."""
         own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
         heads = {head.blob for head in self._heads}
         original = _Flow(self._model.graph, self._stops, self.passes, heads)
@@ -128,6 +126,7 @@ class NetworkBuilder:
     def _of_ours(self, points: Mapping[str, OperatingPoints]) -> dict[str, OperatingPoints]:
         return {name: found for name, found in points.items() if name in self._model.weights}
 
+    @np.errstate(all="ignore")  # what is not finite is looked at
     def _made(self, candidate: Candidate, name: str, original: _Flow, quantized: _Flow) -> Made | None:
         """Return what a layer becomes; None: what it is."""
         layer = self._model.graph.by_name[name]
@@ -138,11 +137,15 @@ class NetworkBuilder:
         bottoms = original.values(layer.bottoms[0]), quantized.values(quantized.layer.bottoms[0])
         if points.prices is not None:
             inputs = self._paired(layer, *bottoms, has_bias)
+            if not inputs.is_finite:
+                return None
             codes = self._rounded(candidate, name, kernel, inputs)
             means = inputs.mean[None], inputs.mean_quantized[None]
         elif has_bias:
             codes = candidate.codes(name)
             means = self._mean(layer, bottoms[0]), self._mean(layer, bottoms[1])
+            if not np.isfinite(means).all():
+                return None
         else:
             return None
         if not has_bias:
@@ -195,15 +198,13 @@ def _metric(head: Head, passes: Sequence[Array]) -> HeadMetric:
     return SquaresMetric(head.blob, spread.scale(passes[0].ndim))
 
 
-def _needed(graph: Graph, blobs: Collection[str]) -> list[Layer]:
-    """Return the layers that some blobs are made by."""
-    wanted, kept = set(blobs), []
-    for layer in reversed(graph.layers):
-        if wanted.intersection(layer.tops):
-            wanted -= set(layer.tops)
-            wanted |= set(layer.bottoms)
-            kept.append(layer)
-    return kept[::-1]
+def _needed(graph: Graph, heads: Iterable[Head]) -> list[Layer]:
+    """Return the layers that some values are made by: one that works on a value in place is none of them."""
+    wanted = {head.value[0] for head in heads}
+    for index in reversed(range(len(graph.layers))):
+        if index in wanted:
+            wanted |= {maker for maker, _ in graph.sources[index]}
+    return [layer for index, layer in enumerate(graph.layers) if index in wanted]
 
 
 def _outputs(weights: Array, means: NDArray[np.float64], layer: Layer) -> NDArray[np.float64]:

@@ -45,9 +45,16 @@ class PairedInputs:
     mean: NDArray[np.float64]
     mean_quantized: NDArray[np.float64]
 
-    def aims(self, weights: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return what weights, shape (rows, K), should become."""
+    @property
+    def is_finite(self) -> bool:
+        """Say whether both networks' inputs are."""
+        return bool(np.isfinite(self.inputs.squares).all() and np.isfinite(self.lacking).all())
+
+    def aims(self, weights: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return what weights, shape (rows, K), should become; what they are where the inputs never change."""
         damping = damping_of(self.inputs)
+        if damping == 0:
+            return weights
         if isinstance(self.inputs, InputRows):
             rows, count = self.inputs.rows.astype(np.float64), self.inputs.samples
             gram = rows @ rows.T + count * damping * np.eye(count)
@@ -80,11 +87,16 @@ class InputPairing:
         self._as_rows = samples <= inputs
         self._rows: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self._totals = np.zeros((2, inputs))
+        self._origins = np.zeros((2, inputs), np.float32)  # first samples: inputs that never change become exactly 0
         if not self._as_rows:
             self._sums, self._lacking = np.zeros((2, inputs, inputs), np.float32)
 
     def add(self, original: NDArray[np.float32], quantized: NDArray[np.float32]) -> None:
         """Take in samples, shape (n, K)."""
+        if self._is_centred:
+            if not self._samples:
+                self._origins = np.stack([original[0], quantized[0]])
+            original, quantized = original - self._origins[0], quantized - self._origins[1]
         self._samples += len(quantized)
         self._totals += [original.sum(axis=0, dtype=np.float64), quantized.sum(axis=0, dtype=np.float64)]
         if self._as_rows:
@@ -95,15 +107,16 @@ class InputPairing:
 
     def paired(self) -> PairedInputs:
         """Return what was collected."""
-        mean, mean_quantized = self._totals / max(1, self._samples)
-        lacking = mean - mean_quantized
+        moved, moved_quantized = self._totals / max(1, self._samples)
+        mean, mean_quantized = self._origins + np.stack([moved, moved_quantized])
+        lacking = moved - moved_quantized
         if self._as_rows:
             missing, rows = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
             if self._is_centred:
-                rows, missing = rows - mean_quantized.astype(np.float32), missing - lacking.astype(np.float32)
+                rows, missing = rows - moved_quantized.astype(np.float32), missing - lacking.astype(np.float32)
             return PairedInputs(InputRows(rows), missing, mean, mean_quantized)
         if self._is_centred:
-            self._sums -= (self._samples * mean_quantized[:, None] * mean_quantized).astype(np.float32)
-            self._lacking -= (self._samples * lacking[:, None] * mean_quantized).astype(np.float32)
-        moments = InputMoments(self._sums, self._samples, self._totals[1])
+            self._sums -= (self._samples * moved_quantized[:, None] * moved_quantized).astype(np.float32)
+            self._lacking -= (self._samples * lacking[:, None] * moved_quantized).astype(np.float32)
+        moments = InputMoments(self._sums, self._samples, self._samples * mean_quantized)
         return PairedInputs(moments, self._lacking, mean, mean_quantized)

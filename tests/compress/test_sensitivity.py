@@ -10,7 +10,7 @@ from autonuq.compress.candidate import Candidate
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.compress.sensitivity import OutputErrors, error_share, telling_blobs
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.runtime.inputs import MOST_IMAGES, load_inputs, request_inputs
+from autonuq.runtime.inputs import load_inputs, request_inputs
 from autonuq.runtime.net import Net
 
 ENDS = """
@@ -55,8 +55,9 @@ def test_error_share_is_between_none_and_all():
 
 
 @pytest.fixture
-def calibrated_tiny(tiny):
-    """Calibrate the tiny network over six passes of four images, its inputs kept."""
+def calibrated_tiny(tiny, monkeypatch):
+    """Calibrate the tiny network over six passes of four images, inputs of sixteen kept."""
+    monkeypatch.setattr("autonuq.runtime.inputs.MOST_IMAGES", 16)
     graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
     model, record = quantize(graph, default_config(graph, batch_num=6)), tiny / "record.txt"
     pair = ModelPair(tiny / "modified.prototxt", tiny / "modified.caffemodel")
@@ -72,7 +73,7 @@ def calibrated_tiny(tiny):
 def test_whole_passes_are_kept_until_there_are_enough_images(calibrated_tiny):
     _, record, images = calibrated_tiny
     kept = load_inputs(record)
-    assert len(kept) == MOST_IMAGES // 4
+    assert len(kept) == 4
     for inputs, batch in zip(kept, images, strict=False):
         np.testing.assert_array_equal(inputs["data"], batch)
 
