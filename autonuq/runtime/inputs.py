@@ -48,10 +48,15 @@ def first_images(passes: Sequence[Mapping[str, Array]], images: int) -> list[Map
     """Return so many passes that they have at least this number of images, or all."""
     found: list[Mapping[str, Array]] = []
     for one in passes:
-        if sum(len(next(iter(kept.values()))) for kept in found) >= images:
+        if count_images(found) >= images:
             break
         found.append(one)
     return found
+
+
+def count_images(passes: Iterable[Mapping[str, Array]]) -> int:
+    """Return how many images some passes have, of a network that takes them along the first axis."""
+    return sum(len(next(iter(one.values()))) for one in passes)
 
 
 def _load(path: Path) -> dict[str, Array]:

@@ -26,7 +26,7 @@ from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT, ComparedWay, Rounding
-from autonuq.runtime.inputs import input_files, load_inputs, request_inputs
+from autonuq.runtime.inputs import count_images, input_files, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
 from autonuq.study.foretelling import corrected
@@ -154,8 +154,7 @@ def _rounding(choice: ChosenWay | None, passes: Sequence[Mapping[str, Any]]) -> 
     if choice is None:
         return Rounding()
     compared = tuple(ComparedWay(one.way.say(), one.ratio, one.divergence) for one in choice.tried)
-    images = sum(len(next(iter(one.values()))) for one in passes)
-    return Rounding(choice.way.say(), compared, dict(choice.unknown), in_order=True, images=images)
+    return Rounding(choice.way.say(), compared, dict(choice.unknown), in_order=True, images=count_images(passes))
 
 
 def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:
