@@ -1,7 +1,6 @@
 """A network built in order is one network everywhere, and nearer to the original than its layers rounded alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
