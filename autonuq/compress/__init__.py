@@ -6,12 +6,15 @@ asks for; a record file that somebody else made takes the place of both (`record
     model = quantize(graph, config)                            # folded, int8 codes of every layer
     write_calibration_model(model, pair, record_file, names)   # somebody runs it for config.batch_num passes ...
     model = calibrated(model, record_file)                     # ... and the record file holds the input ranges
-    points = dict(build_network_points(model, codec, record_file))  # once, from what the passes saw of named layers
-    candidate = Candidate(model, points, plan)                 # one plan's network
+    found = choose_way(model, record_file, passes)             # what errors cost at the network's end, what a bit is worth
+    points = dict(build_network_points(model, codec, record_file, costs=found.costs, tuning=found.way.tuning))  # once
+    builder = NetworkBuilder(model, passes)
+    candidate = builder.build(Candidate(model, points, plan)).candidate  # one plan's network, built in order
     write_fake_quant(candidate, pair)                          # once a trial
     export(candidate, prefix, codec)                           # the winner, in any of the formats there
 
-`quantized` has the model, `calibration` the calibration pass, `operating_points` the points, `candidate` a plan's
-network, `outputs` and `formats` the files it is written as, `packed_file` one of them, `chip` what a chip makes of it.
-`needs` says what all that takes before it is done, `sensitivity` what a layer costs alone.
+`quantized` has the model, `calibration` the calibration pass, `output_side` and `head_metrics` what errors do to the
+network's end, `ways` the choice between ways to use that, `operating_points` the points, `candidate` a plan's network,
+`in_order` how it is built, `outputs` and `formats` the files it is written as, `packed_file` one of them, `chip` what a
+chip makes of it. `needs` says what all that takes before it is done, `sensitivity` what a layer costs alone.
 """

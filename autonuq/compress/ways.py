@@ -33,6 +33,7 @@ _AIM = 0.02  # divergence near which ways are compared: some networks lose a poi
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
+_ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
 _MANY, _VERY_MANY = 1 << 22, 1 << 24  # weights above which fewer ways are compared, or none
 
@@ -79,9 +80,10 @@ class Way:
         return {name: self._damped(sum(map(np.multiply, own, shares))) for name, own in forms.items()}
 
     def _damped(self, costs: NDArray[np.float64]) -> NDArray[np.float64]:
-        largest = float(np.linalg.eigvalsh(costs)[-1]) if self.by_largest else 0.0
-        damping = self.by_largest * largest + self.by_mean * float(np.diag(costs).mean())
-        return costs + damping * np.eye(len(costs))
+        largest = _largest_eigenvalue(costs) if self.by_largest else 0.0
+        damped = costs.copy()
+        damped[np.diag_indices_from(damped)] += self.by_largest * largest + self.by_mean * float(np.diag(costs).mean())
+        return damped
 
     def say(self) -> str:
         """Describe the way in a few words."""
@@ -89,6 +91,14 @@ class Way:
             return f"all outputs equal, a bit's price {self.price:g}"
         damping = f"{self.by_largest:g} of the largest" if self.by_largest else f"{self.by_mean:g} of the mean"
         return f"gradients by {self.side} at temperature {self.temperature:g}, {damping}, a bit's price {self.price:g}"
+
+
+def _largest_eigenvalue(matrix: NDArray[np.float64]) -> float:
+    """Return the largest eigenvalue of a matrix that is not negative definite, to a few percent, by power iteration."""
+    vector = np.diag(matrix) + 1e-12
+    for _ in range(_ITERATIONS):
+        vector = matrix @ (vector / np.linalg.norm(vector))
+    return float(np.linalg.norm(vector))
 
 
 @dataclass(frozen=True)
