@@ -6,7 +6,7 @@ asks for; a record file that somebody else made takes the place of both (`record
     model = quantize(graph, config)                            # folded, int8 codes of every layer
     write_calibration_model(model, pair, record_file, names)   # somebody runs it for config.batch_num passes ...
     model = calibrated(model, record_file)                     # ... and the record file holds the input ranges
-    found = choose_way(model, record_file, passes)             # what errors cost at the network's end, what a bit is worth
+    found = choose_way(model, record_file, passes)             # what errors cost at the network's end, and bits
     points = dict(build_network_points(model, codec, record_file, costs=found.costs, tuning=found.way.tuning))  # once
     builder = NetworkBuilder(model, passes)
     candidate = builder.build(Candidate(model, points, plan)).candidate  # one plan's network, built in order

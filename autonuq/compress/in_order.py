@@ -40,6 +40,11 @@ from autonuq.runtime.session import Session
 _IN_MEMORY = 1 << 28  # bytes of a blob in all passes; larger ones go to temporary files
 
 
+def is_buildable(graph: Graph) -> bool:
+    """Say whether anything of a network can be built in order: whether not all of it depends on layers in Python."""
+    return bool(find_heads(graph.with_layers(computable_layers(graph))))
+
+
 @dataclass(frozen=True)
 class Built:
     """What came of a plan.
@@ -66,7 +71,7 @@ class NetworkBuilder:
     Parameters
     ----------
     model : QuantizedModel
-        Calibrated.
+        Calibrated, of a graph that `is_buildable`.
     passes : sequence of mapping of str to ndarray of float32
         Input blobs of the calibration.
     learning : collection of int, optional

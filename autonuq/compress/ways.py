@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.in_order import NetworkBuilder, affordable_passes
+from autonuq.compress.in_order import NetworkBuilder, affordable_passes, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
 from autonuq.compress.quantized import QuantizedModel
@@ -177,7 +177,7 @@ def choose_way(
     ]
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
-    if weights > _VERY_MANY or len(halves) < 2:
+    if weights > _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
         return ChosenWay(first, first.costs(sides), (), unknown)
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)

@@ -17,6 +17,7 @@ import optuna
 
 from autonuq.compress.calibration import calibrated, has_moments, write_calibration_model
 from autonuq.compress.candidate import Candidate
+from autonuq.compress.in_order import is_buildable
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.compress.ways import ChosenWay, choose_way
@@ -125,8 +126,9 @@ def prepare_points(
     costs = choice.costs if choice else None
     tuning = choice.way.tuning if choice else None
     built = build_network_points(model, task.codec, task.record_file, on_layer, costs=costs, tuning=tuning)
-    points = store_points(task.points_folder, key, built, in_order=choice is not None)
-    store_rounding(study, _rounding(choice, passes))
+    in_order = choice is not None and is_buildable(model.graph)
+    points = store_points(task.points_folder, key, built, in_order=in_order)
+    store_rounding(study, _rounding(choice, passes, in_order))
     remove_moments(task.record_file)
     return points
 
@@ -150,11 +152,11 @@ def _chosen_way(
     return found
 
 
-def _rounding(choice: ChosenWay | None, passes: Sequence[Mapping[str, Any]]) -> Rounding:
+def _rounding(choice: ChosenWay | None, passes: Sequence[Mapping[str, Any]], in_order: bool) -> Rounding:
     if choice is None:
         return Rounding()
     compared = tuple(ComparedWay(one.way.say(), one.ratio, one.divergence) for one in choice.tried)
-    return Rounding(choice.way.say(), compared, dict(choice.unknown), in_order=True, images=count_images(passes))
+    return Rounding(choice.way.say(), compared, dict(choice.unknown), in_order=in_order, images=count_images(passes))
 
 
 def settled(task: Task, study: optuna.Study, candidate: Candidate) -> Candidate:

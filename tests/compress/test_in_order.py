@@ -7,21 +7,18 @@ import onnxruntime
 import pytest
 
 import autonuq as nuq
-from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.formats import export, onnx_file, weights_only_pair
 from autonuq.compress.in_order import NetworkBuilder
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import deploy_pair, fake_quant_pair, packed_path, unpack
 from autonuq.compress.packed_file import load_packed
-from autonuq.compress.quantized import default_config, quantize
-from autonuq.graph.files import ModelPair, load_caffemodel, load_graph, write_caffemodel, write_model
+from autonuq.compress.quantized import quantize
+from autonuq.graph.files import ModelPair, load_caffemodel, load_graph, write_model
 from autonuq.graph.gradients import computable_layers
-from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.lowering import lower
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.points import Tuning
-from autonuq.runtime.inputs import load_inputs, request_inputs
 from autonuq.runtime.session import Session
 
 IMAGES = 8  # of a pass
@@ -133,49 +130,6 @@ NETWORKS = {
 }
 
 
-def with_weights(graph, seed=0):
-    """Fill a graph with weights under which signals keep their size."""
-    rng, shapes = np.random.default_rng(seed), infer_shapes(graph)
-    layers = []
-    for one in graph.layers:
-        blobs = blob_shapes(graph, one, shapes)
-        filled = [rng.laplace(size=shape) / np.prod(shape[1:]) ** 0.5 for shape in blobs[:1]]
-        filled += [rng.normal(scale=0.1, size=shape) for shape in blobs[1:]]
-        layers.append(one.with_(blobs=[blob.astype(np.float32) for blob in filled]))
-    return graph.with_layers(layers)
-
-
-def passes_of(graph, count, seed=1):
-    """Smooth pictures: neighbours go together, so that errors can cancel."""
-    rng, shapes = np.random.default_rng(seed), infer_shapes(graph)
-    return [
-        {name: picture(rng.standard_normal(shapes[name])) for name in ("data", "other") if name in shapes}
-        for _ in range(count)
-    ]
-
-
-def picture(noise):
-    rough = noise.cumsum(axis=2).cumsum(axis=3)
-    centred = rough - rough.mean(axis=(2, 3), keepdims=True)
-    return (centred / centred.std(axis=(2, 3), keepdims=True)).astype(np.float32)
-
-
-def calibrate(folder, text, passes=4, seed=0):
-    """Write a network, calibrate it on random inputs; return (model, record file, passes)."""
-    source = ModelPair(folder / "net.prototxt", folder / "net.caffemodel")
-    source.model.write_text(text)
-    write_caffemodel(with_weights(load_graph(source.model), seed), source.weights)
-    graph = load_graph(source.model, source.weights)
-    model, record = quantize(graph, default_config(graph, batch_num=passes)), folder / "record.txt"
-    pair = ModelPair(folder / "modified.prototxt", folder / "modified.caffemodel")
-    write_calibration_model(model, pair, record, model.weights)
-    request_inputs(record)
-    net = nuq.Net(pair.model, pair.weights)
-    for one in passes_of(graph, passes):
-        net.forward(**one)
-    return calibrated(model, record), record, load_inputs(record)
-
-
 def plan_of(points, share=0.5):
     return {name: int(share * (len(found.curve.rates_bytes) - 1)) for name, found in points.items()}
 
@@ -186,7 +140,7 @@ def candidate_of(model, record, codec="entropy", share=0.5):
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request, tmp_path, monkeypatch):
+def network(request, tmp_path, monkeypatch, calibrate):
     """Calibrate one of the networks and build a plan of it: (candidate, what was built, passes)."""
     (tmp_path / "layers_in_order.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -341,7 +295,7 @@ def session_value(graph, blob, feeds):
 
 @pytest.mark.parametrize("share", [0.6, 0.9])
 @pytest.mark.parametrize("name", ["chain", "residual", "concat"])
-def test_it_is_nearer_to_the_original_than_layers_rounded_alone(name, share, tmp_path):
+def test_it_is_nearer_to_the_original_than_layers_rounded_alone(name, share, tmp_path, calibrate):
     """On pictures that took no part, and in no more bytes."""
     model, record, passes = calibrate(tmp_path, NETWORKS[name], passes=24)
     candidate = candidate_of(model, record, share=share)
@@ -383,7 +337,7 @@ def whole_numbers(graph):
     return graph.with_layers(layers)
 
 
-def test_what_is_exact_stays_what_it_is(tmp_path):
+def test_what_is_exact_stays_what_it_is(tmp_path, calibrate):
     """With weights and inputs on their grids, both networks are one, and nothing moves."""
     model, record, passes = calibrate(tmp_path, EXACT)
     model = replace(quantize(whole_numbers(model.graph), model.config), factors=model.factors)
@@ -403,7 +357,7 @@ def test_what_is_exact_stays_what_it_is(tmp_path):
         assert made.bias == pytest.approx(model.graph.by_name[name].blobs[1], abs=1e-5)
 
 
-def test_what_is_not_finite_keeps_its_codes(tmp_path):
+def test_what_is_not_finite_keeps_its_codes(tmp_path, calibrate):
     """A pass that overflows makes no layer's moments, and the divergence of that network is without end."""
     model, record, passes = calibrate(tmp_path, NETWORKS["chain"])
     passes = [{"data": np.where(np.abs(one["data"]) > 0.5, np.float32(np.inf), one["data"])} for one in passes]
@@ -414,7 +368,7 @@ def test_what_is_not_finite_keeps_its_codes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zeros", "constant", "dead channels"])
-def test_inputs_that_say_nothing(kind, tmp_path):
+def test_inputs_that_say_nothing(kind, tmp_path, calibrate):
     model, record, passes = calibrate(tmp_path, NETWORKS["chain"])
     changed = [one["data"].copy() for one in passes]
     for one in changed:
@@ -429,7 +383,7 @@ def test_inputs_that_say_nothing(kind, tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["fixed", "ascend"])
-def test_other_codecs_keep_their_levels(codec, tmp_path):
+def test_other_codecs_keep_their_levels(codec, tmp_path, calibrate):
     model, record, passes = calibrate(tmp_path, NETWORKS["chain"])
     candidate = candidate_of(model, record, codec)
     built = NetworkBuilder(model, passes).build(candidate)
@@ -440,7 +394,7 @@ def test_other_codecs_keep_their_levels(codec, tmp_path):
         assert make_codec(codec, made.codes.shape).size_bytes(made.codes) > 0
 
 
-def test_one_pass_and_one_image_are_enough(tmp_path):
+def test_one_pass_and_one_image_are_enough(tmp_path, calibrate):
     model, record, passes = calibrate(tmp_path, NETWORKS["chain"])
     candidate = candidate_of(model, record)
     built = NetworkBuilder(model, passes[:1], range(1)).build(candidate)
