@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # Words in storages; those of ours carry the prefix `autonuq:`.
 
@@ -441,6 +441,13 @@ class Rounding:
     in_order: bool = False
     images: int = 0
     factors: Mapping[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def from_data(entry: Mapping[str, Any] | None) -> Rounding:
+        """Return what `dataclasses.asdict` made plain; nothing chosen where there is nothing."""
+        if not entry:
+            return Rounding()
+        return Rounding(**{**entry, "compared": tuple(ComparedWay(**one) for one in entry["compared"])})
 
     def say(self) -> str:
         """Put it into words."""

@@ -23,7 +23,7 @@ from autonuq.compress.in_order import NetworkBuilder
 from autonuq.errors import QuantizationError, StudyError
 from autonuq.quant.codec import EntropyCodec
 from autonuq.runtime.inputs import load_inputs
-from autonuq.study.points_cache import index_key, is_in_order
+from autonuq.study.points_cache import index_key, rounding_of
 from autonuq.study.task import Task
 
 
@@ -44,7 +44,7 @@ class PlanNetworks:
 
     @cached_property
     def _is_in_order(self) -> bool:
-        return is_in_order(self._task.points_folder)
+        return rounding_of(self._task.points_folder).in_order
 
     @cached_property
     def _builder(self) -> NetworkBuilder:

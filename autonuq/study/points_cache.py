@@ -7,8 +7,10 @@ last, with the curves and the key that says what they were built from.
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from autonuq.quant.codebook import Codebook
 from autonuq.quant.curve import Curve
 from autonuq.quant.feedback import OutputFactor
 from autonuq.quant.points import OperatingPoints, PackedCodes
+from autonuq.records import Rounding
 
 INDEX, CODES_SUFFIX = "index.npz", ".npy"
 _UNREADABLE = (OSError, KeyError, ValueError, zipfile.BadZipFile)
@@ -27,14 +30,14 @@ _ARRAYS, _FACTOR = ("bias", "scale", "prices"), ("order", "diagonal", "blocks")
 
 
 def store_points(
-    folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]], *, in_order: bool = False
+    folder: Path, key: str, built: Iterable[tuple[str, OperatingPoints]], rounding: Rounding | None = None
 ) -> dict[str, OperatingPoints]:
     """Write points as they are built, and return them with their codes mapped.
 
     Parameters
     ----------
-    in_order : bool
-        Networks are built in order of these points; see `is_in_order`.
+    rounding : Rounding, optional
+        How they were made, and what is made of them.
 
     Notes
     -----
@@ -43,7 +46,8 @@ def store_points(
     folder.mkdir(exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     names: list[str] = []
-    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "in_order": np.array(in_order)}
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(key)}
+    arrays["rounding"] = np.array(json.dumps(asdict(rounding or Rounding())))
     for number, (name, points) in enumerate(built):
         codes = _stored_codes(points.codes)
         head = io.BytesIO()
@@ -69,13 +73,13 @@ def has_points(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
-def is_in_order(folder: Path) -> bool:
-    """Say whether the networks of these points are built in order; those of earlier versions' points are not."""
+def rounding_of(folder: Path) -> Rounding:
+    """Return how the stored points were made; nothing, of those of earlier versions."""
     try:
         with np.load(folder / INDEX, allow_pickle=False) as arrays:
-            return bool(arrays.get("in_order", False))
+            return Rounding.from_data(json.loads(str(arrays.get("rounding", "{}"))))
     except _UNREADABLE:
-        return False
+        return Rounding()
 
 
 def index_key(folder: Path) -> str:

@@ -31,7 +31,7 @@ from autonuq.runtime.inputs import count_images, input_files, load_inputs, reque
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
 from autonuq.study.foretelling import corrected
-from autonuq.study.points_cache import has_points, is_in_order, load_points, store_points
+from autonuq.study.points_cache import has_points, load_points, rounding_of, store_points
 from autonuq.study.resolution import resolution_warning
 from autonuq.study.stored import (
     store_layers,
@@ -85,7 +85,7 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
     with suppress(AutonuqError):
         found = calibrated(model, task.record_file)
         left = has_points(task.points_folder) or has_moments(model, task.record_file)
-        if left and (input_files(task.record_file) or not is_in_order(task.points_folder)):
+        if left and (input_files(task.record_file) or not rounding_of(task.points_folder).in_order):
             return found
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
     folder = task.record_file.parent.resolve()
@@ -113,6 +113,8 @@ def prepare_points(
     key = points_key(fingerprint)
     points = load_points(task.points_folder, key)
     if points is not None:
+        if not stored_rounding(study).way:  # another study left them here
+            store_rounding(study, rounding_of(task.points_folder))
         return points
     done: list[str] = []
 
@@ -126,9 +128,9 @@ def prepare_points(
     costs = choice.costs if choice else None
     tuning = choice.way.tuning if choice else None
     built = build_network_points(model, task.codec, task.record_file, on_layer, costs=costs, tuning=tuning)
-    in_order = choice is not None and is_buildable(model.graph)
-    points = store_points(task.points_folder, key, built, in_order=in_order)
-    store_rounding(study, _rounding(choice, passes, in_order))
+    rounding = _rounding(choice, passes, is_buildable(model.graph))
+    store_rounding(study, rounding)
+    points = store_points(task.points_folder, key, built, rounding)
     remove_moments(task.record_file)
     return points
 

@@ -40,7 +40,6 @@ from autonuq.records import (
     TRIAL,
     UNIT,
     WAYS,
-    ComparedWay,
     Confirmation,
     FloatLayers,
     LayerCost,
@@ -256,10 +255,7 @@ def store_rounding(study: optuna.Study, found: Rounding) -> None:
 
 def stored_rounding(study: optuna.Study) -> Rounding:
     """Return how layers are rounded; nothing chosen, in studies of versions that had one way."""
-    entry = load_long(study.user_attrs, WAYS)
-    if not entry:
-        return Rounding()
-    return Rounding(**{**entry, "compared": tuple(ComparedWay(**one) for one in entry["compared"])})
+    return Rounding.from_data(load_long(study.user_attrs, WAYS))
 
 
 def store_float_layers(study: optuna.Study, found: FloatLayers) -> None:
