@@ -10,6 +10,7 @@ from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.needs import LayerNeeds, layer_needs
+from autonuq.runtime.inputs import MOST_BYTES
 
 # Bytes of the process with its libraries, and of what a calibration layer remembers of its values; how often a
 # network's weights are in memory while it runs: read, as codes and in the engine's order.
@@ -29,25 +30,28 @@ class StudyNeeds:
         Of the float network.
     observed_bytes : float
         What the calibration layers see in one forward pass.
+    kept_bytes : float
+        The network's inputs in the calibration, as far as they are kept.
     """
 
     layers: tuple[LayerNeeds, ...]
     weights_bytes: float
     observed_bytes: float
+    kept_bytes: float
 
     @property
     def memory_bytes(self) -> float:
         """At most: in the calibration, or for one layer's points."""
         calibration = _COPIES * self.weights_bytes + 2 * self.observed_bytes + _REMEMBERED * len(self.layers)
         points = 2 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
-        return _PROCESS + max(calibration, points)
+        return _PROCESS + max(calibration, points) + self.kept_bytes
 
     @property
     def disk_bytes(self) -> float:
         """At most: in the calibration, or with the points, the network's copy for workers and a trial's network."""
         inputs = sum(layer.inputs_bytes for layer in self.layers)
         points = sum(layer.points_bytes for layer in self.layers)
-        return max(self.weights_bytes + inputs, 2 * self.weights_bytes + points, inputs + points)
+        return self.kept_bytes + max(self.weights_bytes + inputs, 2 * self.weights_bytes + points, inputs + points)
 
     @property
     def curves_s(self) -> float:
@@ -109,4 +113,5 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         samples = passes * math.prod(shapes[layer.tops[0]]) // outputs
         nuq = layer.name in searched
         layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
-    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed)
+    kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept)

@@ -15,7 +15,7 @@ from autonuq.graph.model import Array
 
 MOST_IMAGES = 1024
 """No further pass is kept when so many images are."""
-_MOST_BYTES = 1 << 29
+MOST_BYTES = 1 << 29
 
 
 def inputs_folder(record_file: Path) -> Path:
@@ -80,7 +80,7 @@ class InputKeeper:
 
     def keep(self, inputs: Mapping[str, Array]) -> None:
         """Take notice of one pass."""
-        if not self._folders or not inputs or self._images >= MOST_IMAGES or self._bytes > _MOST_BYTES:
+        if not self._folders or not inputs or self._images >= MOST_IMAGES or self._bytes > MOST_BYTES:
             return
         arrays = {str(index): values for index, values in enumerate(inputs.values())}
         for folder in self._folders:

@@ -14,6 +14,7 @@ import optuna
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
+from autonuq.compress.in_order import NetworkBuilder, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.compress.quantized import QuantizedModel
@@ -24,6 +25,7 @@ from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
+from autonuq.quant.points import Tuning
 from autonuq.records import say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.storage.open import open_storage, storage_file
@@ -42,6 +44,8 @@ FEW_IMAGES = 500
 _WHAT_MORE_BRINGS = "with 1,000 in place of 200 two networks became 8 % smaller, and no worse"
 
 _BATCHES_TIMED = 4
+# What the choice of a way and the foretelling take, in all layers' curves and in networks of a trial.
+_CURVES_IN_ALL, _BUILDS = 4.0, 24.0
 _WEIGHTS_TIMED = 100_000  # points are timed for the quickest layer and for the slowest one up to this size
 
 
@@ -154,7 +158,7 @@ class Rehearsal:
             baseline_s=self._float_timing.of(batches) + (batches - 1) * self._first_time_s if new else 0.0,
             calibration_s=self._calibration_s * self._config.batch_num if new else 0.0,
             curves_s=self._curves_s if new else 0.0,
-            trial_s=self._write_s + self._int8_timing.of(batches),
+            trial_s=self._building_s * self._config.batch_num + self._write_s + self._int8_timing.of(batches),
             trials=max(0, self._task.n_trials - (self._finished or 0)),
         )
 
@@ -212,7 +216,19 @@ class Rehearsal:
         if self._config.batch_num > 1:  # that was the first of several, which see less each
             self._calibrate_a_batch(replace(self._model, config=replace(self._config, batch_num=1)))
         self._model = calibrated(self._model, self._record)
+        self._building_s = self._timed_building()
         return f"ranges of {len(self._model.factors)} layers from one batch{self._hint_of_images()}"
+
+    def _timed_building(self) -> float:
+        """Build a network in order on the batch that was kept, and return the seconds; 0 where none was."""
+        passes = load_inputs(self._record)
+        if not passes or not is_buildable(self._model.graph):
+            return 0.0
+        builder = NetworkBuilder(self._model, passes)
+        builder.build(Candidate(self._model))  # the engine prepares its parts
+        started = time.monotonic()
+        builder.build(Candidate(self._model))
+        return time.monotonic() - started
 
     def _hint_of_images(self) -> str:
         """Say that more images would help; nothing where images are not counted, or another Caffe saw them."""
@@ -242,14 +258,15 @@ class Rehearsal:
         speed = 1.0
         if expected[second] > expected[first]:
             speed = max(0.0, self._timed_curve(second)[0] - once_s) / (expected[second] - expected[first])
-        self._curves_s = sum(once_s + speed * (expected[name] - expected[first]) for name in searched)
+        curves_s = sum(once_s + speed * (expected[name] - expected[first]) for name in searched)
+        self._curves_s = _CURVES_IN_ALL * curves_s + _BUILDS * self._building_s * self._config.batch_num
         return f"{found} operating points of layer '{first}'"
 
     def _timed_curve(self, name: str) -> tuple[float, int]:
         """Build a layer's operating points; return the seconds and how many there are."""
         single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
         started = time.monotonic()
-        points = dict(build_network_points(single, self._task.codec, self._record))[name]
+        points = dict(build_network_points(single, self._task.codec, self._record, tuning=Tuning()))[name]
         return time.monotonic() - started, len(points.curve.rates_bytes)
 
     def _int8_batch(self) -> str:
