@@ -108,6 +108,6 @@ def _load(path: Path, candidate: Candidate) -> Candidate | None:
                     EntropyCodec(shape).decode(arrays[f"{index}:codes"].tobytes(), int(np.prod(shape))).reshape(shape)
                 )
                 made[name] = Made(codes, arrays.get(f"{index}:bias"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, QuantizationError):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, QuantizationError):
         return None  # what is damaged is built again, like what is missing
     return replace(candidate, made=made)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from autonuq.quant.points import OperatingPoints, PackedCodes
 from autonuq.records import Rounding
 
 INDEX, CODES_SUFFIX = "index.npz", ".npy"
-_UNREADABLE = (OSError, KeyError, ValueError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 _ARRAYS, _FACTOR = ("bias", "scale", "prices"), ("order", "diagonal", "blocks")
 
 
