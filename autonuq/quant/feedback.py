@@ -30,6 +30,7 @@ form in the samples' space are own derivations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ _DAMPING, _SCARCITY, _MOST_DAMPING = 0.03, 0.07, 1.0
 _PANEL = 512  # columns of the factorization that are worked on at a time
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
 _MOST_ROWS = 512  # that feed errors into one another: more would take the time of many columns
+_TILE = 32  # rows of a block of columns that are rounded before their errors are carried on in the same way
 _ZERO = 128  # index of code 0 among the 256
 
 
@@ -366,11 +368,16 @@ def assign(targets: Targets, grid: Grid) -> Assignment:
             own = targets.weights[begin:end] / steps
             aims = factor.carry(errors, begin, end)
             aims += own
-            block = np.empty_like(own)
-            cost += _round_block(
-                own, aims, np.ascontiguousarray(factor.corner(begin, end)), blocks, nearest, towards_zero,
-                grid.bits, prices, by_row, by_column[begin:end], block, chosen[begin:end],
-            )  # fmt: skip
+            block, missed, from_rows = np.empty_like(own), np.empty_like(own), np.zeros_like(own)
+            corner = np.ascontiguousarray(factor.corner(begin, end))
+            for start, first, last, stop in _tiles(rows, blocks.shape[1]):
+                if last < stop:
+                    known = blocks[last:stop, first - start : last - start]
+                    from_rows[:, first:last] = missed[:, last:stop] @ known
+                cost += _round_tile(
+                    start, first, last, own, aims, from_rows, corner, blocks, nearest, towards_zero,
+                    grid.bits, prices, by_row, by_column[begin:end], missed, block, chosen[begin:end],
+                )  # fmt: skip
             factor.add(errors, block, begin, end)
     codes = np.empty((rows, columns), np.int8)
     codes[outputs.order] = chosen[np.argsort(targets.feedback.order)].T
@@ -392,10 +399,25 @@ def _in_steps(blocks: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArra
     return scaled
 
 
+def _tiles(rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tiles of rows, the last one first: where their block of so many rows begins, they begin, end, and it ends."""
+    if size == 0:
+        yield 0, 0, rows, rows
+        return
+    for start in reversed(range(0, rows, size)):
+        stop = min(start + size, rows)
+        for first in reversed(range(start, stop, _TILE)):
+            yield start, first, min(first + _TILE, stop), stop
+
+
 @compiled
-def _round_block(
+def _round_tile(
+    start: int,
+    first: int,
+    last: int,
     own: NDArray[np.float32],
     targets: NDArray[np.float32],
+    from_rows: NDArray[np.float32],
     corner: NDArray[np.float32],
     blocks: NDArray[np.float32],
     nearest: NDArray[np.float32],
@@ -404,23 +426,24 @@ def _round_block(
     prices: NDArray[np.float64],
     by_row: NDArray[np.float64],
     by_column: NDArray[np.float64],
+    missed: NDArray[np.float32],
     errors: NDArray[np.float32],
     levels: NDArray[np.int8],
 ) -> float:
-    """Round a block of columns, shape (columns, rows), fill in errors and levels, and return what it costs."""
-    columns, rows = own.shape
-    size, zero, cost = blocks.shape[1], 128, 0.0
-    from_rows = np.zeros(rows, np.float32)
+    """Round some rows of a block of columns, shape (columns, rows), and return what it costs.
+
+    It fills in errors, levels, and what later rows are told: by how much targets were missed, before rows added to them.
+    """
+    columns, zero, cost = len(own), 128, 0.0
     for column in range(columns - 1, -1, -1):
-        target = targets[column]
+        target, carried = targets[column], from_rows[column]
         for done in range(column + 1, columns):
             weight, known = corner[done, column], errors[done]
-            for row in range(rows):
+            for row in range(first, last):
                 target[row] += weight * known[row]
-        from_rows[:] = 0
         inverse = 1 / by_column[column]
-        for row in range(rows - 1, -1, -1):
-            aim = target[row] + from_rows[row]
+        for row in range(last - 1, first - 1, -1):
+            aim = target[row] + carried[row]
             cell = min(max(int(np.ceil(2 * aim)), -256), 256)
             level = nearest[cell + 256]
             price = prices[row] * inverse
@@ -435,10 +458,11 @@ def _round_block(
             levels[column, row] = np.int8(level)
             errors[column, row] = own[column, row] - level
             cost += by_row[row] * by_column[column] * (aim - level) ** 2
-            if size > 0:
-                begin, error = row // size * size, target[row] - level
-                for other_row in range(begin, row):
-                    from_rows[other_row] += blocks[row, other_row - begin] * error
+            if blocks.shape[1] > 0:
+                error = target[row] - level
+                missed[column, row] = error
+                for other_row in range(first, row):
+                    carried[other_row] += blocks[row, other_row - start] * error
     return cost
 
 

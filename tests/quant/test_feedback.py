@@ -89,7 +89,8 @@ def round_by_definition(weights, given, costs, scale, levels, price=0.0, bits=No
 @pytest.mark.parametrize("price", [0.0, 0.05], ids=["free", "priced"])
 @pytest.mark.parametrize("form", ["moments", "rows"])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (6, 1), (5, 8), (7, 70)])
-def test_it_is_the_double_loop_of_the_notation(rows, columns, form, price):
+def test_it_is_the_double_loop_of_the_notation(rows, columns, form, price, monkeypatch):
+    monkeypatch.setattr(rounding, "_TILE", 3)
     rng = np.random.default_rng(rows + columns)
     x = inputs(40, columns).astype(np.float32)
     given = InputRows(x) if form == "rows" else moments_of(x.astype(np.float64))
