@@ -20,7 +20,7 @@ from autonuq.compress.in_order import NetworkBuilder, affordable_passes
 from autonuq.compress.ways import divergent_size, plan_of_size
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
-from autonuq.runtime.inputs import first_images, load_inputs
+from autonuq.runtime.inputs import count_images, first_images, load_inputs
 from autonuq.search.loss_model import Evidence, Prior, learn
 from autonuq.search.proposal import FLOOR
 from autonuq.study.stored import store_rounding, stored_rounding
@@ -48,7 +48,7 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
     on_progress(
         Progress(
             "foretelling",
-            f"what plans do to the results, on {sum(len(next(iter(one.values()))) for one in passes)} images",
+            f"what plans do to the results, on {count_images(passes)} images",
             0,
             1,
         )
