@@ -7,7 +7,7 @@ both, so that neither room imports the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -211,6 +211,9 @@ class TrialRecord:
         The same in allowed drops; None unless the margin tells.
     probability : float or None
         That the plan keeps the limit on data like these; None unless margins tell.
+    built : mapping of str to pair of int
+        Bytes and number of levels of each layer that was rounded anew when the plan's network was built; other layers
+        have those of their point.
     scatter : float or None
         By which trials scatter around the model of the loss, in allowed drops: what stands for the error of a loss
         whose samples are not known. Neither of these two is stored: they follow from all trials.
@@ -236,6 +239,7 @@ class TrialRecord:
     relative_error: float | None = None
     probability: float | None = None
     scatter: float | None = None
+    built: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def is_copy(self) -> bool:
@@ -687,7 +691,8 @@ def _layer_row(layer: LayerRecord, trial: TrialRecord | None) -> LayerRow:
         return LayerRow(layer, None, None)
     point = trial.points.get(layer.name, 0)
     levels = None if layer.treatment == "float" else layer.curve_levels[point]
-    return LayerRow(layer, layer.rates_bytes[point], levels)
+    size, levels = trial.built.get(layer.name, (layer.rates_bytes[point], levels))
+    return LayerRow(layer, size, levels)
 
 
 def format_metric(metric: float | None, standard_error: float | None = None) -> str:

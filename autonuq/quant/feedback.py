@@ -400,7 +400,7 @@ def _in_steps(blocks: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArra
 
 
 def _tiles(rows: int, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield tiles of rows, the last one first: where their block of so many rows begins, they begin, end, and it ends."""
+    """Yield tiles of rows, the last one first: where their block of rows begins, they begin, they end, and it ends."""
     if size == 0:
         yield 0, 0, rows, rows
         return
@@ -432,7 +432,8 @@ def _round_tile(
 ) -> float:
     """Round some rows of a block of columns, shape (columns, rows), and return what it costs.
 
-    It fills in errors, levels, and what later rows are told: by how much targets were missed, before rows added to them.
+    It fills in errors, levels, and what other rows are told: by how much targets were missed, before rows added to
+    them.
     """
     columns, zero, cost = len(own), 128, 0.0
     for column in range(columns - 1, -1, -1):

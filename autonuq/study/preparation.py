@@ -128,7 +128,7 @@ def prepare_points(
     costs = choice.costs if choice else None
     tuning = choice.way.tuning if choice else None
     built = build_network_points(model, task.codec, task.record_file, on_layer, costs=costs, tuning=tuning)
-    rounding = _rounding(choice, passes, is_buildable(model.graph))
+    rounding = _rounding(choice, passes, choice is not None and is_buildable(model.graph))
     store_rounding(study, rounding)
     points = store_points(task.points_folder, key, built, rounding)
     remove_moments(task.record_file)

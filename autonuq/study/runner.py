@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -176,12 +176,17 @@ class Runner:
             record = self._with_ratio(replace(record, state="complete"))
         return self._finish(trial, replace(record, duration_s=round(time.monotonic() - started, 3)))
 
-    def _size_bytes(self, plan: Mapping[str, int], network: Candidate | None = None) -> int:
-        """Return the bytes of a plan: of what was made of it, or, before that, of its points."""
-        made = {} if network is None else {name: found.codes for name, found in network.made.items()}
-        sizes = {name: make_codec(self.task.codec, codes.shape).size_bytes(codes) for name, codes in made.items()}
+    def _size_bytes(self, plan: Mapping[str, int], built: Mapping[str, Sequence[int]] | None = None) -> int:
+        """Return the bytes of a plan: of what was built of it, or, before that, of its points."""
         points = {layer.name: layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers}
-        return sum((points | sizes).values())
+        return sum((points | {name: size for name, (size, _) in (built or {}).items()}).values())
+
+    def _built(self, network: Candidate) -> dict[str, tuple[int, int]]:
+        """Return bytes and number of levels of each layer that was rounded anew."""
+        return {
+            name: (make_codec(self.task.codec, made.codes.shape).size_bytes(made.codes), len(network.levels(name)))
+            for name, made in network.made.items()
+        }
 
     def _with_ratio(self, record: TrialRecord) -> TrialRecord:
         original_bytes = sum(layer.original_bytes for layer in self.layers)
@@ -192,7 +197,8 @@ class Runner:
         expected = self.predictor.predict(self.study, plan, record.number)
         record = replace(record, predicted=expected and expected[0])
         network = self.networks.network(plan)
-        record = replace(record, size_bytes=self._size_bytes(plan, network))
+        built = self._built(network)
+        record = replace(record, size_bytes=self._size_bytes(plan, built), built=built)
         found = score_plan(self.task, network, self.original_metric, record)
         if not found.satisfied:
             self.networks.forget(plan)
@@ -213,6 +219,7 @@ def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:
     return replace(
         record,
         size_bytes=known.size_bytes,
+        built=known.built,
         metric=known.metric,
         satisfied=known.satisfied,
         margin=known.margin,

@@ -11,7 +11,7 @@ from autonuq.errors import StudyError
 from autonuq.quant.codec import EntropyCodec
 from autonuq.runtime.inputs import input_files, inputs_folder
 from autonuq.study.plan_networks import PlanNetworks
-from autonuq.study.points_cache import INDEX, is_in_order
+from autonuq.study.points_cache import INDEX, rounding_of
 from autonuq.study.run import StudyRun
 from autonuq.study.stored import Study
 from autonuq.study.workers import work
@@ -155,6 +155,11 @@ def test_an_exported_trial_is_the_one_that_was_scored(finished):
         assert sum(len(layer.stream) for layer in layers.values() if layer.stream) == trial.size_bytes
         candidate = run.candidate(study, trial.points)
         assert size_of(candidate) == trial.size_bytes
+        rows = {row.layer.name: row for row in study.record().layer_rows(trial)}
+        assert sum(row.size_bytes for row in rows.values()) == trial.size_bytes
+        for name in trial.built:
+            assert rows[name].levels == len(np.unique(candidate.codes(name)))
+        assert trial.built.keys() == candidate.made.keys()
         assert trial.ratio == 4 * sum(candidate.model.weight_counts.values()) / trial.size_bytes
 
 
@@ -166,11 +171,11 @@ def size_of(candidate):
 def test_points_of_earlier_versions_are_taken_as_they_were(finished):
     """An index without the newer arrays: nothing is built in order, and no inputs are asked for."""
     task, run, study = finished
-    newer = ("in_order", "scale", "prices", "order", "diagonal", "blocks")
+    newer = ("rounding", "scale", "prices", "order", "diagonal", "blocks")
     with np.load(task.points_folder / INDEX) as arrays:
         old = {name: arrays[name] for name in arrays if name.rpartition(":")[2] not in newer}
     np.savez_compressed(task.points_folder / INDEX, **old)
-    assert not is_in_order(task.points_folder)
+    assert not rounding_of(task.points_folder).in_order
     for path in [*input_files(task.record_file), *stored(task)]:
         path.unlink()
     told = []
