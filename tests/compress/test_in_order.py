@@ -116,6 +116,11 @@ NETWORKS = {
     + dense("fc", "b")
     + softmax("fc"),
     "several bottoms": TRUNK + conv("c", "a b", tops="c1 c2") + layer("sum", "Eltwise", "c1 c2") + dense("fc", "sum"),
+    "shared weights": TRUNK
+    + conv("c", "b", more='} param { name: "w" } param { name: "v"')
+    + relu("c")
+    + conv("d", "c", more='} param { name: "w" } param { name: "v"')
+    + dense("fc", "d"),
     "constants": TRUNK
     + layer("ones", "DummyData", "", f"dummy_data_param {{ shape {{ dim: {IMAGES} dim: 8 dim: 8 dim: 8 }} }}")
     + layer("sum", "Eltwise", "b ones")
@@ -173,6 +178,7 @@ HEADS = {
     "no bias": {"fc": "squares"},
     "no softmax": {"fc": "squares"},
     "several bottoms": {"fc": "squares"},
+    "shared weights": {"fc": "squares"},
     "deconvolution": {"c": "squares"},
     "two ends": {"fc": "softmax", "box": "squares"},
     "python": {"c": "squares"},
@@ -257,7 +263,7 @@ def test_what_a_layer_keeps(network, request):
     """Only layers behind others are made anew; what a Python layer comes before keeps its codes and biases."""
     candidate, built, _ = network
     name, made = request.node.callspec.params["network"], built.candidate.made
-    assert not {"a", "a2", "d"} & made.keys() or name == "residual"
+    assert not {"a", "a2"} & made.keys()
     if name == "python":
         assert made.keys() == {"b", "c"}
     if name == "several bottoms":

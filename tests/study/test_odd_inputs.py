@@ -44,6 +44,10 @@ def without_first_outputs(blob):
     return changed
 
 
+def million_fold(blob):
+    return 1e6 * blob
+
+
 ODD = {
     "one image": one_image,
     "zeros": lambda task: change_images(task, f"0 * {IMAGES}"),
@@ -52,7 +56,7 @@ ODD = {
     "dead outputs": lambda task: change_blobs(task, "conv", without_first_outputs),
     "no weights": lambda task: change_blobs(task, "conv", np.zeros_like),
     "no results": lambda task: change_blobs(task, "fc", np.zeros_like),
-    "saturated": lambda task: change_blobs(task, "fc", lambda blob: 1e6 * blob),
+    "saturated": lambda task: change_blobs(task, "fc", million_fold),
     "huge": lambda task: change_blobs(
         change_blobs(task, "conv", lambda blob: 1e6 * blob), "fc", lambda blob: 1e6 * blob
     ),
