@@ -260,10 +260,10 @@ def _rounding(record: StudyRecord) -> str:
     if not found.say():
         return ""
     rows = [
-        (one.way, "chosen" if one.way == found.way else "", f"{one.ratio:.1f}x", f"{one.divergence:.4f}")
+        (one.way + (" (chosen)" if one.way == found.way else ""), f"{one.ratio:.1f}x", f"{one.divergence:.4f}")
         for one in found.compared
     ]
-    heads = ("Way", "", "Ratio", "Nats from the original, on images it did not learn from")
+    heads = ("Way", "Ratio", "Nats from the original, on images it did not learn from")
     tables = [
         _plain_table("Ways that were compared", heads, rows) if rows else "",
         _plain_table("Errors whose cost is not known", ("Layer", "Reason"), found.unknown.items())
