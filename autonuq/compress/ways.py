@@ -23,9 +23,11 @@ from autonuq.compress.output_side import OutputSides, affordable_images, collect
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.heads import find_heads
-from autonuq.graph.model import Array, Graph
+from autonuq.graph.model import Array, Graph, Layer
 from autonuq.quant.codec import EntropyCodec
+from autonuq.quant.inputs import InputRows
 from autonuq.quant.points import OperatingPoints, Tuning
+from autonuq.runtime.moments import load_moments
 
 Passes = Sequence[Mapping[str, Array]]
 
@@ -178,7 +180,7 @@ def choose_way(
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
     if weights > _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
-        return ChosenWay(first, first.costs(sides), (), unknown)
+        return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)
     tried: list[TriedWay] = []
@@ -186,7 +188,37 @@ def choose_way(
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
     best = _best(tried)
-    return ChosenWay(best, best.costs(sides), tried, unknown)
+    return ChosenWay(best, _completed(best.costs(sides), model, record_file), tried, unknown)
+
+
+def _completed(
+    costs: dict[str, NDArray[np.float64]], model: QuantizedModel, record_file: Path
+) -> dict[str, NDArray[np.float64]]:
+    """Add the layers of which nothing is known: all their weights cost as much as those of others do in the median.
+
+    The distortions of all layers then have one unit.
+    """
+    missing = [name for name in model.nuq_layers if name not in costs]
+    energies = {name: _energy(model.graph.by_name[name], record_file) for name in model.nuq_layers if missing and costs}
+    known = [float((costs[name] * energy).sum()) for name, energy in energies.items() if name in costs]
+    typical, found = float(np.median(known)) if known else 0.0, dict(costs)
+    for name in missing:
+        if typical > 0 and energies[name].any():
+            found[name] = typical / np.trace(energies[name]) * np.eye(len(energies[name]))
+    return found
+
+
+def _energy(layer: Layer, record_file: Path) -> NDArray[np.float64]:
+    """Return W H W' of a layer with one group, shape (outputs, outputs); zeros where its inputs are not known."""
+    rows = layer.blobs[0].reshape(len(layer.blobs[0]), -1).astype(np.float64)
+    inputs = load_moments(record_file, layer)
+    if not inputs:
+        return np.zeros((len(rows), len(rows)))
+    (own,) = inputs
+    if isinstance(own, InputRows):
+        outputs = rows @ own.rows.T
+        return np.asarray(outputs @ outputs.T / max(1, own.samples))
+    return np.asarray(rows @ (own.sums @ rows.T) / max(1, own.samples))
 
 
 def _best(tried: Sequence[TriedWay]) -> Way:
@@ -259,7 +291,7 @@ class _Comparison:
 
     def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
         tuning = replace(_COARSE, price=way.price)
-        costs = way.costs([sides])
+        costs = _completed(way.costs([sides]), self._model, self._record_file)
         return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
 
 
