@@ -164,7 +164,7 @@ class NetworkBuilder:
         points = candidate.points[name]
         rows = kernel.reshape(len(kernel), -1)
         targets = targets_of(build_feedback(inputs.inputs), inputs.aims(rows), points.outputs)
-        grid = points.grid(candidate.plan.get(name, 0), self._model.weights[name])
+        grid = points.grid(candidate.plan.get(name, 0), kernel, self._model.weights[name])
         return assign(targets, grid).codes.reshape(kernel.shape)
 
     def _paired(

@@ -33,11 +33,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from autonuq.errors import QuantizationError
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs
@@ -386,7 +387,13 @@ def assign(targets: Targets, grid: Grid) -> Assignment:
 
 def _few_threads(factor: _Factor) -> AbstractContextManager[Any]:
     """Keep BLAS to one thread where its products are small: on a busy machine threads wait for each other at each."""
-    return threadpool_limits(1, "blas") if isinstance(factor, _Sampled) else nullcontext()
+    return _threads().limit(limits=1, user_api="blas") if isinstance(factor, _Sampled) else nullcontext()
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """Look once for the libraries that have threads: it takes 10 ms."""
+    return ThreadpoolController()
 
 
 def _in_steps(blocks: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float32]:

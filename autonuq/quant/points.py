@@ -42,7 +42,7 @@ _STEPS = np.unique(np.geomspace(3, 127, 28).round().astype(int))
 _WIDEST, _NARROWEST = 4.0, 0.25  # of an output's step over that of the layer's others
 _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
-_NO_BITS = np.zeros(BINS)
+_OWN_LEVELS = _EVERY_LEVEL[1:]  # of a grid of the layer's own: as many on both sides
 
 PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
 MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
@@ -99,14 +99,14 @@ class OperatingPoints:
     prices: NDArray[np.float64] | None = None
     outputs: OutputFactor | None = None
 
-    def grid(self, point: int, uniform: UniformWeights) -> Grid:
-        """Return what the codes of a point were chosen from, its bits by how often it has each code."""
+    def grid(self, point: int, weights: NDArray[np.float32], uniform: UniformWeights) -> Grid:
+        """Return what the codes of a point of a layer with one group were chosen from."""
         own = uniform.scale if self.scale is None else self.scale[point]
-        outputs = self.codes[point].shape[uniform.channel_axis or 0]
-        scale = np.broadcast_to(own, (outputs,)).astype(np.float64)
-        levels = self.curve.codebooks[point].levels if point else _EVERY_LEVEL
-        price = 0.0 if self.prices is None else float(self.prices[point])
-        return Grid(levels, scale, price, code_bits(code_histogram(self.codes[point])) if price else _NO_BITS)
+        scale = np.broadcast_to(own, (len(weights),)).astype(np.float64)
+        if self.prices is not None and self.prices[point]:
+            rows = weights.reshape(len(weights), -1)
+            return Grid(_OWN_LEVELS, scale, float(self.prices[point]), rounded_bits(rows, scale))
+        return Grid(self.curve.codebooks[point].levels if point else _EVERY_LEVEL, scale)
 
 
 @dataclass(frozen=True)
@@ -265,9 +265,8 @@ class _Searched:
             wanted = np.maximum(step * shape, finest if self._uniform.scale.size > 1 else finest.max())
             scale = wanted.astype(np.float32).astype(np.float64)
             unit = float((by_row * scale[self._targets.outputs.order] ** 2).mean() * by_column.mean())
-            rounded = np.rint(rows / scale[:, None].astype(np.float32)).astype(np.int8)
-            bits = code_bits(code_histogram(rounded))
-            grids.append(Grid(_EVERY_LEVEL[1:], scale, tuning.price * math.log(2) / 6 * unit, bits))
+            bits = rounded_bits(rows, scale)
+            grids.append(Grid(_OWN_LEVELS, scale, tuning.price * math.log(2) / 6 * unit, bits))
         return grids
 
     def _biases(self, points: OperatingPoints) -> NDArray[np.float32]:
@@ -279,8 +278,13 @@ class _Searched:
         return np.array(found, np.float32)
 
 
-def code_bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return what each code takes, shape (256,); one that does not occur as if half a weight had it."""
+def rounded_bits(rows: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each code takes, shape (256,), where weights are rounded to steps of so wide a scale, shape (rows,).
+
+    One that does not occur takes as much as if half a weight had it. How often error feedback has each code is known
+    afterwards only; with those bits nothing gets better, and a point's codes would not be found again.
+    """
+    histogram = code_histogram(np.rint(rows / scale[:, None].astype(np.float32)).astype(np.int8))
     return np.asarray(-np.log2(np.maximum(histogram, 0.5) / max(1, histogram.sum())))
 
 

@@ -209,7 +209,7 @@ def test_what_is_built_is_what_is_written(network, tmp_path, request):
     for blob, kind in heads.items():
         found = divergence_at(kind, np.concatenate(one[blob]), np.concatenate(other[blob]))
         expected += found.mean()
-    assert np.mean(built.divergences) == pytest.approx(expected, rel=1e-3)
+    assert np.mean(built.divergences) == pytest.approx(expected, rel=1e-2)  # an activation may lie between two steps
     assert np.isfinite(built.divergences).all() and len(built.divergences) == len(passes)
 
 

@@ -182,22 +182,17 @@ def test_moments_of_another_layer_are_refused(layer):
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("price", [0.0, 0.3])
 def test_a_points_grid_makes_its_codes_again(price, has_bias, costs, layer):
-    """The very same ones where bits are free; else bits are known now that were guessed from plain rounding then."""
+    """The very same ones."""
     weights, uniform, moments = layer
     codec, tuning = make_codec("entropy", weights.shape), Tuning(price=price, steps=10)
     points = build_points(
         "c", weights, uniform, codec, inputs=(moments,), costs=costs, tuning=tuning, has_bias=has_bias
     )
     targets = layer_targets(weights, moments, has_bias, points.outputs)
-    whole = assign(targets, Grid(np.zeros(1, np.int8), np.ones(40))).cost
     assert len(points.codes) > 4
-    for point, (codes, loss) in enumerate(zip(points.codes, points.curve.distortions, strict=True)):
-        again = assign(targets, points.grid(point, uniform))
-        if price == 0 or point == 0:
-            assert (again.codes.reshape(codes.shape) == codes).all()
-        else:
-            assert codec.size_bytes(again.codes.reshape(codes.shape)) <= points.curve.rates_bytes[point] * 1.1 + 8
-            assert again.cost * (1 / whole if costs is None else 0.5) <= loss * 1.3
+    for point, codes in enumerate(points.codes):
+        again = assign(targets, points.grid(point, weights, uniform))
+        assert (again.codes.reshape(codes.shape) == codes).all()
 
 
 @pytest.mark.parametrize("price", [0.3, 0.0])
