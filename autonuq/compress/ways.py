@@ -37,6 +37,7 @@ _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
+_FEW = 1 << 13  # weights below which there is nothing to gain
 _MANY, _VERY_MANY = 1 << 22, 1 << 24  # weights above which fewer ways are compared, or none
 
 
@@ -165,7 +166,7 @@ def choose_way(
     -----
     **Cost**: gradients of at most 300 images at one or two temperatures, and for each of up to seven ways some ten
     assignments a layer and two networks built in order, on as many images as `BUDGET` allows; from 4 M weights on three
-    ways, and from 16 M on the first one as it is.
+    ways, and from 16 M on, or below 8,192, the first one as it is.
     """
     halves = _halves(model, passes)
     weights = sum(model.weight_counts.values())
@@ -179,7 +180,7 @@ def choose_way(
     ]
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
-    if weights > _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
+    if not _FEW <= weights <= _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
         return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)

@@ -29,6 +29,7 @@ from autonuq.study.task import OnProgress, Progress, Task
 _IMAGES = 200
 _FEWEST, _MOST = 8, 24  # plans, and two for each layer between
 _REACH = 5  # points by which each layer leaves the plan in the middle
+_FEW = 1 << 13  # weights below which the trials themselves take no time
 _MANY = 1 << 24  # weights above which no plan is built for this
 _PRIOR = Prior(noise=0.01, near=0.05, far=0.0)  # divergences have little noise, and follow the sum closely
 
@@ -39,7 +40,7 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
     searched = {name: found for name, found in candidate.points.items() if len(found.curve.rates_bytes) > 1}
     if not rounding.in_order or rounding.factors or not searched:
         return
-    if sum(candidate.model.weight_counts.values()) > _MANY:
+    if not _FEW <= sum(candidate.model.weight_counts.values()) <= _MANY:
         return
     kept = first_images(load_inputs(task.record_file), _IMAGES)
     if not kept:

@@ -139,7 +139,10 @@ def _chosen_way(
     task: Task, model: QuantizedModel, passes: Sequence[Mapping[str, Any]], on_progress: OnProgress
 ) -> ChosenWay | None:
     """Choose how layers are rounded; None where another Caffe ran the calibration, and nothing is known."""
-    if not passes or not model.nuq_layers:
+    if not model.nuq_layers:
+        return None
+    if not passes:
+        on_progress(Progress("ways", "another Caffe ran the calibration: layers are rounded alone", 1, 1))
         return None
     tried: list[str] = []
 

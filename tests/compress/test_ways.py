@@ -42,6 +42,11 @@ class Halved(caffe.Layer):
 """
 
 
+@pytest.fixture(autouse=True)
+def small_networks_count(monkeypatch):
+    monkeypatch.setattr(ways, "_FEW", 0)
+
+
 def net(items=8, middle="", last="b", end=SOFTMAX):
     return CONV.format(items=items, middle=middle, last=last, end=end)
 
@@ -178,3 +183,9 @@ def test_the_size_that_ways_are_compared_at_diverges_as_is_aimed_at(tmp_path, ca
     real, divergence = built_at(builder, candidate, size, judging)
     assert 0 < real < 1.2 * size
     assert 0.004 < divergence < 0.1
+
+
+def test_of_a_small_network_nothing_is_compared(tmp_path, calibrate, monkeypatch):
+    monkeypatch.setattr(ways, "_FEW", 1 << 13)
+    found = choose_way(*calibrate(tmp_path, net()))
+    assert not found.tried and found.way == Way() and found.costs.keys() == {"a", "b", "fc"}
