@@ -65,6 +65,7 @@ def test_examples_of_contributing(tiny):
     run([sys.executable, "-c", "\n".join(bodies)], tiny)
 
 
+@pytest.mark.slow
 def test_main_job(tmp_path):
     """The example reaches 40x with less than 1 point lost, from a copy of the repository."""
     for folder in ("examples", "studies"):

@@ -21,6 +21,7 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_study_from_tune_to_report(run, tiny_study):
     tuned = run("tune", tiny_study)
     assert tuned.returncode == 0, tuned.stderr

@@ -34,6 +34,7 @@ class Agreement(nuq.Evaluator):
         return abs(original_metric - new_metric) < 0.05
 
 
+@pytest.mark.slow
 def test_a_layer_of_fifty_thousand_inputs_is_tuned(tmp_path):
     """Second moments of 50,176 inputs would take 10 GB."""
     model, weights = tmp_path / "wide.prototxt", tmp_path / "wide.caffemodel"
