@@ -168,8 +168,8 @@ def choose_way(
     assignments a layer and two networks built in order, on as many images as `BUDGET` allows; from 4 M weights on three
     ways, and from 16 M on, or below 8,192, the first one as it is.
     """
-    halves = _halves(model, passes)
     weights = sum(model.weight_counts.values())
+    halves = _halves(model, passes) if weights <= _VERY_MANY else [passes]
     is_softmax = any(head.classes is not None for head in find_heads(model.graph))
     temperatures = (Way.temperature, 1.0) if is_softmax and weights <= _VERY_MANY else (Way.temperature,)
     sides = [
