@@ -131,13 +131,6 @@ class Feedback:
     diagonal: NDArray[np.float64]
     factor: _Factor
 
-    @property
-    def importance(self) -> NDArray[np.float64]:
-        """What a squared error in each column costs, shape (K,), in the weights' own column order."""
-        found = np.empty(len(self.order))
-        found[self.order] = self.diagonal**2
-        return found
-
 
 def build_feedback(inputs: Inputs) -> Feedback:
     """Factor the second moments of a layer's inputs, damped and ordered.
