@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from autonuq.compress.ways import GRADIENTS_UP_TO
 from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
@@ -15,6 +16,7 @@ from autonuq.runtime.inputs import MOST_BYTES
 # Bytes of the process with its libraries, and of what a calibration layer remembers of its values; how often a
 # network's weights are in memory while it runs: read, as codes and in the engine's order.
 _PROCESS, _REMEMBERED, _COPIES = 0.3e9, 4e6, 5.0
+_SIDES = 24.0  # bytes for each pair of outputs: two forms, and what is made of one
 _NOTABLE = 0.2  # of all: a layer that is worth a word
 
 
@@ -32,19 +34,22 @@ class StudyNeeds:
         What the calibration layers see in one forward pass.
     kept_bytes : float
         The network's inputs in the calibration, as far as they are kept.
+    sides_bytes : float
+        What is known of the cost of the layers' output errors.
     """
 
     layers: tuple[LayerNeeds, ...]
     weights_bytes: float
     observed_bytes: float
     kept_bytes: float
+    sides_bytes: float
 
     @property
     def memory_bytes(self) -> float:
         """At most: in the calibration, or for one layer's points."""
         calibration = _COPIES * self.weights_bytes + 2 * self.observed_bytes + _REMEMBERED * len(self.layers)
         points = 2 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
-        return _PROCESS + max(calibration, points) + self.kept_bytes
+        return _PROCESS + max(calibration, points + self.sides_bytes) + self.kept_bytes
 
     @property
     def disk_bytes(self) -> float:
@@ -98,7 +103,7 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         Forward passes of the calibration.
     """
     shapes = infer_shapes(graph)
-    layers, weights, observed = [], 0, 0
+    layers, weights, observed, pairs = [], 0, 0, 0
     for layer in graph.layers:
         blobs = blob_shapes(graph, layer, shapes)
         weights += sum(map(math.prod, blobs))
@@ -112,6 +117,8 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         groups = 1 if layer.type == "InnerProduct" else input_window(layer).groups
         samples = passes * math.prod(shapes[layer.tops[0]]) // outputs
         nuq = layer.name in searched
+        pairs += outputs**2 if nuq else 0
         layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
+    sides = _SIDES * pairs if weights <= GRADIENTS_UP_TO else 0.0
     kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
-    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept)
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides)

@@ -31,6 +31,9 @@ from autonuq.runtime.moments import load_moments
 
 Passes = Sequence[Mapping[str, Array]]
 
+GRADIENTS_UP_TO = 1 << 25
+"""Weights: of a network with more the gradients are not taken."""
+
 _AIM = 0.02  # divergence near which ways are compared: some networks lose a point of accuracy there, none many
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SEARCHES = 4  # builds that look for the size with that divergence
@@ -94,6 +97,9 @@ class Way:
             return f"all outputs equal, a bit's price {self.price:g}"
         damping = f"{self.by_largest:g} of the largest" if self.by_largest else f"{self.by_mean:g} of the mean"
         return f"gradients by {self.side} at temperature {self.temperature:g}, {damping}, a bit's price {self.price:g}"
+
+
+_PLAIN = Way(side="", by_largest=0.0)
 
 
 def _largest_eigenvalue(matrix: NDArray[np.float64]) -> float:
@@ -166,9 +172,12 @@ def choose_way(
     -----
     **Cost**: gradients of at most 300 images at one or two temperatures, and for each of up to seven ways some ten
     assignments a layer and two networks built in order, on as many images as `BUDGET` allows; from 4 M weights on three
-    ways, and from 16 M on, or below 8,192, the first one as it is.
+    ways, and from 16 M on, or below 8,192, the first one as it is; from 32 M on all outputs are equal, for what errors
+    cost takes the memory of three numbers for each pair of outputs.
     """
     weights = sum(model.weight_counts.values())
+    if weights > GRADIENTS_UP_TO:
+        return ChosenWay(_PLAIN, {}, (), {})
     halves = _halves(model, passes) if weights <= _VERY_MANY else [passes]
     is_softmax = any(head.classes is not None for head in find_heads(model.graph))
     temperatures = (Way.temperature, 1.0) if is_softmax and weights <= _VERY_MANY else (Way.temperature,)
@@ -179,7 +188,7 @@ def choose_way(
         for half in halves
     ]
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
-    first = Way() if any(one.layers[Way.temperature] for one in sides) else Way(side="")
+    first = Way() if any(one.layers[Way.temperature] for one in sides) else _PLAIN
     if not _FEW <= weights <= _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
         return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
@@ -230,7 +239,7 @@ def _ways(first: Way, temperatures: Collection[float], few: bool, best: Callable
     """Yield one way after the other, each but for one thing the best so far."""
     yield first
     if first.side:
-        yield replace(first, side="", by_largest=0.0)
+        yield _PLAIN
         if best().side and 1.0 in temperatures:
             yield replace(best(), temperature=1.0)
         if best().side and not few:
