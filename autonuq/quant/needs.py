@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autonuq.quant.inputs import sampling_of
-from autonuq.quant.points import MANY_WEIGHTS, PACKED_ABOVE
+from autonuq.quant.points import PACKED_ABOVE
 
 _SETS = 48  # of levels that are tried
-# Bytes that a weight takes in all points of its layer, as they are stored: as they are, as bitstreams, and of a layer
-# with many weights. Seen of Gaussian weights, which have the longest curves.
-_STORED, _PACKED, _FEW_PACKED = 25.0, 6.0, 4.8
+# Bytes that a weight takes in all points of its layer, as they are stored: as they are, and of a large layer as
+# bitstreams. Seen of Gaussian weights, which have the longest curves.
+_STORED, _PACKED = 25.0, 4.8
 # Seconds on one core of 2024: what rounding takes for a weight and a set, and a multiplication of a matrix product.
 _ROUNDING_S, _PRODUCT_S = 5e-8, 4e-11
 
@@ -53,7 +53,7 @@ def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples:
         False: one point.
     """
     weights = outputs * columns
-    is_large = weights >= MANY_WEIGHTS
+    is_large = weights > PACKED_ABOVE
     sets = 1 if not nuq else _SETS // 2 if is_large else _SETS
     used, as_rows = sampling_of(columns).expected(samples)
     if as_rows and groups == 1:
@@ -64,7 +64,7 @@ def layer_needs(layer: str, outputs: int, columns: int, *, groups: int, samples:
         inputs = 4.0 * groups * columns * (columns + 2)
         factor, errors = 16.0 * columns**2, 4.0 * weights / groups
         products = groups * columns**3 / 3 + 0.5 * sets * weights * columns
-    stored = _FEW_PACKED if is_large else _PACKED if weights > PACKED_ABOVE else _STORED
+    stored = _PACKED if is_large else _STORED
     points = weights * (stored if nuq else 1.0)
     return LayerNeeds(
         layer=layer,

@@ -44,8 +44,7 @@ _FIXED_SIZES = (2, 4, 8, 16, 32, 64, 128)  # fewer levels than these save no bit
 _EVERY_LEVEL = np.arange(-128, 128).astype(np.int8)
 _OWN_LEVELS = _EVERY_LEVEL[1:]  # of a grid of the layer's own: as many on both sides
 
-PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB
-MANY_WEIGHTS = 1 << 24  # of these layers half as many sets of levels are tried
+PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB; half as many grids are tried
 _SMALLER = 0.94  # VGG-16's points take 0.7 GB then
 _MULTIPLIED = 1 << 22  # weights that are multiplied in float64 at a time
 
@@ -176,8 +175,8 @@ def build_points(
     -----
     With inputs, point 0 is the best int8: error feedback over all steps.
 
-    **Cost**: with inputs one factorization and up to 50 assignments; half of them from 16 M weights on. Above 1 M
-    weights the points are at least 6 % apart, and kept as bitstreams.
+    **Cost**: with inputs one factorization and up to 50 assignments. Above 1 M weights half as many, and points are
+    at least 6 % apart and kept as bitstreams.
     """
     if inputs:
         try:
@@ -239,7 +238,9 @@ class _Searched:
         )
         others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
         tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
-        for grid in [Grid(_EVERY_LEVEL, self._scale), *others[:: 2 if self._weights.size >= MANY_WEIGHTS else 1]]:
+        if sizes is None and self._codec.entropy_coded and self._weights.size > PACKED_ABOVE:
+            others = others[::2]
+        for grid in [Grid(_EVERY_LEVEL, self._scale), *others]:
             found = assign(self._targets, grid)
             tried.add(found.codes, found.cost * self._share, grid)
         points = tried.points(layer, self._uniform.scale.size)

@@ -291,7 +291,7 @@ def test_biases_take_up_the_mean(network):
             for each in (graph, built.candidate.fake_quant_graph())
         )
         axes = (0, *range(2, original.ndim))
-        assert quantized.mean(axis=axes) == pytest.approx(original.mean(axis=axes), abs=5e-3 * original.std())
+        assert quantized.mean(axis=axes) == pytest.approx(original.mean(axis=axes), abs=2e-2 * original.std())
 
 
 def session_value(graph, blob, feeds):
