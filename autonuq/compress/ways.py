@@ -31,7 +31,7 @@ from autonuq.runtime.moments import load_moments
 
 Passes = Sequence[Mapping[str, Array]]
 
-GRADIENTS_UP_TO = 1 << 25
+GRADIENTS_UP_TO = 1 << 24
 """Weights: of a network with more the gradients are not taken."""
 
 _AIM = 0.02  # divergence near which ways are compared: some networks lose a point of accuracy there, none many
@@ -41,7 +41,7 @@ _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
 _FEW = 1 << 13  # weights below which there is nothing to gain
-_MANY, _VERY_MANY = 1 << 22, 1 << 24  # weights above which fewer ways are compared, or none
+_MANY = 1 << 22  # weights above which fewer ways are compared
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,15 @@ def choose_way(
     -----
     **Cost**: gradients of at most 300 images at one or two temperatures, and for each of up to seven ways some ten
     assignments a layer and two networks built in order, on as many images as `BUDGET` allows; from 4 M weights on three
-    ways, and from 16 M on, or below 8,192, the first one as it is; from 32 M on all outputs are equal, for what errors
-    cost takes the memory of three numbers for each pair of outputs.
+    ways, below 8,192 the first one as it is. From 16 M on all outputs are equal: gradients and what is made of them
+    would take longer than all else, and the memory of three numbers for each pair of outputs.
     """
     weights = sum(model.weight_counts.values())
     if weights > GRADIENTS_UP_TO:
         return ChosenWay(_PLAIN, {}, (), {})
-    halves = _halves(model, passes) if weights <= _VERY_MANY else [passes]
+    halves = _halves(model, passes)
     is_softmax = any(head.classes is not None for head in find_heads(model.graph))
-    temperatures = (Way.temperature, 1.0) if is_softmax and weights <= _VERY_MANY else (Way.temperature,)
+    temperatures = (Way.temperature, 1.0) if is_softmax else (Way.temperature,)
     sides = [
         collect_output_sides(
             model.graph, half, temperatures=temperatures, images=_some(model.graph, half, temperatures)
@@ -189,7 +189,7 @@ def choose_way(
     ]
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else _PLAIN
-    if not _FEW <= weights <= _VERY_MANY or len(halves) < 2 or not is_buildable(model.graph):
+    if weights < _FEW or len(halves) < 2 or not is_buildable(model.graph):
         return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)
