@@ -145,16 +145,15 @@ class NetworkBuilder:
             if not inputs.is_finite:
                 return None
             codes = self._rounded(candidate, name, kernel, inputs)
-            means = inputs.mean[None], inputs.mean_quantized[None]
         elif has_bias:
             codes = candidate.codes(name)
-            means = self._mean(layer, bottoms[0]), self._mean(layer, bottoms[1])
-            if not np.isfinite(means).all():
-                return None
         else:
             return None
         if not has_bias:
             return Made(codes, None)
+        means = [self._mean(layer, bottom) for bottom in bottoms]
+        if not np.isfinite(means).all():
+            return None
         weights = replace(candidate.weights(name), codes=codes).dequantize()
         lacking = _outputs(kernel, means[0], layer) - _outputs(weights, means[1], layer)
         bias = layer.blobs[1]

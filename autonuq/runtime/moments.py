@@ -181,9 +181,9 @@ class InputPatches:
     """
 
     def __init__(self, layer: Layer, bottom: Array) -> None:
-        window = None if layer.type == "InnerProduct" else input_window(layer)
-        self._groups = 1 if window is None else window.groups
-        self._views = bottom.reshape(len(bottom), 1, 1, -1, 1, 1) if window is None else _windows(bottom, window)
+        self._window, self._bottom = None if layer.type == "InnerProduct" else input_window(layer), bottom
+        self._groups = 1 if self._window is None else self._window.groups
+        self._views = _windows(bottom, self._window)
         self.samples = int(np.prod(self._views.shape[:3]))
 
     def patches(self, count: int, seed: int) -> Iterator[Array]:
@@ -204,14 +204,15 @@ class InputPatches:
         return np.moveaxis(apart, 3, 0).reshape(self._groups, math.prod(some.shape[:3]), -1)
 
     def total(self) -> Array:
-        """Return the sum of all samples, shape (groups, K)."""
-        height, width = self._views.shape[4:]
-        sums = [self._views[..., row, column].sum(axis=(0, 1, 2)) for row in range(height) for column in range(width)]
-        return np.stack(sums, axis=-1).reshape(self._groups, -1)
+        """Return the sum of all samples, float64, shape (groups, K)."""
+        views = _windows(self._bottom.sum(axis=0, keepdims=True, dtype=np.float64), self._window)  # items first
+        return views.sum(axis=(0, 1, 2)).reshape(self._groups, -1)
 
 
-def _windows(bottom: Array, window: InputWindow) -> Array:
-    """Return a view of all windows, shape (images, rows, columns, channels, *kernel)."""
+def _windows(bottom: Array, window: InputWindow | None) -> Array:
+    """Return a view of all windows, shape (images, rows, columns, channels, *kernel); without a window one an image."""
+    if window is None:
+        return bottom.reshape(len(bottom), 1, 1, -1, 1, 1)
     if window.stretch is not None:  # a Deconvolution: zeros between the inputs, and its kernel turned round
         height, width = ((size - 1) * step + 1 for size, step in zip(bottom.shape[2:], window.stretch, strict=True))
         spread = np.zeros((*bottom.shape[:2], height, width), bottom.dtype)

@@ -209,7 +209,7 @@ def test_what_is_built_is_what_is_written(network, tmp_path, request):
     for blob, kind in heads.items():
         found = divergence_at(kind, np.concatenate(one[blob]), np.concatenate(other[blob]))
         expected += found.mean()
-    assert np.mean(built.divergences) == pytest.approx(expected, rel=1e-2)  # an activation may lie between two steps
+    assert np.mean(built.divergences) == pytest.approx(expected, rel=1e-3)
     assert np.isfinite(built.divergences).all() and len(built.divergences) == len(passes)
 
 
@@ -291,7 +291,7 @@ def test_biases_take_up_the_mean(network):
             for each in (graph, built.candidate.fake_quant_graph())
         )
         axes = (0, *range(2, original.ndim))
-        assert quantized.mean(axis=axes) == pytest.approx(original.mean(axis=axes), abs=2e-2 * original.std())
+        assert quantized.mean(axis=axes) == pytest.approx(original.mean(axis=axes), abs=5e-3 * original.std())
 
 
 def session_value(graph, blob, feeds):
