@@ -202,7 +202,7 @@ def _code(
                     span <<= 16
                     if is_decoding:
                         low = (low << 16) + (words[size] if size < words.size else 0)
-                    else:
+                    else:  # `_sent`, written out: as a call, with its array, coding takes 1.6 times as long
                         if low >> 48:
                             carried = min(size, words.size) - 1
                             while carried >= 0 and words[carried] == 65535:

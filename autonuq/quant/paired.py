@@ -36,14 +36,10 @@ class PairedInputs:
         The quantized network's, centred if a bias takes up the mean.
     lacking : ndarray of float32, shape (K, K) or (N, K)
         Sums of (x - x^) x^', or x - x^ of each sample.
-    mean, mean_quantized : ndarray of float64, shape (K,)
-        Of x and of x^.
     """
 
     inputs: Inputs
     lacking: NDArray[np.float32]
-    mean: NDArray[np.float64]
-    mean_quantized: NDArray[np.float64]
 
     @property
     def is_finite(self) -> bool:
@@ -108,15 +104,14 @@ class InputPairing:
     def paired(self) -> PairedInputs:
         """Return what was collected."""
         moved, moved_quantized = self._totals / max(1, self._samples)
-        mean, mean_quantized = self._origins + np.stack([moved, moved_quantized])
         lacking = moved - moved_quantized
         if self._as_rows:
             missing, rows = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
             if self._is_centred:
                 rows, missing = rows - moved_quantized.astype(np.float32), missing - lacking.astype(np.float32)
-            return PairedInputs(InputRows(rows), missing, mean, mean_quantized)
+            return PairedInputs(InputRows(rows), missing)
         if self._is_centred:
             self._sums -= (self._samples * moved_quantized[:, None] * moved_quantized).astype(np.float32)
             self._lacking -= (self._samples * lacking[:, None] * moved_quantized).astype(np.float32)
-        moments = InputMoments(self._sums, self._samples, self._samples * mean_quantized)
-        return PairedInputs(moments, self._lacking, mean, mean_quantized)
+        moments = InputMoments(self._sums, self._samples, self._samples * (self._origins[1] + moved_quantized))
+        return PairedInputs(moments, self._lacking)

@@ -206,7 +206,7 @@ class InputPatches:
     def total(self) -> Array:
         """Return the sum of all samples, float64, shape (groups, K)."""
         views = _windows(self._bottom.sum(axis=0, keepdims=True, dtype=np.float64), self._window)  # items first
-        return views.sum(axis=(0, 1, 2)).reshape(self._groups, -1)
+        return np.asarray(views.sum(axis=(0, 1, 2)).reshape(self._groups, -1))
 
 
 def _windows(bottom: Array, window: InputWindow | None) -> Array:

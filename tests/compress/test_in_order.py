@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+from halved import MODULE
 
 import autonuq as nuq
 from autonuq.compress.candidate import Candidate
@@ -22,20 +23,6 @@ from autonuq.quant.points import Tuning
 from autonuq.runtime.session import Session
 
 IMAGES = 8  # of a pass
-MODULE = """
-import caffe
-
-
-class Halved(caffe.Layer):
-    def setup(self, bottom, top):
-        pass
-
-    def reshape(self, bottom, top):
-        top[0].reshape(*bottom[0].data.shape)
-
-    def forward(self, bottom, top):
-        top[0].data[...] = bottom[0].data / 2
-"""
 
 
 def layer(name, kind, bottoms, parameters="", tops=None):
@@ -166,12 +153,13 @@ def values_of(pair, blobs, passes):
 
 
 def divergence_at(kind, original, changed):
-    """The module's definition, written out for values of all passes: KL of the softmax, or squares over variances."""
+    """The module's definition, written out for each item: KL of the softmax, or squares over variances."""
     if kind == "softmax":
         logs = [value - np.log(np.exp(value).sum(axis=1, keepdims=True)) for value in (original, changed)]
         return (np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1)
     axes = (0, *range(2, original.ndim))
-    return 0.5 * np.square((original - changed) / original.std(axis=axes, keepdims=True)).mean(axis=axes)
+    squares = np.square((original - changed) / original.std(axis=axes, keepdims=True))
+    return 0.5 * squares.mean(axis=tuple(range(1, original.ndim)))
 
 
 HEADS = {
@@ -205,11 +193,13 @@ def test_what_is_built_is_what_is_written(network, tmp_path, request):
     one, other = (
         values_of(without_softmax(pair, tmp_path / f"open{index}"), heads, passes) for index, pair in enumerate(pairs)
     )
-    expected = 0.0
+    expected = np.zeros(len(passes))
     for blob, kind in heads.items():
         found = divergence_at(kind, np.concatenate(one[blob]), np.concatenate(other[blob]))
-        expected += found.mean()
-    assert np.mean(built.divergences) == pytest.approx(expected, rel=1e-3)
+        expected += found.reshape(len(passes), -1).mean(axis=1)
+    errors = np.sort(np.abs(np.array(built.divergences) / expected - 1))
+    assert errors[:-1].max() < 1e-4
+    assert errors[-1] < 2e-2  # in one pass an activation may lie so between two steps that its rounding differs
     assert np.isfinite(built.divergences).all() and len(built.divergences) == len(passes)
 
 

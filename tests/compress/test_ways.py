@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from halved import MODULE
 
 from autonuq.compress import ways
 from autonuq.compress.candidate import Candidate
@@ -26,20 +27,6 @@ layer {{ name: "fc" type: "InnerProduct" bottom: "{last}" top: "fc" inner_produc
 SOFTMAX = 'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
 HALVED = """layer { name: "half" type: "Python" bottom: "b" top: "half"
 python_param { module: "layers_of_ways" layer: "Halved" } }"""
-MODULE = """
-import caffe
-
-
-class Halved(caffe.Layer):
-    def setup(self, bottom, top):
-        pass
-
-    def reshape(self, bottom, top):
-        top[0].reshape(*bottom[0].data.shape)
-
-    def forward(self, bottom, top):
-        top[0].data[...] = bottom[0].data / 2
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rounding import costs_of, inputs, moments_of
 
 from autonuq.errors import QuantizationError
 from autonuq.quant.codec import CODECS
@@ -13,22 +14,6 @@ from autonuq.quant.uniform import FLT_EPSILON, quantize_weights
 
 EVERY = np.arange(-128, 128).astype(np.int8)
 FEW_STEPS = Tuning(steps=10)
-
-
-def inputs(samples, columns, seed=0):
-    """Correlated, positive inputs as a ReLU makes them."""
-    rng = np.random.default_rng(seed)
-    mixed = rng.standard_normal((samples, columns)) @ rng.standard_normal((columns, columns)) / columns**0.5
-    return np.maximum(mixed + 0.5, 0)
-
-
-def moments_of(x):
-    return InputMoments(x.T @ x, len(x), x.sum(axis=0))
-
-
-def costs_of(rows, seed=0):
-    mixed = np.random.default_rng(seed).standard_normal((rows, rows)) * np.geomspace(0.2, 3, rows)[:, None]
-    return mixed @ mixed.T / rows + 0.05 * np.eye(rows)
 
 
 def cost_of(errors, moments, costs=None):
