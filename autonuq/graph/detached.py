@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,7 +17,7 @@ class Weights:
 
     Attributes
     ----------
-    array : ndarray of float32
+    array : ndarray
     factor : ndarray of float32, shape (array.shape[0],), or None
         One for each row.
     """
@@ -30,6 +31,14 @@ class Weights:
         if self.factor is None:
             return self.array
         return self.array * self.factor.reshape(-1, *(1,) * (self.array.ndim - 1))
+
+
+_TYPES = frozenset(map(np.dtype, (np.float32, np.int8, np.uint8, np.int32)))
+
+
+def is_weights(array: Array) -> bool:
+    """Say whether a constant is kept outside: it has axes, and no shape or index of an operator is of its type."""
+    return array.ndim > 0 and array.dtype in _TYPES
 
 
 def declared_tensor(name: str, array: Array) -> onnx.TensorProto:
@@ -57,13 +66,14 @@ def split_weights(model: bytes) -> tuple[bytes, dict[str, Array]]:
     -------
     bytes
         The model, the weights only declared.
-    dict of str to ndarray of float32
-        The weights: the initializers with at least one axis.
+    dict of str to ndarray
+        The weights; see `is_weights`.
     """
     parsed = onnx.ModelProto.FromString(model)
     weights: dict[str, Array] = {}
     for index, tensor in enumerate(parsed.graph.initializer):
-        if tensor.data_type == TensorProto.FLOAT and tensor.dims:
-            weights[tensor.name] = numpy_helper.to_array(tensor)
-            parsed.graph.initializer[index].CopyFrom(declared_tensor(tensor.name, weights[tensor.name]))
+        array = numpy_helper.to_array(tensor)
+        if is_weights(array):
+            weights[tensor.name] = array
+            parsed.graph.initializer[index].CopyFrom(declared_tensor(tensor.name, array))
     return parsed.SerializeToString(), weights

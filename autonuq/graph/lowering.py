@@ -16,8 +16,9 @@ from onnx import TensorProto, helper
 
 from autonuq.errors import ModelError
 from autonuq.graph import operators as _families  # noqa: F401 - fills LOWERINGS
-from autonuq.graph.detached import Weights, declared_tensor
+from autonuq.graph.detached import Weights, declared_tensor, is_weights
 from autonuq.graph.hosted import HOST_LAYERS
+from autonuq.graph.integers import ENGINE_DOMAIN, IntegerLowering, IntegerPlan
 from autonuq.graph.layers import LayerError, infer_shapes, layer_type
 from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
 from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
@@ -49,8 +50,7 @@ class Lowered:
     Attributes
     ----------
     model : bytes
-        Serialized ONNX model whose weights (float32 initializers with at least one axis) are declared but absent:
-        the bytes of two networks that differ in weights only are the same.
+        Serialized ONNX model whose weights (see `is_weights`) are declared but absent: the bytes of two networks that differ in weights only are the same.
     initializers : mapping of str to Weights
         The absent ones.
     inputs : mapping of str to tuple of int
@@ -77,6 +77,7 @@ def lower(
     first: int = 0,
     last: int | None = None,
     observe: bool = False,
+    plan: IntegerPlan | None = None,
 ) -> Lowered:
     """Lower a graph, or the layers `first` to `last` of it.
 
@@ -92,6 +93,8 @@ def lower(
         Indices into `graph.layers`, `last` included.
     observe : bool
         Also put out what the calibration layers read.
+    plan : IntegerPlan, optional
+        Of the whole network: what of it runs in integers. Without one everything runs in float.
 
     Raises
     ------
@@ -100,7 +103,8 @@ def lower(
     """
     layers = graph.layers[first : None if last is None else last + 1]
     builder = Builder({})
-    lower_layers(builder, graph, inputs, first=first, last=last)
+    lowerings = LOWERINGS if plan is None else IntegerLowering(builder, plan).lowerings
+    lower_layers(builder, graph, inputs, first=first, last=last, lowerings=lowerings)
     wanted = tuple(outputs) if outputs is not None else graph.with_layers(layers).outputs
     made = {blob: (builder.read(blob), builder.shapes[blob]) for blob in wanted}
     names = tuple(layer.name for layer in layers)
@@ -189,11 +193,12 @@ def serialized(
     outputs: Sequence[onnx.ValueInfoProto],
 ) -> tuple[bytes, dict[str, Weights]]:
     """Return an ONNX model's bytes, its weights only declared, and the weights; see `Lowered`."""
-    weights = {key: found for key, found in constants.items() if found.array.dtype == np.float32 and found.array.ndim}
+    weights = {key: found for key, found in constants.items() if is_weights(found.array)}
     initializers = [
         declared_tensor(key, found.array) if key in weights else onnx.numpy_helper.from_array(found.array, key)
         for key, found in constants.items()
     ]
     graph = helper.make_graph(nodes, name or "caffe", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ENGINE_DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     return model.SerializeToString(), weights

@@ -208,12 +208,6 @@ class _IntegerBuilder(Builder):
             return self.add("DequantizeLinear", codes, self.stored("scale", scale.reshape(())), label=label)
         return self.add("DequantizeLinear", codes, self.stored("scale", scale), label=label, axis=found.channel_axis)
 
-    def stored(self, label: str, array: Array) -> str:
-        """Add a constant of whatever type it has."""
-        name = self._unique(label)
-        self.initializers[name] = array
-        return name
-
     def _codes(self, layer: str, codes: Array) -> str:
         steps = codes.view(np.uint8)
         present = np.bincount(steps.reshape(-1), minlength=256) > 0

@@ -22,6 +22,7 @@ from autonuq.errors import RuntimeFailure
 from autonuq.graph.caffemodel import load_caffemodel, read_bytes
 from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.files import attach_weights, fill_weights, parse_graph, stored_names, write_caffemodel
+from autonuq.graph.integers import IntegerPlan
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Layer, Shape
@@ -34,6 +35,7 @@ from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_b
 from autonuq.runtime.seed import random_generator
 from autonuq.runtime.session import Session
 
+PLAN = True
 _T = TypeVar("_T")
 
 
@@ -189,7 +191,15 @@ class _Runner:
                 self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again
             )
         else:
-            lowered = lower(self.graph, dict(self.shapes), outputs=outputs, first=first, last=last, observe=observe)
+            lowered = lower(
+                self.graph,
+                dict(self.shapes),
+                outputs=outputs,
+                first=first,
+                last=last,
+                observe=observe,
+                plan=IntegerPlan(self.graph) if PLAN else None,
+            )
             self._sessions[key] = Session(lowered)
         return self._sessions[key]
 

@@ -172,6 +172,7 @@ class _Prepared:
 
     model: bytes
     moves: Mapping[str, _Move]
+    kept: tuple[str, ...] = ()  # integer weights: they stay as they are
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -193,7 +194,7 @@ class _Prepared:
         for start, (name, move) in zip(self._starts, self.moves.items(), strict=False):
             result[name] = memory[start : start + math.prod(move.shape)].reshape(move.shape)
             move.apply(weights[move.source], result[name])
-        return result
+        return result | {name: weights[name].values for name in self.kept}
 
 
 _spare: deque[Array] = deque(maxlen=1)  # the memory of weights that a session gave back
@@ -238,25 +239,35 @@ def _prepared(lowered: Lowered) -> _Prepared | None:
 
 
 def _prepare(lowered: Lowered) -> _Prepared | None:
-    sizes = {name: weights.array.size for name, weights in lowered.initializers.items()}
+    kept = {name: weights.values for name, weights in lowered.initializers.items() if weights.array.dtype != np.float32}
+    floats = {name: weights for name, weights in lowered.initializers.items() if name not in kept}
+    sizes = {name: weights.array.size for name, weights in floats.items()}
     if sum(sizes.values()) >= _MAX_PLACES:
         return None
     numbered: dict[str, Array] = {}
     first: dict[str, int] = {}
     place = 1
-    for name, weights in lowered.initializers.items():
+    for name, weights in floats.items():
         first[name] = place
         bits = np.arange(place, place + sizes[name], dtype=np.int32)
         numbered[name] = bits.view(np.float32).reshape(weights.array.shape)
         place += sizes[name]
-    model, found = split_weights(_optimize(lowered.model, numbered, lowered.layers))
+    model, found = split_weights(_optimize(lowered.model, numbered | kept, lowered.layers))
+    if {name: values.shape for name, values in kept.items()} != _shapes_of_integers(found):
+        return None
     moves: dict[str, _Move] = {}
     for name, values in found.items():
+        if name in kept:
+            continue
         move = _find_move(values, first, sizes)
         if move is None:  # something was calculated
             return None
         moves[name] = move
-    return _Prepared(model, moves) if {move.source for move in moves.values()} == set(first) else None
+    return _Prepared(model, moves, tuple(kept)) if {move.source for move in moves.values()} == set(first) else None
+
+
+def _shapes_of_integers(weights: Mapping[str, Array]) -> dict[str, Shape]:
+    return {name: values.shape for name, values in weights.items() if values.dtype != np.float32}
 
 
 def _optimize(model: bytes, weights: Mapping[str, Array], layers: Sequence[str]) -> bytes:

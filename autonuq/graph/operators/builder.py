@@ -44,6 +44,12 @@ class Builder:
         self.initializers[name] = array
         return name
 
+    def stored(self, label: str, values: Array) -> str:
+        """Add a constant of the type that it has and return its tensor."""
+        name = self._unique(label)
+        self.initializers[name] = values
+        return name
+
     def weights(self, layer: Layer) -> list[str]:
         """Add a layer's blobs as they are."""
         return [self.constant(f"{layer.name}:{index}", blob) for index, blob in enumerate(layer.blobs)]

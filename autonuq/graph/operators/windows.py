@@ -102,6 +102,14 @@ def _pool(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, la
     return pooled
 
 
+def max_pool_attributes(layer: Layer, bottom: Shape) -> dict[str, object] | None:
+    """Return what makes an operator of ONNX do a layer's MAX pooling alone; None if it takes more than one."""
+    found = pooling(layer, bottom)
+    if found.is_global:
+        return {"kernel_shape": bottom[2:]}
+    return None if _inside(found, bottom) != list(found.output) else _attributes(found, bottom)
+
+
 def _inside(found: PoolingWindow, bottom: Shape) -> list[int]:
     """Count the windows that start inside the image; a stride beyond the kernel can put one more behind it."""
     return [

@@ -1,0 +1,417 @@
+"""Fake-quantized layers in integers: what their arithmetic is on the chip, and a third of a float layer's time here.
+
+A value that only Quant layers of one grid read need not exist in float: the layer that makes it puts out the codes of
+that grid at once. So uint8 codes (AMCT's int8 ones plus 128) run from a Quant layer through Convolution, ReLU, MAX
+pooling and Concat to the next Quant layer. They lie channels last, as onnxruntime's integer kernels want them; a value
+in float lies as Caffe's blobs do.
+
+Every layer is lowered in float as well, on what its inputs' codes stand for; what nobody reads drops out
+(`Builder.needed`). So a blob that was skipped can still be asked for, and which layers run in integers depends on the
+network alone, never on which blobs somebody wants to see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from onnx import TensorProto
+
+from autonuq.graph import caffe_pb2
+from autonuq.graph.model import Array, Graph, Layer, Shape, Value
+from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
+from autonuq.graph.operators.quantizers import quant_factors
+from autonuq.graph.operators.windows import max_pool_attributes
+from autonuq.graph.shapes.layout import concat_axis
+from autonuq.graph.shapes.windows import ConvolutionWindow, channel_axis, convolution
+
+ENGINE_DOMAIN = "com.microsoft"  # onnxruntime's own operators
+_CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+_LARGEST_PRODUCT = 255 * 128  # of a code and a weight
+_AWAY = np.float32(1 - 2**-22)  # see `Grid.scale`
+_OFF_GRID = 1e-3  # how far a float32 product of code and scale, divided by the scale, may be from the code
+_WIDE = 32  # input channels from which a product of patches is faster than the convolution in float
+_SMALL_WINDOW = 9  # pixels; larger patches would take more memory than the float values
+_ROWS_AT_ONCE = 1 << 16  # weights that stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The int8 grid of a Quant layer.
+
+    Attributes
+    ----------
+    factor : float
+        Reciprocal of the step.
+    offset : int
+        The code of 0.
+    """
+
+    factor: float
+    offset: int
+
+    @property
+    def step(self) -> np.float32:
+        """Distance of two values."""
+        return np.float32(1 / self.factor)
+
+    @property
+    def rounding_step(self) -> np.float32:
+        """The step that values are divided by to find their codes.
+
+        onnxruntime rounds halves to even, AMCT away from zero: a step that is smaller by a few units in the last place
+        puts every half beyond the middle.
+        """
+        return np.float32(self.step * _AWAY)
+
+    @property
+    def zero(self) -> np.uint8:
+        """The code of 0, counted from 0."""
+        return np.uint8(self.offset + 128)
+
+    def code(self, value: float) -> np.uint8:
+        """Return the code of a value."""
+        steps = float(value) / float(self.rounding_step)
+        return np.uint8(np.clip(np.rint(steps) + float(self.zero), 0, 255))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A layer's weights as the chip has them.
+
+    Attributes
+    ----------
+    codes : ndarray of int8
+        Shaped as Caffe's weights.
+    step : ndarray of float32, shape (outputs,) or (1,)
+        What one unit of a sum of products stands for: the input's step times the weights' scale.
+    bias : ndarray of int32, shape (outputs,)
+        In those units.
+    """
+
+    codes: Array
+    step: Array
+    bias: Array
+
+
+class IntegerPlan:
+    """Which values and which layers of a network run in integers.
+
+    Parameters
+    ----------
+    graph : Graph
+        Fake-quantized, with blobs. A network without Quant layers has nothing in integers.
+    signed : bool
+        Whether the weights are given to the engine as int8; otherwise as uint8 with a zero point of 128.
+    """
+
+    def __init__(self, graph: Graph, *, signed: bool = True) -> None:
+        self.signed = signed
+        self._layers = graph.by_name
+        self._dequantizers = _dequantizers(graph)
+        self._kernels: dict[str, Kernel | None] = {}
+        self.grids = _grids(graph)
+
+    def kernel(self, layer: Layer, grid: Grid) -> Kernel | None:
+        """Return a layer's integer weights for inputs of a grid; None if its weights are no codes times scale."""
+        if layer.name not in self._kernels:
+            dequantizer = self._dequantizers.get(layer.name)
+            self._kernels[layer.name] = None if dequantizer is None else _kernel(layer, dequantizer, grid)
+        return self._kernels[layer.name]
+
+
+def _dequantizers(graph: Graph) -> dict[str, Layer]:
+    """Return the DeQuant layer behind each layer that has one without a shift."""
+    found = {}
+    for index, layer in enumerate(graph.layers):
+        if layer.type == "DeQuant" and layer.blobs and not layer.blobs[1].any():
+            ((producer, _),) = graph.sources[index]
+            found[graph.layers[producer].name] = layer
+    return found
+
+
+def _grids(graph: Graph) -> dict[tuple[str, int], Grid]:
+    """Return the grid of every value that only Quant layers of this grid read, maybe through layers that keep order.
+
+    A value is named by the layer that makes it and the number of its top.
+    """
+    demands: dict[Value, set[Grid | None]] = {}
+    for index in reversed(range(len(graph.layers))):
+        layer = graph.layers[index]
+        if layer.type == "Quant":
+            demand = {Grid(*quant_factors(layer))}
+        elif _keeps_order(layer):
+            tops = range(len(layer.tops))
+            demand = set().union(*(demands.get((index, top), {None}) for top in tops))
+        else:
+            demand = {None}
+        for value in graph.sources[index]:
+            demands.setdefault(value, set()).update(demand)
+    grids = {}
+    for (index, top), found in demands.items():
+        grid = next(iter(found))
+        if len(found) == 1 and grid is not None:
+            grids[graph.layers[index].name, top] = grid
+    return grids
+
+
+def _keeps_order(layer: Layer) -> bool:
+    """Say whether a layer may as well work on codes: it picks values, or moves them to a limit."""
+    if layer.type in ("ReLU", "ReLU6"):
+        return not layer.message.relu_param.negative_slope
+    if layer.type == "Pooling":
+        return layer.message.pooling_param.pool == caffe_pb2.PoolingParameter.MAX and len(layer.tops) == 1
+    if layer.type == "Dropout":
+        return layer.message.dropout_param.scale_train
+    if layer.type == "DeQuant":
+        return bool(layer.blobs) and not layer.blobs[1].any()
+    return layer.type in ("Concat", "Split", "Clip")
+
+
+def _kernel(layer: Layer, dequantizer: Layer, grid: Grid) -> Kernel | None:
+    weights, *bias = layer.blobs
+    step = np.asarray(dequantizer.blobs[0], np.float32).reshape(-1)
+    rows = weights.reshape(len(weights), -1)
+    if len(step) not in (1, len(rows)) or not (np.isfinite(step) & (step > 0)).all():
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes = _codes(rows, step * np.float32(grid.factor))
+        sums = np.rint(bias[0].astype(np.float64) / step) if bias else np.zeros(len(rows))
+    room = 2**31 - 1 - _LARGEST_PRODUCT * rows.shape[1]
+    if codes is None or not (np.abs(sums) <= room).all():
+        return None
+    return Kernel(codes.reshape(weights.shape), step, sums.astype(np.int32))
+
+
+def _codes(rows: Array, scale: Array) -> Array | None:
+    """Return int8 codes so that codes times scale, one for each row or one, are the weights; None if there are none."""
+    codes = np.empty(rows.shape, np.int8)
+    factor = (1 / scale.astype(np.float64)).astype(np.float32)
+    factor = np.broadcast_to(factor, len(rows))[:, None]
+    count = max(1, _ROWS_AT_ONCE // rows.shape[1])
+    for begin in range(0, len(rows), count):
+        part = slice(begin, begin + count)
+        steps = rows[part] * factor[part]
+        rounded = np.rint(steps)
+        steps -= rounded
+        if not max(steps.max(), -steps.min()) <= _OFF_GRID or rounded.min() < -128 or rounded.max() > 127:
+            return None
+        codes[part] = rounded
+    return codes
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A tensor of uint8 codes, channels last if it has four axes."""
+
+    tensor: str
+    grid: Grid
+
+
+class IntegerLowering:
+    """Lowers layers in float, and in integers where a plan says so, into one builder."""
+
+    def __init__(self, builder: Builder, plan: IntegerPlan) -> None:
+        self._builder, self._plan = builder, plan
+        self._codes: dict[str, _Codes] = {}  # float tensor -> codes of its values
+        self._quantized: dict[tuple[str, Grid], _Codes] = {}
+
+    @cached_property
+    def lowerings(self) -> Mapping[str, Lowering]:
+        """What becomes of each layer type."""
+        return LOWERINGS | {
+            "Quant": self._quant,
+            "Convolution": self._convolution,
+            "DepthwiseConvolution": self._convolution,
+            "ConvolutionDepthwise": self._convolution,
+            "InnerProduct": self._inner_product,
+            "ReLU": self._limit,
+            "ReLU6": self._limit,
+            "Clip": self._limit,
+            "Pooling": self._pooling,
+            "Concat": self._concat,
+        }
+
+    def _quant(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        grid = Grid(*quant_factors(layer))
+        codes = self._coded(tensors[0], grid, shapes[0])
+        values = builder.add("DequantizeLinear", codes.tensor, self._scalar(grid.step), self._scalar(grid.zero))
+        top = _turned(builder, values, shapes[0], _CHANNELS_FIRST)
+        self._codes[top] = codes
+        return [top]
+
+    def _coded(self, tensor: str, grid: Grid, shape: Shape) -> _Codes:
+        """Return codes of a tensor on a grid: those that are there, or quantize it."""
+        found = self._codes.get(tensor)
+        if found is not None and found.grid == grid:
+            return found
+        if (tensor, grid) not in self._quantized:
+            values = _turned(self._builder, tensor, shape, _CHANNELS_LAST)
+            scale, zero = self._scalar(grid.rounding_step), self._scalar(grid.zero)
+            self._quantized[tensor, grid] = _Codes(self._builder.add("QuantizeLinear", values, scale, zero), grid)
+        return self._quantized[tensor, grid]
+
+    def _scalar(self, value: np.generic) -> str:
+        return self._builder.stored("grid", np.asarray(value))
+
+    def _convolution(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        codes = self._codes.get(tensors[0])
+        if codes is None or len(tensors) > 1 or len(shapes[0]) != 4 or channel_axis(layer, shapes[0]) != 1:
+            return tops
+        kernel = self._plan.kernel(layer, codes.grid)
+        if kernel is None:
+            return tops
+        grid = self._plan.grids.get((layer.name, 0))
+        if grid is not None:
+            self._codes[tops[0]] = _Codes(self._sums(layer, codes, kernel, grid), grid)
+            return tops
+        window = convolution(layer, 2)
+        if window.group != 1:
+            return tops
+        if window.kernel == (1, 1) and not any(window.pad):
+            tensor = self._every(codes.tensor, window.stride)
+        elif shapes[0][1] >= _WIDE and math.prod(window.kernel) <= _SMALL_WINDOW:
+            tensor = self._patches(codes, window, shapes[0], builder.shapes_of_tops[0])
+        else:
+            return tops
+        values = self._product(layer, tensor, codes.grid, kernel)
+        if tensor != codes.tensor:
+            batch, channels, height, width = builder.shapes_of_tops[0]
+            values = builder.reshape(values, (batch, height, width, channels))
+        return [builder.add("Transpose", values, label=layer.name, perm=_CHANNELS_FIRST)]
+
+    def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: Grid) -> str:
+        """Convolve codes into codes of another grid."""
+        window, stored = convolution(layer, 2), self._builder.stored
+        weights, zero = self._weights(layer, kernel.codes)
+        scale = np.broadcast_to(kernel.step / codes.grid.step, len(kernel.codes)).astype(np.float32)
+        return self._builder.add(
+            "QLinearConv",
+            codes.tensor,
+            self._scalar(codes.grid.step),
+            self._scalar(codes.grid.zero),
+            weights,
+            stored(f"{layer.name}:scale", scale),
+            zero,
+            self._scalar(grid.rounding_step),
+            self._scalar(grid.zero),
+            stored(f"{layer.name}:bias", kernel.bias),
+            domain=ENGINE_DOMAIN,
+            channels_last=1,
+            kernel_shape=window.kernel,
+            strides=window.stride,
+            pads=window.pad * 2,
+            dilations=window.dilation,
+            group=window.group,
+        )
+
+    def _weights(self, layer: Layer, codes: Array) -> tuple[str, str]:
+        """Store integer weights and their zero point."""
+        signed = self._plan.signed
+        values = codes if signed else (codes.view(np.uint8) ^ np.uint8(128))
+        return (
+            self._builder.stored(f"{layer.name}:codes", values),
+            self._scalar(np.int8(0) if signed else np.uint8(128)),
+        )
+
+    def _every(self, tensor: str, stride: Shape) -> str:
+        """Return the pixels that a window of one pixel visits."""
+        if stride == (1, 1):
+            return tensor
+        limits = (np.array(values, np.int64) for values in ((0, 0), (2**31, 2**31), (1, 2), stride))
+        return self._builder.add("Slice", tensor, *(self._builder.constant("part", values) for values in limits))
+
+    def _patches(self, codes: _Codes, window: ConvolutionWindow, bottom: Shape, top: Shape) -> str:
+        """Put what lies under each window into one row, (row, column, channel): shape (batch, pixels, row)."""
+        builder, (batch, channels, *size), tensor = self._builder, bottom, codes.tensor
+        if any(window.pad):
+            pads = builder.constant("pads", np.array([0, *window.pad, 0] * 2, np.int64))
+            tensor = builder.add("Pad", tensor, pads, self._scalar(codes.grid.zero))
+        padded = [length + 2 * pad for length, pad in zip(size, window.pad, strict=True)]
+        rows, columns = (
+            stride * np.arange(count)[:, None] + dilation * np.arange(kernel)
+            for stride, count, dilation, kernel in zip(
+                window.stride, top[2:], window.dilation, window.kernel, strict=True
+            )
+        )
+        index = rows[:, None, :, None] * padded[1] + columns[None, :, None, :]
+        pixels = builder.reshape(tensor, (batch, math.prod(padded), channels))
+        found = builder.add("Gather", pixels, builder.constant("windows", index.reshape(-1)), axis=1)
+        return builder.reshape(found, (batch, math.prod(top[2:]), math.prod(window.kernel) * channels))
+
+    def _product(self, layer: Layer, tensor: str, grid: Grid, kernel: Kernel) -> str:
+        """Multiply rows of codes by weights, into float, with the float bias."""
+        codes = kernel.codes.transpose(0, 2, 3, 1) if kernel.codes.ndim == 4 else kernel.codes
+        columns = np.ascontiguousarray(codes.reshape(len(codes), -1).T)
+        weights, zero = self._weights(layer, columns)
+        scale = np.broadcast_to(kernel.step / grid.step, columns.shape[1]).astype(np.float32)
+        operands = [self._builder.stored(f"{layer.name}:scale", scale), self._scalar(grid.zero), zero]
+        operands += [self._builder.stored(f"{layer.name}:bias", values) for values in layer.blobs[1:]]
+        return self._builder.add(
+            "MatMulIntegerToFloat",
+            tensor,
+            weights,
+            self._scalar(grid.step),
+            *operands,
+            label=layer.name,
+            domain=ENGINE_DOMAIN,
+        )
+
+    def _inner_product(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        codes, message = self._codes.get(tensors[0]), layer.message.inner_product_param
+        if codes is None or message.transpose or message.axis != 1:
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        kernel = self._plan.kernel(layer, codes.grid)
+        if kernel is None:
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        tensor = _turned(builder, codes.tensor, shapes[0], _CHANNELS_FIRST)
+        if len(shapes[0]) != 2:
+            tensor = builder.reshape(tensor, (shapes[0][0], kernel.codes.shape[1]))
+        return [self._product(layer, tensor, codes.grid, kernel)]
+
+    def _limit(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        codes = self._codes.get(tensors[0])
+        if codes is not None and (layer.name, 0) in self._plan.grids:
+            low, high = (codes.grid.code(limit) for limit in _limits(layer))
+            tensor = codes.tensor
+            if low > 0 or high < 255:
+                tensor = builder.add("Clip", tensor, self._scalar(low), self._scalar(high))
+            self._codes[tops[0]] = _Codes(tensor, codes.grid)
+        return tops
+
+    def _pooling(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        codes = self._codes.get(tensors[0])
+        if codes is not None and (layer.name, 0) in self._plan.grids:
+            attributes = max_pool_attributes(layer, shapes[0])
+            if attributes is not None:
+                pooled = builder.add("NhwcMaxPool", codes.tensor, domain=ENGINE_DOMAIN, **attributes)
+                self._codes[tops[0]] = _Codes(pooled, codes.grid)
+        return tops
+
+    def _concat(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        grid = self._plan.grids.get((layer.name, 0))
+        if grid is None or len(shapes[0]) != 4 or concat_axis(layer, shapes[0]) != 1:
+            return tops
+        if any(tensor in self._codes for tensor in tensors):
+            parts = [self._coded(tensor, grid, shape).tensor for tensor, shape in zip(tensors, shapes, strict=True)]
+            self._codes[tops[0]] = _Codes(builder.add("Concat", *parts, axis=3), grid)
+        return tops
+
+
+def _limits(layer: Layer) -> tuple[float, float]:
+    """Return the smallest and the largest value that a layer lets through."""
+    if layer.type == "Clip":
+        return layer.message.clip_param.min, layer.message.clip_param.max
+    return 0.0, 6.0 if layer.type == "ReLU6" else float(np.finfo(np.float32).max)
+
+
+def _turned(builder: Builder, tensor: str, shape: Shape, axes: tuple[int, ...]) -> str:
+    """Move the channels of an image."""
+    return builder.add("Transpose", tensor, perm=axes) if len(shape) == 4 else tensor
