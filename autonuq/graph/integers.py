@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from onnx import TensorProto
 
 from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value
@@ -33,8 +32,8 @@ _CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _LARGEST_PRODUCT = 255 * 128  # of a code and a weight
 _AWAY = np.float32(1 - 2**-22)  # see `Grid.scale`
 _OFF_GRID = 1e-3  # how far a float32 product of code and scale, divided by the scale, may be from the code
-_WIDE = 32  # input channels from which a product of patches is faster than the convolution in float
-_SMALL_WINDOW = 9  # pixels; larger patches would take more memory than the float values
+_BLOCK_BYTES = 64  # pieces that are copied about as fast as longer ones
+_FEW_PRODUCTS = 64  # for each output: onnxruntime's integer kernel is slower than its float one
 _ROWS_AT_ONCE = 1 << 16  # weights that stay in a processor's cache
 
 
@@ -141,11 +140,12 @@ def _grids(graph: Graph) -> dict[tuple[str, int], Grid]:
     demands: dict[Value, set[Grid | None]] = {}
     for index in reversed(range(len(graph.layers))):
         layer = graph.layers[index]
+        demand: set[Grid | None]
         if layer.type == "Quant":
             demand = {Grid(*quant_factors(layer))}
         elif _keeps_order(layer):
             tops = range(len(layer.tops))
-            demand = set().union(*(demands.get((index, top), {None}) for top in tops))
+            demand = {grid for top in tops for grid in demands.get((index, top), (None,))}
         else:
             demand = {None}
         for value in graph.sources[index]:
@@ -262,24 +262,24 @@ class IntegerLowering:
         codes = self._codes.get(tensors[0])
         if codes is None or len(tensors) > 1 or len(shapes[0]) != 4 or channel_axis(layer, shapes[0]) != 1:
             return tops
-        kernel = self._plan.kernel(layer, codes.grid)
-        if kernel is None:
+        kernel, window = self._plan.kernel(layer, codes.grid), convolution(layer, 2)
+        few_products = window.group == 1 and window.kernel != (1, 1) and layer.blobs[0][0].size < _FEW_PRODUCTS
+        if kernel is None or few_products:
             return tops
         grid = self._plan.grids.get((layer.name, 0))
         if grid is not None:
             self._codes[tops[0]] = _Codes(self._sums(layer, codes, kernel, grid), grid)
             return tops
-        window = convolution(layer, 2)
         if window.group != 1:
             return tops
         if window.kernel == (1, 1) and not any(window.pad):
             tensor = self._every(codes.tensor, window.stride)
-        elif shapes[0][1] >= _WIDE and math.prod(window.kernel) <= _SMALL_WINDOW:
-            tensor = self._patches(codes, window, shapes[0], builder.shapes_of_tops[0])
+            values = self._product(layer, tensor, codes.grid, kernel, _matrix(kernel.codes))
         else:
-            return tops
-        values = self._product(layer, tensor, codes.grid, kernel)
-        if tensor != codes.tensor:
+            strip = _strip(window, shapes[0], builder.shapes_of_tops[0])
+            if strip is None:
+                return tops
+            values = self._strips(layer, codes, kernel, strip)
             batch, channels, height, width = builder.shapes_of_tops[0]
             values = builder.reshape(values, (batch, height, width, channels))
         return [builder.add("Transpose", values, label=layer.name, perm=_CHANNELS_FIRST)]
@@ -325,32 +325,25 @@ class IntegerLowering:
         limits = (np.array(values, np.int64) for values in ((0, 0), (2**31, 2**31), (1, 2), stride))
         return self._builder.add("Slice", tensor, *(self._builder.constant("part", values) for values in limits))
 
-    def _patches(self, codes: _Codes, window: ConvolutionWindow, bottom: Shape, top: Shape) -> str:
-        """Put what lies under each window into one row, (row, column, channel): shape (batch, pixels, row)."""
-        builder, (batch, channels, *size), tensor = self._builder, bottom, codes.tensor
-        if any(window.pad):
-            pads = builder.constant("pads", np.array([0, *window.pad, 0] * 2, np.int64))
-            tensor = builder.add("Pad", tensor, pads, self._scalar(codes.grid.zero))
-        padded = [length + 2 * pad for length, pad in zip(size, window.pad, strict=True)]
-        rows, columns = (
-            stride * np.arange(count)[:, None] + dilation * np.arange(kernel)
-            for stride, count, dilation, kernel in zip(
-                window.stride, top[2:], window.dilation, window.kernel, strict=True
-            )
-        )
-        index = rows[:, None, :, None] * padded[1] + columns[None, :, None, :]
-        pixels = builder.reshape(tensor, (batch, math.prod(padded), channels))
-        found = builder.add("Gather", pixels, builder.constant("windows", index.reshape(-1)), axis=1)
-        return builder.reshape(found, (batch, math.prod(top[2:]), math.prod(window.kernel) * channels))
+    def _strips(self, layer: Layer, codes: _Codes, kernel: Kernel, strip: _Strip) -> str:
+        """Convolve into float: one product of matrices, whose rows are what lies under a few neighbouring windows."""
+        builder = self._builder
+        pads = builder.constant("pads", np.array([0, *strip.before, 0, 0, *strip.behind, 0], np.int64))
+        padded = builder.add("Pad", codes.tensor, pads, self._scalar(codes.grid.zero))
+        blocks = builder.reshape(padded, (strip.batch, strip.blocks, strip.block * strip.channels))
+        found = builder.add("Gather", blocks, builder.constant("strips", strip.index()), axis=1)
+        matrix = strip.matrix(kernel.codes)
+        rows = builder.reshape(found, (strip.batch, strip.rows, len(matrix)))
+        return self._product(layer, rows, codes.grid, kernel, matrix)
 
-    def _product(self, layer: Layer, tensor: str, grid: Grid, kernel: Kernel) -> str:
-        """Multiply rows of codes by weights, into float, with the float bias."""
-        codes = kernel.codes.transpose(0, 2, 3, 1) if kernel.codes.ndim == 4 else kernel.codes
-        columns = np.ascontiguousarray(codes.reshape(len(codes), -1).T)
-        weights, zero = self._weights(layer, columns)
-        scale = np.broadcast_to(kernel.step / grid.step, columns.shape[1]).astype(np.float32)
-        operands = [self._builder.stored(f"{layer.name}:scale", scale), self._scalar(grid.zero), zero]
-        operands += [self._builder.stored(f"{layer.name}:bias", values) for values in layer.blobs[1:]]
+    def _product(self, layer: Layer, tensor: str, grid: Grid, kernel: Kernel, matrix: Array) -> str:
+        """Multiply rows of codes by a matrix of weights, (inputs, times x outputs), into float, with the float bias."""
+        weights, zero = self._weights(layer, matrix)
+        outputs = len(kernel.codes)
+        times = matrix.shape[1] // outputs
+        scale = np.broadcast_to(kernel.step / grid.step, outputs).astype(np.float32)
+        operands = [self._builder.stored(f"{layer.name}:scale", np.tile(scale, times)), self._scalar(grid.zero), zero]
+        operands += [self._builder.stored(f"{layer.name}:bias", np.tile(bias, times)) for bias in layer.blobs[1:]]
         return self._builder.add(
             "MatMulIntegerToFloat",
             tensor,
@@ -371,7 +364,7 @@ class IntegerLowering:
         tensor = _turned(builder, codes.tensor, shapes[0], _CHANNELS_FIRST)
         if len(shapes[0]) != 2:
             tensor = builder.reshape(tensor, (shapes[0][0], kernel.codes.shape[1]))
-        return [self._product(layer, tensor, codes.grid, kernel)]
+        return [self._product(layer, tensor, codes.grid, kernel, _matrix(kernel.codes))]
 
     def _limit(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
         tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
@@ -403,6 +396,103 @@ class IntegerLowering:
             parts = [self._coded(tensor, grid, shape).tensor for tensor, shape in zip(tensors, shapes, strict=True)]
             self._codes[tops[0]] = _Codes(builder.add("Concat", *parts, axis=3), grid)
         return tops
+
+
+def _matrix(codes: Array) -> Array:
+    """Return weights as a matrix (inputs, outputs)."""
+    return np.ascontiguousarray(codes.reshape(len(codes), -1).T)
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """How a convolution becomes a product of matrices: each row makes `count` neighbouring outputs.
+
+    Rows of pixels are cut into blocks, so that a strip of windows begins with a block, and few long pieces of memory
+    are copied instead of many short ones.
+
+    Attributes
+    ----------
+    batch, channels : int
+    count : int
+        Outputs of a strip.
+    block : int
+        Pixels by which a strip is further right than its neighbour.
+    width : int
+        Blocks under a strip.
+    before, behind : tuple of int
+        Pixels of padding, (rows, columns); negative ones cut the image.
+    """
+
+    window: ConvolutionWindow
+    batch: int
+    channels: int
+    output: Shape
+    count: int
+    block: int
+    width: int
+    before: Shape
+    behind: Shape
+
+    @property
+    def across(self) -> int:
+        """Strips side by side."""
+        return self.output[1] // self.count
+
+    @property
+    def rows(self) -> int:
+        """Strips of an image."""
+        return self.output[0] * self.across
+
+    @property
+    def size(self) -> Shape:
+        """Rows of the padded image, and blocks of each."""
+        (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
+        return (self.output[0] - 1) * stride + dilation * (kernel - 1) + 1, self.across - 1 + self.width
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of an image."""
+        return math.prod(self.size)
+
+    def index(self) -> Array:
+        """Return the blocks under every strip, strip after strip, row by row."""
+        (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
+        rows = stride * np.arange(self.output[0])[:, None] + dilation * np.arange(kernel)
+        blocks = np.arange(self.across)[:, None] + np.arange(self.width)
+        return (rows[:, None, :, None] * self.size[1] + blocks[None, :, None, :]).reshape(-1)
+
+    def matrix(self, codes: Array) -> Array:
+        """Return the weights, each output's where its window lies: (row, pixel, channel) x (output of strip, channel).
+
+        Parameters
+        ----------
+        codes : ndarray of int8, shape (outputs, channels, rows, columns)
+        """
+        (_, stride), (_, dilation), (_, kernel) = self.window.stride, self.window.dilation, self.window.kernel
+        outputs, channels, rows, _ = codes.shape
+        matrix = np.zeros((rows, self.width * self.block, channels, self.count, outputs), np.int8)
+        for place in range(self.count):
+            begin = place * stride
+            under = slice(begin, begin + dilation * (kernel - 1) + 1, dilation)
+            matrix[:, under, :, place] = codes.transpose(2, 3, 1, 0)
+        return matrix.reshape(-1, self.count * outputs)
+
+
+def _strip(window: ConvolutionWindow, bottom: Shape, top: Shape) -> _Strip | None:
+    """Return strips whose blocks are long enough to be copied fast; None if the image's width has none."""
+    batch, channels, *size = bottom
+    stride = window.stride[1]
+    count = 1
+    while count * stride * channels < _BLOCK_BYTES and top[3] % (2 * count) == 0:
+        count *= 2
+    block = count * stride
+    if block * channels < _BLOCK_BYTES // 2:
+        return None
+    span = (count - 1) * stride + window.dilation[1] * (window.kernel[1] - 1) + 1
+    strip = _Strip(window, batch, channels, top[2:], count, block, -(-span // block), window.pad, (0, 0))
+    rows, blocks = strip.size
+    behind = (rows - size[0] - window.pad[0], blocks * block - size[1] - window.pad[1])
+    return replace(strip, behind=behind)
 
 
 def _limits(layer: Layer) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -50,7 +49,8 @@ class Lowered:
     Attributes
     ----------
     model : bytes
-        Serialized ONNX model whose weights (see `is_weights`) are declared but absent: the bytes of two networks that differ in weights only are the same.
+        Serialized ONNX model whose weights (see `is_weights`) are declared but absent: the bytes of two networks that
+        differ in weights only are the same.
     initializers : mapping of str to Weights
         The absent ones.
     inputs : mapping of str to tuple of int

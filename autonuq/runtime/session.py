@@ -351,6 +351,8 @@ def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptio
     options.intra_op_num_threads = threads
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # What runs in integers is decided by the lowering; the engine would round float weights of its own accord.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Waiting threads sleep: several nets and several worker processes share the processors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -7,6 +7,7 @@ Its LRN operator takes five times as long as the pooling and roots that stand fo
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def _pool(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, la
     return pooled
 
 
-def max_pool_attributes(layer: Layer, bottom: Shape) -> dict[str, object] | None:
+def max_pool_attributes(layer: Layer, bottom: Shape) -> dict[str, Any] | None:
     """Return what makes an operator of ONNX do a layer's MAX pooling alone; None if it takes more than one."""
     found = pooling(layer, bottom)
     if found.is_global:
