@@ -218,6 +218,7 @@ class IntegerLowering:
         self._builder, self._plan = builder, plan
         self._codes: dict[str, _Codes] = {}  # float tensor -> codes of its values
         self._quantized: dict[tuple[str, Grid], _Codes] = {}
+        self._last: dict[str, str] = {}  # float tensor -> the same values, channels last
 
     @cached_property
     def lowerings(self) -> Mapping[str, Lowering]:
@@ -228,6 +229,7 @@ class IntegerLowering:
             "DepthwiseConvolution": self._convolution,
             "ConvolutionDepthwise": self._convolution,
             "InnerProduct": self._inner_product,
+            "Eltwise": self._elementwise,
             "ReLU": self._limit,
             "ReLU6": self._limit,
             "Clip": self._limit,
@@ -235,11 +237,35 @@ class IntegerLowering:
             "Concat": self._concat,
         }
 
+    def _channels_last(self, tensor: str, shape: Shape) -> str:
+        """Return a float tensor with its channels last; one without an image as it is."""
+        if len(shape) != 4:
+            return tensor
+        if tensor not in self._last:
+            self._last[tensor] = self._builder.add("Transpose", tensor, perm=_CHANNELS_LAST)
+        return self._last[tensor]
+
+    def _channels_first(self, tensor: str, shape: Shape, label: str) -> str:
+        """Return as Caffe has it what lies channels last."""
+        if len(shape) != 4:
+            return tensor
+        top = self._builder.add("Transpose", tensor, label=label, perm=_CHANNELS_FIRST)
+        self._last[top] = tensor
+        return top
+
+    def _elementwise(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
+        """Work on images as they lie: none is turned if one of them lies channels last anyway."""
+        if not any(tensor in self._last for tensor in tensors):
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        turned = [self._channels_last(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
+        (top,) = LOWERINGS[layer.type](builder, layer, turned, shapes)
+        return [self._channels_first(top, shapes[0], layer.name)]
+
     def _quant(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
         grid = Grid(*quant_factors(layer))
         codes = self._coded(tensors[0], grid, shapes[0])
         values = builder.add("DequantizeLinear", codes.tensor, self._scalar(grid.step), self._scalar(grid.zero))
-        top = _turned(builder, values, shapes[0], _CHANNELS_FIRST)
+        top = self._channels_first(values, shapes[0], layer.name)
         self._codes[top] = codes
         return [top]
 
@@ -249,7 +275,7 @@ class IntegerLowering:
         if found is not None and found.grid == grid:
             return found
         if (tensor, grid) not in self._quantized:
-            values = _turned(self._builder, tensor, shape, _CHANNELS_LAST)
+            values = self._channels_last(tensor, shape)
             scale, zero = self._scalar(grid.rounding_step), self._scalar(grid.zero)
             self._quantized[tensor, grid] = _Codes(self._builder.add("QuantizeLinear", values, scale, zero), grid)
         return self._quantized[tensor, grid]
@@ -280,9 +306,7 @@ class IntegerLowering:
             if strip is None:
                 return tops
             values = self._strips(layer, codes, kernel, strip)
-            batch, channels, height, width = builder.shapes_of_tops[0]
-            values = builder.reshape(values, (batch, height, width, channels))
-        return [builder.add("Transpose", values, label=layer.name, perm=_CHANNELS_FIRST)]
+        return [self._channels_first(values, builder.shapes_of_tops[0], layer.name)]
 
     def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: Grid) -> str:
         """Convolve codes into codes of another grid."""
@@ -333,8 +357,11 @@ class IntegerLowering:
         blocks = builder.reshape(padded, (strip.batch, strip.blocks, strip.block * strip.channels))
         found = builder.add("Gather", blocks, builder.constant("strips", strip.index()), axis=1)
         matrix = strip.matrix(kernel.codes)
-        rows = builder.reshape(found, (strip.batch, strip.rows, len(matrix)))
-        return self._product(layer, rows, codes.grid, kernel, matrix)
+        rows = builder.reshape(found, (strip.batch, strip.output[0], strip.across, len(matrix)))
+        values = self._product(layer, rows, codes.grid, kernel, matrix)
+        if strip.count == 1:
+            return values
+        return builder.reshape(values, (strip.batch, *strip.output, len(kernel.codes)))
 
     def _product(self, layer: Layer, tensor: str, grid: Grid, kernel: Kernel, matrix: Array) -> str:
         """Multiply rows of codes by a matrix of weights, (inputs, times x outputs), into float, with the float bias."""
@@ -361,13 +388,15 @@ class IntegerLowering:
         kernel = self._plan.kernel(layer, codes.grid)
         if kernel is None:
             return LOWERINGS[layer.type](builder, layer, tensors, shapes)
-        tensor = _turned(builder, codes.tensor, shapes[0], _CHANNELS_FIRST)
+        tensor = codes.tensor
+        if len(shapes[0]) == 4:
+            tensor = builder.add("Transpose", tensor, perm=_CHANNELS_FIRST)
         if len(shapes[0]) != 2:
             tensor = builder.reshape(tensor, (shapes[0][0], kernel.codes.shape[1]))
         return [self._product(layer, tensor, codes.grid, kernel, _matrix(kernel.codes))]
 
     def _limit(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        tops = self._elementwise(builder, layer, tensors, shapes)
         codes = self._codes.get(tensors[0])
         if codes is not None and (layer.name, 0) in self._plan.grids:
             low, high = (codes.grid.code(limit) for limit in _limits(layer))
@@ -439,11 +468,6 @@ class _Strip:
         return self.output[1] // self.count
 
     @property
-    def rows(self) -> int:
-        """Strips of an image."""
-        return self.output[0] * self.across
-
-    @property
     def size(self) -> Shape:
         """Rows of the padded image, and blocks of each."""
         (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
@@ -500,8 +524,3 @@ def _limits(layer: Layer) -> tuple[float, float]:
     if layer.type == "Clip":
         return layer.message.clip_param.min, layer.message.clip_param.max
     return 0.0, 6.0 if layer.type == "ReLU6" else float(np.finfo(np.float32).max)
-
-
-def _turned(builder: Builder, tensor: str, shape: Shape, axes: tuple[int, ...]) -> str:
-    """Move the channels of an image."""
-    return builder.add("Transpose", tensor, perm=axes) if len(shape) == 4 else tensor
