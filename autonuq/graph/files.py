@@ -14,6 +14,7 @@ from autonuq.atomic import replace_file, replace_text
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, network_chunks, read_bytes
+from autonuq.graph.deployed import in_float, unpack_parameters
 from autonuq.graph.fillers import Filling, fill, fillings
 from autonuq.graph.foreign import unquote_foreign
 from autonuq.graph.hosted.python_layer import importable
@@ -98,7 +99,7 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
         _refuse_unfilled(graph, layer, filling, stored.path)
         return fill(graph, layer, filling, shape, np.random.default_rng(0))  # a fixed filler draws nothing
 
-    return _with_blobs(graph, expected, own, shared, missing)
+    return in_float(_with_blobs(graph, expected, own, shared, missing))
 
 
 def fill_weights(graph: Graph, generator: np.random.Generator) -> Graph:
@@ -188,6 +189,16 @@ def _refuse_unfilled(graph: Graph, layer: Layer, filling: Filling, path: Path) -
 
 
 def _fitting_blobs(layer: Layer, expected: list[Shape], found: Sequence[StoredBlob], path: Path) -> Iterator[Array]:
+    if layer.type == "DeQuant" and len(found) == 1 and found[0].values.dtype == np.uint64:  # of a deploy model
+        (packed,) = _fitting_blobs_one_for_one(layer, expected[:1], found, path)
+        yield from unpack_parameters(packed)
+    else:
+        yield from _fitting_blobs_one_for_one(layer, expected, found, path)
+
+
+def _fitting_blobs_one_for_one(
+    layer: Layer, expected: list[Shape], found: Sequence[StoredBlob], path: Path
+) -> Iterator[Array]:
     if len(found) != len(expected):
         own_scale = layer.type == "BatchNorm" and len(found) in (4, 5)
         hint = "; say scale_bias (NVIDIA's Caffe) or use_weight_bias (Intel's) in batch_norm_param" if own_scale else ""

@@ -28,14 +28,14 @@ from autonuq.graph.lowering import lower, observed_blob
 from autonuq.graph.model import FED_LAYERS, TEST, Array, Graph, Layer, Shape
 from autonuq.graph.record import Factors
 from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
-from autonuq.runtime.device import selected_device
+from autonuq.runtime.device import Device, selected_device
 from autonuq.runtime.inputs import InputKeeper
+from autonuq.runtime.integers import integer_plan
 from autonuq.runtime.memory_data import MemoryData
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.seed import random_generator
 from autonuq.runtime.session import Session
 
-PLAN = True
 _T = TypeVar("_T")
 
 
@@ -168,11 +168,21 @@ class _Runner:
         self.watched = host_blobs(graph)  # these are there anyway; and blobs that somebody looks at
         self.done: _Pass | None = None
         self._sessions: dict[tuple[object, ...], Session | Program] = {}
+        self._plans: dict[Device, IntegerPlan | None] = {}
+
+    @property
+    def plan(self) -> IntegerPlan | None:
+        """What runs in integers."""
+        device = selected_device()
+        if device not in self._plans:
+            self._plans[device] = integer_plan(self.graph)
+        return self._plans[device]
 
     def adopt(self, graph: Graph) -> None:
         """Go on with other weights."""
         self.graph, self.done = graph, None
         self._sessions.clear()
+        self._plans.clear()
 
     def reshape(self, shapes: tuple[tuple[str, Shape], ...]) -> None:
         """Go on with other input shapes."""
@@ -188,7 +198,7 @@ class _Runner:
             return self._sessions[key]
         if has_host_layers(self.graph):
             self._sessions[key] = Program(
-                self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again
+                self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again, plan=self.plan
             )
         else:
             lowered = lower(
@@ -198,7 +208,7 @@ class _Runner:
                 first=first,
                 last=last,
                 observe=observe,
-                plan=IntegerPlan(self.graph) if PLAN else None,
+                plan=self.plan,
             )
             self._sessions[key] = Session(lowered)
         return self._sessions[key]

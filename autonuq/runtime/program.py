@@ -14,6 +14,7 @@ from itertools import groupby
 from autonuq.graph import caffe_pb2
 from autonuq.graph.hosted import HOST_LAYERS, HostLayer
 from autonuq.graph.hosted.registry import raised_by
+from autonuq.graph.integers import IntegerPlan
 from autonuq.graph.lowering import Lowered, lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES
@@ -91,6 +92,8 @@ class Program:
         Also put out what the calibration layers read.
     again : bool
         The pass is over: layers that run in Python do not run again.
+    plan : IntegerPlan, optional
+        What of the graph runs in integers.
     make_session : callable
         Makes a session of a lowered part.
     """
@@ -105,9 +108,11 @@ class Program:
         last: int,
         observe: bool,
         again: bool,
+        plan: IntegerPlan | None = None,
         make_session: Callable[[Lowered], Session] = Session,
     ) -> None:
         self._graph, self._host, self._observe, self._make_session = graph, host, observe, make_session
+        self._plan = plan
         self._outputs = tuple(outputs)
         kept, needs = _needed(graph, outputs, first, last, observe, again)
         self.inputs = sorted(needs[0])
@@ -142,7 +147,7 @@ class Program:
             graph = self._graph.with_layers([*sources, *part.layers])
             if len(part.sessions) >= _MAX_SHAPES:
                 part.sessions.pop(next(iter(part.sessions)))
-            lowered = lower(graph, outputs=part.outputs, observe=self._observe)
+            lowered = lower(graph, outputs=part.outputs, observe=self._observe, plan=self._plan)
             part.sessions[shapes] = self._make_session(lowered)
         return part.sessions[shapes]
 
