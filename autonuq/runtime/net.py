@@ -168,6 +168,7 @@ class _Runner:
         self.watched = host_blobs(graph)  # these are there anyway; and blobs that somebody looks at
         self.done: _Pass | None = None
         self._sessions: dict[tuple[object, ...], Session | Program] = {}
+        self._blobs_made: dict[tuple[int, int], frozenset[str]] = {}
         self._plans: dict[Device, IntegerPlan | None] = {}
 
     @property
@@ -188,6 +189,13 @@ class _Runner:
         """Go on with other input shapes."""
         if shapes != self.shapes:
             self.shapes, self.done = shapes, None
+
+    def made(self, first: int, last: int) -> frozenset[str]:
+        """Return the blobs that a range of layers calculates; found once, for weights do not matter."""
+        if (first, last) not in self._blobs_made:
+            layers = [layer for layer in self.graph.layers[first : last + 1] if layer.type not in FED_LAYERS]
+            self._blobs_made[first, last] = frozenset(top for layer in layers for top in layer.tops)
+        return self._blobs_made[first, last]
 
     def session(
         self, first: int, last: int, outputs: tuple[str, ...], observe: bool, *, again: bool = False
@@ -272,8 +280,8 @@ class Net:
             fill_weights(graph, random_generator()) if self._stored is None else attach_weights(graph, self._stored)
         )
         self._observers = {
-            layer.name: Observer(layer, self._graph.by_name)
-            for layer in self._graph.layers
+            index: Observer(layer, self._graph.by_name)
+            for index, layer in enumerate(self._graph.layers)
             if layer.type in OBSERVER_TYPES
         }
         self._memory_data = {
@@ -460,9 +468,8 @@ class Net:
             The inputs' names or batch sizes do not match (pycaffe's own type and words).
         """
         self._set_inputs(kwargs)
-        names = self._layer_names
-        first = names.index(start) if start is not None else 0
-        last = names.index(end) if end is not None else len(names) - 1
+        first = self._layer_names.index(start) if start is not None else 0
+        last = self._layer_names.index(end) if end is not None else len(self._graph.layers) - 1
         if self._input_shapes() != self._runner.shapes:
             self.reshape()
         self._take_parameters()
@@ -511,12 +518,10 @@ class Net:
         return tuple((name, self.blobs[name].shape) for name in self._graph.inputs)
 
     def _run(self, first: int, last: int, wanted: Sequence[str]) -> None:
-        made = self._made(first, last)
+        made = self._runner.made(first, last)
         fetched = [name for name in dict.fromkeys([*wanted, *sorted(self._runner.watched)]) if name in made]
         observers = [
-            self._observers[layer.name]
-            for layer in self._graph.layers[first : last + 1]
-            if layer.name in self._observers and not self._observers[layer.name].finished
+            observer for index, observer in self._observers.items() if first <= index <= last and not observer.finished
         ]
         self._take_batches(first, last)
         session = self._runner.session(first, last, tuple(fetched), bool(observers))
@@ -525,7 +530,7 @@ class Net:
             self._input_keeper.keep(feeds)
         self._runner.host.begin()
         values = session.run(feeds)
-        self._runner.done = _Pass(feeds, first, last, made - set(fetched))
+        self._runner.done = _Pass(feeds, first, last, set(made.difference(fetched)))
         for name in fetched:
             self.blobs[name].take(values[name])
         self._calibrate(observers, values)
@@ -536,11 +541,6 @@ class Net:
             if first <= index <= last:
                 for top, values in zip(self._graph.layers[index].tops, source.next_batch(), strict=True):
                     self.blobs[top].take(values)
-
-    def _made(self, first: int, last: int) -> set[str]:
-        return {
-            top for layer in self._graph.layers[first : last + 1] if layer.type not in FED_LAYERS for top in layer.tops
-        }
 
     def _calibrate(self, observers: Sequence[Observer], values: dict[str, Array]) -> None:
         """Let the observers see a pass; what they find goes to each record file at once: it is long to read."""
@@ -554,7 +554,9 @@ class Net:
                 update_record(path, of_layers)
 
     def _take_parameters(self) -> None:
-        """Adopt weights that somebody wrote through `params`."""
+        """Adopt weights that somebody wrote through `params`; where nobody looked at one, this takes no time."""
+        if not any(parameter.touched for parameters in self._parameters for parameter in parameters):
+            return
         layers = []
         for layer, parameters in zip(self._graph.layers, self._parameters, strict=True):
             changed = any(

@@ -1,15 +1,18 @@
-"""Speed of a forward pass and of a second net on the same prototxt, as ratios taken in one run.
+"""Speed and memory of forward passes, plain and fake-quant, and of a second net, as ratios taken in one run.
 
-    python studies/bench/forward.py [--seed 0] [--repeats 15] [--model deploy.prototxt] [--operators PROTOTXT WEIGHTS]
+    python studies/bench/forward.py --shared ../shared [--networks vgg-like ...] [--batches 1 8] [--repeats 15]
+                                    [--seed 0] [--threads 1] [--no-memory] [--no-second] [--operators]
 
-The network is ResNet-50-shaped with random weights (102 MB) that keep its activations near 1. Contestants run in turn
-in one process; a ratio is the median of the ratios of pairs, so that a busy machine hits both sides. CPU seconds count
-all threads. "fake-quant" is the same network folded, with a Quant layer before and a DeQuant layer behind every
-Convolution and InnerProduct, as a trial scores it; OpenCV does not know these layers, so it is set against the plain
-network here. What a net costs is constructor + first forward pass - a later forward pass; "first" is the first one in
-a process that ran another network before.
+Contestants run in turn in one process; a ratio is the median of the ratios of pairs, so that a busy machine hits both
+sides. Times are CPU seconds, which count all threads. Ours are passes of `autonuq.Net` on files, as a user makes them:
+`net.forward(data=images)`. "fake-quant" is the pair of files that a trial scores; OpenCV does not know its layers, so
+it is set against the plain pair here. Agreement is that of the fake-quant pass with its emulation in float
+(`emulation`): the largest difference over the largest value, and the share of equal decisions. Memory is the largest
+resident set of a process that runs this contestant only. What a second net costs is constructor + first pass - a later
+pass of a batch of 8, in a process that ran the first one, over such a later pass.
 
-`--operators` prints where the time of any network goes, by ONNX operator and by layer.
+`--operators` prints where the time of the networks goes, by ONNX operator and by layer, and nothing else. The six
+networks are in `speed_networks`; 100 images of ResNet-50 do not fit 4 GB, 16 take their place.
 
 What onnxruntime 1.32 runs slower than it could on x86-64, and why
 ------------------------------------------------------------------
@@ -48,161 +51,172 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
+from fake_quant_pair import calibrate, shaped_net, write_pairs
+from speed_networks import NETWORKS, SpeedNetwork
 
-from autonuq.graph.files import load_graph, write_model
-from autonuq.graph.layers import blob_shapes, infer_shapes
+import autonuq.runtime.net
+from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.lowering import Lowered, lower
-from autonuq.graph.model import Array, Graph, Layer
-from autonuq.graph.passes import WEIGHT_TYPES, QuantizedBlobs, capabilities, fold_batch_norm, insert_quantizers
-from autonuq.graph.record import Factors
+from autonuq.graph.model import Array
 from autonuq.runtime.session import Session
 
-MODEL = Path(__file__).parent / "data/resnet50.prototxt"
-SETTINGS = ((1, 1), (8, 2))  # batch, threads
-SECOND = """
-import sys, time
-import numpy as np
-import autonuq as nuq
-tiny, model, batch, *weights = sys.argv[1:]
-nuq.Net(tiny, tiny.replace(".prototxt", ".caffemodel")).forward()
-shape = (int(batch), 3, 224, 224)
-images = np.random.default_rng(0).standard_normal(shape, np.float32)
-for path in weights:
-    net = None
-    begin = time.perf_counter(), time.process_time()
-    net = nuq.Net(model, path)
-    net.blobs["data"].reshape(*shape)
-    net.forward(data=images)
-    end = time.perf_counter(), time.process_time()
-    passes = []
-    for _ in range(5):
-        start = time.perf_counter(), time.process_time()
-        net.forward(data=images)
-        passes.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    wall, cpu = (sorted(values)[2] for values in zip(*passes))
-    print(end[0] - begin[0] - wall, end[1] - begin[1] - cpu, wall, cpu)
-"""
-TINY = """
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
-        convolution_param { num_output: 16 kernel_size: 3 } }
-"""
+SECOND_BATCH = 8
+CALIBRATION_IMAGES = 8
+Pairs = Mapping[str, list[ModelPair]]
+Pass = Callable[[], Array]
 
 
-def random_weights(graph: Graph, seed: int) -> Graph:
-    """Fill a network so that every layer keeps the size of its input; residual branches add little."""
-    rng, shapes = np.random.default_rng(seed), infer_shapes(graph)
-    return graph.with_layers(
-        layer.with_(blobs=_blobs(layer, blob_shapes(graph, layer, shapes), rng)) for layer in graph.layers
-    )
-
-
-def _blobs(layer: Layer, shapes: list[tuple[int, ...]], rng: np.random.Generator) -> list[Array]:
-    normal = [rng.standard_normal(shape, np.float32) for shape in shapes]
-    if layer.type in WEIGHT_TYPES:
-        return [values * np.sqrt(2 / values[0].size, dtype=np.float32) for values in normal]
-    if layer.type == "BatchNorm":
-        return [normal[0] / 10, 1 + np.abs(normal[1]) / 10, np.ones(1, np.float32)]
-    if layer.type == "Scale":
-        return [np.float32(0.3 if "branch2c" in layer.name else 1) * (1 + normal[0] / 10), normal[1] / 10]
-    return normal
-
-
-def fake_quant(graph: Graph) -> Graph:
-    """Fold, and put quantizers with an offset of -128 around every layer that can carry them."""
-    folded = fold_batch_norm(graph)
-    quantized = {}
-    for found in capabilities(folded):
-        if found.quantizable:
-            scales = found.shape[0] if found.type == "Convolution" else 1
-            factors = Factors(scale_d=6 / 255, offset_d=-128, scale_w=(0.01,) * scales, offset_w=(0,) * scales)
-            quantized[found.name] = QuantizedBlobs(folded.by_name[found.name].blobs, factors)
-    return insert_quantizers(folded, quantized)
-
-
-def timed(actions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Run the actions in turn, once to warm up; (wall, CPU) seconds of each repeat."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
+def timed(actions: Mapping[str, Pass], repeats: int) -> dict[str, list[float]]:
+    """Run the actions in turn, once to warm up; CPU seconds of each repeat."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats + 1):
         for name, action in actions.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            begin = time.process_time()
             action()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            times[name].append(time.process_time() - begin)
     return {name: values[1:] for name, values in times.items()}
 
 
-def compare_forward(model: Path, weights: Path, repeats: int, seed: int) -> None:
-    """Print the table of forward passes."""
-    plain = load_graph(model, weights)
-    graphs = {"autonuq": plain, "autonuq, fake-quant": fake_quant(plain)}
-    print("| batch, threads | engine | ms | CPU ms | OpenCV's time / its | CPU | largest difference |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for batch, threads in SETTINGS:
-        images = np.random.default_rng(seed).standard_normal((batch, 3, 224, 224), np.float32)
-        cv2.setNumThreads(threads)
-        network = cv2.dnn.readNetFromCaffe(str(model), str(weights))
-
-        def opencv(network: cv2.dnn.Net = network, images: Array = images) -> Array:
-            network.setInput(images)
-            return network.forward()
-
-        actions: dict[str, Callable[[], object]] = {"OpenCV": opencv}
-        for name, graph in graphs.items():
-            session = Session(lower(graph, {"data": images.shape}), threads=threads)
-            actions[name] = lambda session=session, images=images: session.run({"data": images})
-        times = timed(actions, repeats)
-        expected = opencv()
-        for name, pairs in times.items():
-            wall, cpu = (statistics.median(values) * 1e3 for values in zip(*pairs, strict=True))
-            bases = times["OpenCV"]
-            faster = statistics.median(base[0] / own[0] for base, own in zip(bases, pairs, strict=True))
-            cheaper = statistics.median(base[1] / own[1] for base, own in zip(bases, pairs, strict=True))
-            found = actions[name]()
-            values = next(iter(found.values())) if isinstance(found, dict) else found
-            far = "" if "quant" in name else f"{np.abs(values - expected).max() / np.abs(expected).max():.1e}"
-            print(f"| {batch}, {threads} | {name} | {wall:.0f} | {cpu:.0f} | {faster:.2f} | {cheaper:.2f} | {far} |")
+def net_pass(pair: ModelPair, images: Array) -> Pass:
+    """Return what runs one pass of our net and returns the last of its outputs, which is the scores."""
+    net = shaped_net(pair, len(images))
+    feeds, scores = {net.inputs[0]: images}, net.outputs[-1]
+    return lambda: net.forward(**feeds)[scores]
 
 
-def compare_nets(model: Path, folder: Path, weights: list[Path]) -> None:
-    """Print what the first and the later nets cost, in fresh processes."""
-    tiny = folder / "tiny.prototxt"
-    tiny.write_text(TINY)
-    write_model(random_weights(load_graph(tiny), 0), tiny, folder / "tiny.caffemodel")
-    command = [sys.executable, "-c", SECOND, str(tiny), str(model), "8", *map(str, weights)]
-    runs = []
-    for _ in range(3):
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        runs.append([[float(value) for value in line.split()] for line in lines])
-    print("\n| net | ms | CPU ms | / first | CPU / first | / a forward pass of 8 | CPU / its CPU |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for index in range(len(weights)):
-        rows = []
-        for run in runs:
-            (first_wall, first_cpu, *_), (wall, cpu, pass_wall, pass_cpu) = run[0], run[index]
-            rows.append((wall * 1e3, cpu * 1e3, wall / first_wall, cpu / first_cpu, wall / pass_wall, cpu / pass_cpu))
-        wall, cpu, *ratios = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"| {index + 1} | {wall:.0f} | {cpu:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+def opencv_pass(pair: ModelPair, images: Array) -> Pass:
+    """Return the same of OpenCV's."""
+    network = cv2.dnn.readNetFromCaffe(str(pair.model), str(pair.weights))
+    names = sorted(network.getUnconnectedOutLayersNames())
+
+    def run() -> Array:
+        network.setInput(images)
+        return network.forward(names)[-1]
+
+    return run
 
 
-def print_operators(graph: Graph, batch: int, threads: int) -> None:
+def emulation(pair: ModelPair, images: Array, threads: int) -> Array:
+    """Return the scores of a fake-quant pair whose layers are all calculated in float32."""
+    graph = load_graph(pair.model, pair.weights)
+    (blob,) = graph.inputs
+    session = Session(lower(graph, {blob: images.shape}), threads=threads)
+    return session.run({blob: images})[sorted(session.outputs)[-1]]
+
+
+CONTESTANTS: dict[str, tuple[Callable[[ModelPair, Array], Pass], str]] = {
+    "OpenCV": (opencv_pass, "plain"),
+    "plain": (net_pass, "plain"),
+    "fake-quant": (net_pass, "fake-quant"),
+}
+
+
+def compare(name: str, pairs: Pairs, images: Array, threads: int, repeats: int) -> str:
+    """Return the row of one network and batch size, up to the memory."""
+    actions = {label: make(pairs[kind][0], images) for label, (make, kind) in CONTESTANTS.items()}
+    times = timed(actions, repeats)
+    milliseconds = [statistics.median(values) * 1e3 for values in times.values()]
+    opencv = median_ratio(times["OpenCV"], times["plain"])
+    quantized = median_ratio(times["fake-quant"], times["plain"])
+    wrong = largest_difference(actions["plain"](), actions["OpenCV"]())
+    found, expected = actions["fake-quant"]().copy(), emulation(pairs["fake-quant"][0], images, threads)
+    classes = NETWORKS[name].classes
+    same = np.mean(decisions(found, classes) == decisions(expected, classes))
+    spent = " | ".join(f"{value:.3g}" for value in milliseconds)
+    agreement = f"{wrong:.1e} | {largest_difference(found, expected):.1e} | {same:.2%}"
+    return f"| {name} | {len(images)} | {spent} | {opencv:.2f} | {quantized:.2f} | {agreement} |"
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(over, under, strict=True))
+
+
+def largest_difference(found: Array, expected: Array) -> float:
+    return float(np.abs(found.reshape(-1) - expected.reshape(-1)).max() / np.abs(expected).max())
+
+
+def decisions(scores: Array, classes: int) -> Array:
+    return scores.reshape(-1, classes).argmax(axis=1)
+
+
+def peak_megabytes() -> float:
+    """Return the largest resident set of this program; `ru_maxrss` would include the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
+def in_child(options: argparse.Namespace, *arguments: str | Path) -> list[float]:
+    """Run this program's other entrance in a process of its own."""
+    command = [sys.executable, __file__, "--threads", str(options.threads), "--child", *map(str, arguments)]
+    return [
+        float(value) for value in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    ]
+
+
+def child(kind: str, images_file: str, *arguments: str) -> None:
+    """Print the memory of passes of one contestant, or what a second net costs."""
+    images = np.load(images_file)
+    if kind == "memory":
+        label, model, weights = arguments
+        run = CONTESTANTS[label][0](ModelPair(Path(model), Path(weights)), images)
+        for _ in range(3):
+            run()
+        print(peak_megabytes())
+        return
+    model, *weights = arguments
+    for path in weights:
+        begin = time.process_time()
+        run = net_pass(ModelPair(Path(model), Path(path)), images)
+        run()
+        first, later = time.process_time() - begin, []
+        for _ in range(5):
+            begin = time.process_time()
+            run()
+            later.append(time.process_time() - begin)
+        again = statistics.median(later)
+        run = None
+    print((first - again) * 1e3, (first - again) / again)
+
+
+def memory(options: argparse.Namespace, pairs: Pairs, images_file: Path) -> str:
+    peaks = []
+    for label, (_, kind) in CONTESTANTS.items():
+        pair = pairs[kind][0]
+        (peak,) = in_child(options, "memory", images_file, label, pair.model, pair.weights)
+        peaks.append(f"{peak:.0f}")
+    return " | ".join(peaks)
+
+
+def second_net(options: argparse.Namespace, pairs: Pairs, images_file: Path) -> str:
+    cells = []
+    for own in pairs.values():
+        files = [own[0].model, *(pair.weights for pair in own)]
+        runs = [in_child(options, "second", images_file, *files) for _ in range(3)]
+        milliseconds, share = (statistics.median(column) for column in zip(*runs, strict=True))
+        cells.append(f"{milliseconds:.1f} | {share:.2f}")
+    return " | ".join(cells)
+
+
+def print_operators(name: str, kind: str, pair: ModelPair, images: Array, threads: int) -> None:
     """Print which operators and which nodes take the time."""
-    blob, shape = next(iter(graph.inputs.items()))
-    images = np.random.default_rng(0).standard_normal((batch, *shape[1:]), np.float32)
+    graph = load_graph(pair.model, pair.weights)
+    (blob,) = graph.inputs
     events = _profile(lower(graph, {blob: images.shape}), {blob: images}, threads)
     total = sum(duration for _, _, duration in events)
     by_operator, by_node = Counter(), Counter()
     for operator, node, duration in events:
         by_operator[operator] += duration / total
         by_node[f"{operator} {node}"] += duration / total
-    print(f"\n{graph.name}, batch {batch}, {threads} threads:", end=" ")
-    print(", ".join(f"{name} {share:.0%}" for name, share in by_operator.most_common(8) if share >= 0.01), end="; ")
-    print("nodes:", ", ".join(f"{name} {share:.0%}" for name, share in by_node.most_common(5)))
+    print(f"\n{name}, {kind}, batch {len(images)}, {threads} threads, {total / 1e3:.2f} ms:", end=" ")
+    print(", ".join(f"{key} {share:.0%}" for key, share in by_operator.most_common(8) if share >= 0.01), end="; ")
+    print("nodes:", ", ".join(f"{key} {share:.0%}" for key, share in by_node.most_common(5)))
 
 
 def _profile(lowered: Lowered, feeds: dict[str, Array], threads: int, passes: int = 10) -> list[tuple[str, str, float]]:
@@ -223,28 +237,72 @@ def _profile(lowered: Lowered, feeds: dict[str, Array], threads: int, passes: in
     return [(e["args"]["op_name"], e["name"].removesuffix("_kernel_time"), e["dur"] / (passes - 1)) for e in kernels]
 
 
+def prepared(name: str, options: argparse.Namespace, folder: Path) -> tuple[Pairs, dict[int, Array]]:
+    """Write a network's pairs; return them with the images of each batch size."""
+    network: SpeedNetwork = NETWORKS[name]
+    batches = [batch for batch in network.batches if not options.batches or batch in options.batches]
+    images = network.some_images(max(*batches, CALIBRATION_IMAGES), options.shared, options.seed)
+    pair = network.write(name, options.shared, folder, options.seed)
+    model = calibrate(pair, images[:CALIBRATION_IMAGES], folder)
+    return write_pairs(model, pair, folder), {batch: images[:batch] for batch in batches}
+
+
+def run(name: str, options: argparse.Namespace, folder: Path) -> str:
+    """Print the rows of one network's passes; return its row of second nets."""
+    pairs, images = prepared(name, options, folder)
+    if options.operators:
+        for batch in images.values():
+            for kind, own in pairs.items():
+                print_operators(name, kind, own[0], batch, options.threads)
+        return ""
+    images_file = folder / "images.npy"
+    for batch in images.values():
+        row = compare(name, pairs, batch, options.threads, options.repeats)
+        if options.memory:
+            np.save(images_file, batch)
+            row += f" {memory(options, pairs, images_file)} |"
+        print(row, flush=True)
+    if not options.second:
+        return ""
+    np.save(images_file, NETWORKS[name].some_images(SECOND_BATCH, options.shared, options.seed))
+    return f"| {name} | {second_net(options, pairs, images_file)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batches", nargs="+", type=int, help="of each network's own: 1, 8 and 100 or 16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--operators", type=Path, nargs=2, metavar=("PROTOTXT", "WEIGHTS"))
-    given = parser.parse_args()
-    if given.operators:
-        graph = load_graph(*given.operators)
-        for batch, threads in SETTINGS:
-            print_operators(graph, batch, threads)
-            print_operators(fake_quant(graph), batch, threads)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--no-second", dest="second", action="store_false")
+    parser.add_argument("--operators", action="store_true")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    cv2.setNumThreads(options.threads)
+    autonuq.runtime.net.Session = partial(Session, threads=options.threads)  # a net has no such option
+    if options.child:
+        child(*options.child)
         return
     print(f"onnxruntime {onnxruntime.__version__}, OpenCV {cv2.__version__}, NumPy {np.__version__}, ", end="")
-    print(f"Python {platform.python_version()}, {os.cpu_count()} x {platform.machine()}, seed {given.seed}\n")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, weights = folder / "net.prototxt", [folder / f"{index}.caffemodel" for index in range(4)]
-        for index, path in enumerate(weights):
-            write_model(random_weights(load_graph(given.model), given.seed + index), model, path)
-        compare_forward(model, weights[0], given.repeats, given.seed)
-        compare_nets(model, folder, weights)
+    print(f"Python {platform.python_version()}, {os.cpu_count()} x {platform.machine()}, seed {options.seed}, ", end="")
+    print(f"{options.threads} thread(s), {options.repeats} repeats\n")
+    if not options.operators:
+        print(
+            "| network | batch | OpenCV, CPU ms | plain | fake-quant | OpenCV / plain | fake-quant / plain | ", end=""
+        )
+        print("plain - OpenCV | fake-quant - emulation | same decisions |", end="")
+        print(" MB OpenCV | plain | fake-quant |" if options.memory else "")
+        print("|---|" + "---:|" * (12 if options.memory else 9))
+    rows = []
+    for name in options.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(run(name, options, Path(folder)))
+    if options.second and not options.operators:
+        print("\n| second net of | plain, CPU ms | / a pass of 8 | fake-quant, CPU ms | / a pass of 8 |")
+        print("|---|---:|---:|---:|---:|", *rows, sep="\n")
 
 
 if __name__ == "__main__":
