@@ -14,7 +14,7 @@ from autonuq.atomic import replace_file, replace_text
 from autonuq.errors import ModelError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, network_chunks, read_bytes
-from autonuq.graph.deployed import in_float, unpack_parameters
+from autonuq.graph.deployed import unpack_parameters
 from autonuq.graph.fillers import Filling, fill, fillings
 from autonuq.graph.foreign import unquote_foreign
 from autonuq.graph.hosted.python_layer import importable
@@ -99,7 +99,7 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
         _refuse_unfilled(graph, layer, filling, stored.path)
         return fill(graph, layer, filling, shape, np.random.default_rng(0))  # a fixed filler draws nothing
 
-    return in_float(_with_blobs(graph, expected, own, shared, missing))
+    return _with_blobs(graph, expected, own, shared, missing)
 
 
 def fill_weights(graph: Graph, generator: np.random.Generator) -> Graph:

@@ -25,12 +25,14 @@ from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
 from autonuq.graph.operators.quantizers import quant_factors
 from autonuq.graph.operators.windows import max_pool_attributes
 from autonuq.graph.shapes.layout import concat_axis
-from autonuq.graph.shapes.windows import ConvolutionWindow, channel_axis, convolution
+from autonuq.graph.shapes.registry import LayerError
+from autonuq.graph.shapes.windows import DEPTHWISE_TYPES, ConvolutionWindow, channel_axis, convolution
 
 ENGINE_DOMAIN = "com.microsoft"  # onnxruntime's own operators
 _CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+_MULTIPLYING = frozenset({"Convolution", "InnerProduct", *DEPTHWISE_TYPES})
 _LARGEST_PRODUCT = 255 * 128  # of a code and a weight
-_AWAY = np.float32(1 - 2**-22)  # see `Grid.scale`
+_AWAY = np.float32(1 - 2**-22)  # see `ActivationGrid.scale`
 _OFF_GRID = 1e-3  # how far a float32 product of code and scale, divided by the scale, may be from the code
 _BLOCK_BYTES = 64  # pieces that are copied about as fast as longer ones
 _FEW_PRODUCTS = 64  # for each output: onnxruntime's integer kernel is slower than its float one
@@ -38,7 +40,7 @@ _ROWS_AT_ONCE = 1 << 16  # weights that stay in a processor's cache
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """The int8 grid of a Quant layer.
 
     Attributes
@@ -113,8 +115,9 @@ class IntegerPlan:
         self._dequantizers = _dequantizers(graph)
         self._kernels: dict[str, Kernel | None] = {}
         self.grids = _grids(graph)
+        self.quantizers = _quantizers(graph, self._dequantizers)
 
-    def kernel(self, layer: Layer, grid: Grid) -> Kernel | None:
+    def kernel(self, layer: Layer, grid: ActivationGrid) -> Kernel | None:
         """Return a layer's integer weights for inputs of a grid; None if its weights are no codes times scale."""
         if layer.name not in self._kernels:
             dequantizer = self._dequantizers.get(layer.name)
@@ -126,23 +129,42 @@ def _dequantizers(graph: Graph) -> dict[str, Layer]:
     """Return the DeQuant layer behind each layer that has one without a shift."""
     found = {}
     for index, layer in enumerate(graph.layers):
-        if layer.type == "DeQuant" and layer.blobs and not layer.blobs[1].any():
-            ((producer, _),) = graph.sources[index]
-            found[graph.layers[producer].name] = layer
+        if _is_plain_dequantizer(layer):
+            producer = graph.layers[graph.sources[index][0][0]]
+            if producer.type in _MULTIPLYING:
+                found[producer.name] = layer
     return found
 
 
-def _grids(graph: Graph) -> dict[tuple[str, int], Grid]:
+def _is_plain_dequantizer(layer: Layer) -> bool:
+    """Say whether a layer is a DeQuant layer without a shift, which leaves its values as they are."""
+    return layer.type == "DeQuant" and bool(layer.blobs) and not layer.blobs[1].any()
+
+
+def _quantizers(graph: Graph, dequantizers: Mapping[str, Layer]) -> frozenset[str]:
+    """Return the Quant layers whose codes some layer multiplies; others are calculated in float, as Caffe does."""
+    multiplied: set[Value] = set()
+    found = set()
+    for index in reversed(range(len(graph.layers))):
+        layer = graph.layers[index]
+        if layer.type == "Quant" and (index, 0) in multiplied:
+            found.add(layer.name)
+        if layer.name in dequantizers or _keeps_order(layer) and (index, 0) in multiplied:
+            multiplied.update(graph.sources[index])
+    return frozenset(found)
+
+
+def _grids(graph: Graph) -> dict[tuple[str, int], ActivationGrid]:
     """Return the grid of every value that only Quant layers of this grid read, maybe through layers that keep order.
 
     A value is named by the layer that makes it and the number of its top.
     """
-    demands: dict[Value, set[Grid | None]] = {}
+    demands: dict[Value, set[ActivationGrid | None]] = {}
     for index in reversed(range(len(graph.layers))):
         layer = graph.layers[index]
-        demand: set[Grid | None]
+        demand: set[ActivationGrid | None]
         if layer.type == "Quant":
-            demand = {Grid(*quant_factors(layer))}
+            demand = {_grid(layer)}
         elif _keeps_order(layer):
             tops = range(len(layer.tops))
             demand = {grid for top in tops for grid in demands.get((index, top), (None,))}
@@ -158,6 +180,14 @@ def _grids(graph: Graph) -> dict[tuple[str, int], Grid]:
     return grids
 
 
+def _grid(layer: Layer) -> ActivationGrid | None:
+    """Return a Quant layer's grid; None if it has none, which its lowering says."""
+    try:
+        return ActivationGrid(*quant_factors(layer))
+    except LayerError:
+        return None
+
+
 def _keeps_order(layer: Layer) -> bool:
     """Say whether a layer may as well work on codes: it picks values, or moves them to a limit."""
     if layer.type in ("ReLU", "ReLU6"):
@@ -166,12 +196,10 @@ def _keeps_order(layer: Layer) -> bool:
         return layer.message.pooling_param.pool == caffe_pb2.PoolingParameter.MAX and len(layer.tops) == 1
     if layer.type == "Dropout":
         return layer.message.dropout_param.scale_train
-    if layer.type == "DeQuant":
-        return bool(layer.blobs) and not layer.blobs[1].any()
-    return layer.type in ("Concat", "Split", "Clip")
+    return _is_plain_dequantizer(layer) or layer.type in ("Concat", "Split", "Clip")
 
 
-def _kernel(layer: Layer, dequantizer: Layer, grid: Grid) -> Kernel | None:
+def _kernel(layer: Layer, dequantizer: Layer, grid: ActivationGrid) -> Kernel | None:
     weights, *bias = layer.blobs
     step = np.asarray(dequantizer.blobs[0], np.float32).reshape(-1)
     rows = weights.reshape(len(weights), -1)
@@ -208,7 +236,7 @@ class _Codes:
     """A tensor of uint8 codes, channels last if it has four axes."""
 
     tensor: str
-    grid: Grid
+    grid: ActivationGrid
 
 
 class IntegerLowering:
@@ -217,7 +245,7 @@ class IntegerLowering:
     def __init__(self, builder: Builder, plan: IntegerPlan) -> None:
         self._builder, self._plan = builder, plan
         self._codes: dict[str, _Codes] = {}  # float tensor -> codes of its values
-        self._quantized: dict[tuple[str, Grid], _Codes] = {}
+        self._quantized: dict[tuple[str, ActivationGrid], _Codes] = {}
         self._last: dict[str, str] = {}  # float tensor -> the same values, channels last
 
     @cached_property
@@ -225,9 +253,7 @@ class IntegerLowering:
         """What becomes of each layer type."""
         return LOWERINGS | {
             "Quant": self._quant,
-            "Convolution": self._convolution,
-            "DepthwiseConvolution": self._convolution,
-            "ConvolutionDepthwise": self._convolution,
+            **dict.fromkeys(("Convolution", *DEPTHWISE_TYPES), self._convolution),
             "InnerProduct": self._inner_product,
             "Eltwise": self._elementwise,
             "ReLU": self._limit,
@@ -262,14 +288,17 @@ class IntegerLowering:
         return [self._channels_first(top, shapes[0], layer.name)]
 
     def _quant(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-        grid = Grid(*quant_factors(layer))
+        grid = ActivationGrid(*quant_factors(layer))
+        if tensors[0] not in self._codes and layer.name not in self._plan.quantizers:
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
         codes = self._coded(tensors[0], grid, shapes[0])
-        values = builder.add("DequantizeLinear", codes.tensor, self._scalar(grid.step), self._scalar(grid.zero))
+        steps = builder.add("DequantizeLinear", codes.tensor, self._scalar(np.float32(1)), self._scalar(grid.zero))
+        values = builder.scalar("Div", steps, grid.factor)
         top = self._channels_first(values, shapes[0], layer.name)
         self._codes[top] = codes
         return [top]
 
-    def _coded(self, tensor: str, grid: Grid, shape: Shape) -> _Codes:
+    def _coded(self, tensor: str, grid: ActivationGrid, shape: Shape) -> _Codes:
         """Return codes of a tensor on a grid: those that are there, or quantize it."""
         found = self._codes.get(tensor)
         if found is not None and found.grid == grid:
@@ -308,7 +337,7 @@ class IntegerLowering:
             values = self._strips(layer, codes, kernel, strip)
         return [self._channels_first(values, builder.shapes_of_tops[0], layer.name)]
 
-    def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: Grid) -> str:
+    def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: ActivationGrid) -> str:
         """Convolve codes into codes of another grid."""
         window, stored = convolution(layer, 2), self._builder.stored
         weights, zero = self._weights(layer, kernel.codes)
@@ -363,7 +392,7 @@ class IntegerLowering:
             return values
         return builder.reshape(values, (strip.batch, *strip.output, len(kernel.codes)))
 
-    def _product(self, layer: Layer, tensor: str, grid: Grid, kernel: Kernel, matrix: Array) -> str:
+    def _product(self, layer: Layer, tensor: str, grid: ActivationGrid, kernel: Kernel, matrix: Array) -> str:
         """Multiply rows of codes by a matrix of weights, (inputs, times x outputs), into float, with the float bias."""
         weights, zero = self._weights(layer, matrix)
         outputs = len(kernel.codes)

@@ -20,6 +20,7 @@ import numpy as np
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.caffemodel import load_caffemodel, read_bytes
+from autonuq.graph.deployed import in_float
 from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.files import attach_weights, fill_weights, parse_graph, stored_names, write_caffemodel
 from autonuq.graph.integers import IntegerPlan
@@ -277,7 +278,9 @@ class Net:
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
         self._stored = None if weights is None else load_caffemodel(weights)
         self._runner = _Runner(
-            fill_weights(graph, random_generator()) if self._stored is None else attach_weights(graph, self._stored)
+            fill_weights(graph, random_generator())
+            if self._stored is None
+            else in_float(attach_weights(graph, self._stored))
         )
         self._observers = {
             index: Observer(layer, self._graph.by_name)
@@ -396,7 +399,7 @@ class Net:
         """Load other weights; a layer that the file lacks keeps its own."""
         self._take_parameters()
         self._stored = load_caffemodel(weights)
-        self._runner.adopt(attach_weights(self._graph, self._stored))
+        self._runner.adopt(in_float(attach_weights(self._graph, self._stored)))
         for parameters, loaded in zip(self._parameters, _parameters(self._graph), strict=True):
             parameters[:] = loaded
 
