@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -558,7 +560,7 @@ class Net:
 
     def _take_parameters(self) -> None:
         """Adopt weights that somebody wrote through `params`; where nobody looked at one, this takes no time."""
-        if not any(parameter.touched for parameters in self._parameters for parameter in parameters):
+        if not any(map(attrgetter("touched"), chain.from_iterable(self._parameters))):
             return
         layers = []
         for layer, parameters in zip(self._graph.layers, self._parameters, strict=True):

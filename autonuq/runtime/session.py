@@ -349,6 +349,7 @@ def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptio
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what fails is an exception (`engine_errors`); nothing is written beside it
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False  # a plan of all blobs is a block of its own, beside those of the first pass
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     # What runs in integers is decided by the lowering; the engine would round float weights of its own accord.

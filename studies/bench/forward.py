@@ -31,12 +31,13 @@ alone, one thread, 64 channels of 56 x 56 unless told.
 * Convolution in groups of other sizes than whole blocks (groups of 8 0.71x OpenCV, of 30 0.75x): runs unblocked.
 * Deconvolution in groups, depthwise above all: 5 GFLOP/s against 150 without groups (one product of tiny matrices a
   channel), though still 2.7x OpenCV.
-* LRN across channels (0.83x OpenCV): a few passes over memory instead of one; PReLU (0.78x) too, because onnxruntime's
-  own operator is slower still. ELU takes three times as long as Sigmoid.
+* LRN across channels (0.83x OpenCV): a few passes over memory instead of one; PReLU too, because onnxruntime's own
+  operator is slower still: three passes in blocks of channels, four where these are not full. ELU takes three times as
+  long as Sigmoid.
 * Concat copies (5 % of SqueezeNet's pass): no operator writes into a part of its neighbour's memory.
-* BatchNorm and Scale behind anything but a Convolution are passes of their own. A BatchNorm alone behind something in
-  the blocked layout also keeps a second net from being cheap: there onnxruntime calculates with weights while it
-  optimizes, so nothing can be kept.
+* BatchNorm and Scale behind anything but a Convolution are a pass of their own. A BatchNorm whose channels fill no
+  whole blocks, alone behind something in the blocked layout, also keeps a second net from being cheap: onnxruntime
+  calculates with weights while it optimizes, so nothing can be kept.
 """
 
 from __future__ import annotations

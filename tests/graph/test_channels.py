@@ -8,9 +8,10 @@ from autonuq.errors import ModelError
 from autonuq.graph.files import load_graph
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 2, 2, 3), (2, 3, 4, 5), (2, 16, 4, 5)], ids=str)
 def test_batch_norm_of_any_number_of_axes(run, rng, shape):
-    x, mean, variance = rng.normal(size=shape), rng.normal(size=3), rng.uniform(0.5, 2, size=3)
+    channels = shape[1]
+    x, mean, variance = rng.normal(size=shape), rng.normal(size=channels), rng.uniform(0.5, 2, size=channels)
     layer = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.02 } }'
     found = run(layer, {"x": x}, {"b": [mean * 4, variance * 4, [4]]})["y"]
     across = (-1, *(1,) * (len(shape) - 2))
@@ -74,18 +75,41 @@ def test_mvn_gives_four_axes(run, rng, shape, across):
     np.testing.assert_allclose(run(layer, {"x": x})["y"], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 2, 2, 2), (2, 3, 4, 5), (2, 32, 4, 5)], ids=str)
 @pytest.mark.parametrize("shared", [True, False])
 def test_prelu(run, rng, shape, shared):
-    x, slope = rng.normal(size=shape), rng.normal(size=() if shared else 3)
+    x, slope = rng.normal(size=shape), rng.normal(size=() if shared else shape[1])
     layer = (
         'layer { name: "p" type: "PReLU" bottom: "x" top: "y" '
         f"prelu_param {{ channel_shared: {str(shared).lower()} }} }}"
     )
-    beside = slope if shared else slope.reshape(3, *(1,) * (len(shape) - 2))
+    beside = slope if shared else slope.reshape(-1, *(1,) * (len(shape) - 2))
     np.testing.assert_allclose(
         run(layer, {"x": x}, {"p": [slope]})["y"], np.where(x > 0, x, x * beside), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("channels", [3, 16], ids=["padded", "whole blocks"])
+@pytest.mark.parametrize("kind", ["Scale", "Bias"])
+def test_factors_of_channels_that_are_no_convolutions(run, rng, kind, channels):
+    x, factor, shift = rng.normal(size=(2, channels, 4, 5)), rng.normal(size=channels), rng.normal(size=channels)
+    text = (
+        'layer { name: "r" type: "ReLU" bottom: "x" top: "r" }'
+        f'layer {{ name: "s" type: "{kind}" bottom: "r" top: "s" scale_param {{ bias_term: true }} }}'
+        'layer { name: "b" type: "Bias" bottom: "s" top: "b" } layer { name: "y" type: "ReLU" bottom: "b" top: "y" }'
+    )
+    found = run(text, {"x": x}, {"s": [factor, shift] if kind == "Scale" else [factor], "b": [shift]})
+    factor, shift = factor.reshape(-1, 1, 1), shift.reshape(-1, 1, 1)
+    wanted = np.maximum(x, 0) * factor + shift if kind == "Scale" else np.maximum(x, 0) + factor
+    for name, values in {"s": wanted, "b": wanted + shift, "y": np.maximum(wanted + shift, 0)}.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_prelu_keeps_what_is_no_number(run):
+    values = np.array([np.nan, np.inf, -np.inf, 3.0, -3.0])
+    x = np.broadcast_to(values, (1, 16, 1, 5))
+    found = run('layer { name: "p" type: "PReLU" bottom: "x" top: "y" }', {"x": x}, {"p": [np.full(16, 0.25)]})["y"]
+    np.testing.assert_array_equal(found[0, 0, 0], [np.nan, np.inf, -np.inf, 3.0, -0.75])
 
 
 NVIDIA = 'layer { name: "b" type: "BatchNorm" bottom: "x" top: "y" batch_norm_param { eps: 0.02 PARAMETERS } }'

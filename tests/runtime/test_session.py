@@ -34,7 +34,7 @@ def conv(outputs, more=""):
     return "Convolution", f"convolution_param {{ num_output: {outputs} kernel_size: 3 {more} }}"
 
 
-ALONE = "statistics that stand alone"  # from onnxruntime 1.25 on, they are optimized for each net
+ALONE = "statistics that stand alone, blocks not full"  # from onnxruntime 1.25 on, they are optimized for each net
 NETWORKS = {
     "whole blocks": chain(conv(32), ("ReLU", ""), conv(16), ("Softmax", "")),
     "padded blocks": chain(conv(20), conv(10), ("InnerProduct", "inner_product_param { num_output: 7 }")),
@@ -42,7 +42,8 @@ NETWORKS = {
     "folded groups": chain(conv(48), conv(32, "group: 2"), ("BatchNorm", ""), ("Scale", ""), ("Bias", "")),
     "depthwise": chain(conv(32), conv(32, "group: 32"), ("BatchNorm", ""), ("ReLU", "")),
     "deconvolution": chain(("Deconvolution", "convolution_param { num_output: 16 kernel_size: 2 stride: 2 }"), conv(4)),
-    ALONE: chain(conv(16), ("ReLU", ""), ("BatchNorm", ""), ("Scale", ""), conv(16)),
+    ALONE: chain(conv(20), ("ReLU", ""), ("BatchNorm", ""), ("Scale", ""), conv(16)),
+    "statistics of whole blocks": chain(conv(16), ("ReLU", ""), ("BatchNorm", ""), ("Scale", ""), conv(16)),
     "slopes": chain(conv(16), ("PReLU", ""), conv(3), ("Scale", "scale_param { axis: 0 num_axes: -1 }")),
     "recurrent": chain(
         ("Reshape", "reshape_param { shape { dim: 4 dim: 2 dim: -1 } }"),

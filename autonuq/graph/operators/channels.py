@@ -8,8 +8,6 @@ blocks it would be several times slower than the others.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from autonuq.graph.model import Array, Layer, Shape
@@ -68,13 +66,17 @@ def _batch_norm(builder: Builder, layer: Layer, tensors: list[str], shapes: list
 def _by_conv(builder: Builder, tensor: str, shape: Shape, factor: Array, shift: Array, *, label: str) -> str | None:
     """Return `tensor * factor + shift` per channel, by the Conv that made `tensor` or by one of its own, or None."""
     joined = builder.rescale(tensor, factor, shift, label=label)
-    if joined is not None or len(shape) != 4 or shape[1] % _WHOLE_BLOCKS:
-        return joined
-    operands = (
-        builder.constant(f"{label}:factor", factor.reshape(-1, 1, 1, 1)),
-        builder.constant(f"{label}:shift", shift),
-    )
-    return builder.add("Conv", tensor, *operands, label=label, kernel_shape=(1, 1), group=shape[1])
+    return joined or (_own_conv(builder, tensor, factor, shift, label=label) if _fills_blocks(shape) else None)
+
+
+def _fills_blocks(shape: Shape) -> bool:
+    return len(shape) == 4 and shape[1] % _WHOLE_BLOCKS == 0
+
+
+def _own_conv(builder: Builder, tensor: str, factor: Array, shift: Array, *, label: str) -> str:
+    weights = builder.constant(f"{label}:factor", factor.reshape(-1, 1, 1, 1))
+    bias = builder.constant(f"{label}:shift", shift)
+    return builder.add("Conv", tensor, weights, bias, label=label, kernel_shape=(1, 1), group=len(factor))
 
 
 def _own_scale(layer: Layer) -> tuple[Array, Array]:
@@ -143,8 +145,17 @@ def _scale_by_conv(builder: Builder, layer: Layer, tensor: str, shape: Shape) ->
 
 @lowers("PReLU")
 def _prelu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    """max(x, 0) + slope min(x, 0): onnxruntime's PRelu takes several times as long as these four operators."""
-    slope = layer.blobs[0].reshape(math.prod(layer.blobs[0].shape), *(1,) * (len(shapes[0]) - 2))
+    """max(x, 0) + slope min(x, 0): onnxruntime's PRelu takes several times as long as these operators.
+
+    In blocks of channels, min(x, 0) is minus the ReLU of -x, and both factors are Convs.
+    """
+    slope = np.broadcast_to(layer.blobs[0].reshape(-1), shapes[0][1:2])
+    above = builder.add("Relu", tensors[0])
+    if _fills_blocks(shapes[0]):
+        no_shift = np.zeros_like(slope)
+        turned = _own_conv(builder, tensors[0], np.full_like(slope, -1), no_shift, label=layer.name)
+        leak = _own_conv(builder, builder.add("Relu", turned), -slope, no_shift, label=layer.name)
+        return [builder.add("Add", leak, above, label=layer.name)]
     below = builder.scalar("Min", tensors[0], 0.0)
-    leak = builder.add("Mul", below, builder.constant(f"{layer.name}:slope", slope))
-    return [builder.add("Add", builder.add("Relu", tensors[0]), leak, label=layer.name)]
+    factor = builder.constant(f"{layer.name}:slope", _beside(slope, 1, len(shapes[0])))
+    return [builder.add("Add", above, builder.add("Mul", below, factor), label=layer.name)]
