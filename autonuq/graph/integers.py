@@ -5,6 +5,9 @@ that grid at once. So uint8 codes (AMCT's int8 ones plus 128) run from a Quant l
 pooling and Concat to the next Quant layer. They lie channels last, as onnxruntime's integer kernels want them; a value
 in float lies as Caffe's blobs do.
 
+What such a chain computes is what the chip does: sums of products in int32, the bias rounded to one of their units. A
+layer whose output is wanted in float adds its float bias to the same sums.
+
 Every layer is lowered in float as well, on what its inputs' codes stand for; what nobody reads drops out
 (`Builder.needed`). So a blob that was skipped can still be asked for, and which layers run in integers depends on the
 network alone, never on which blobs somebody wants to see.
@@ -20,7 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from autonuq.graph import caffe_pb2
-from autonuq.graph.model import Array, Graph, Layer, Shape, Value
+from autonuq.graph.model import MAX_ELEMENTS, Array, Graph, Layer, Shape, Value
 from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
 from autonuq.graph.operators.quantizers import quant_factors
 from autonuq.graph.operators.windows import max_pool_attributes
@@ -35,7 +38,7 @@ _LARGEST_PRODUCT = 255 * 128  # of a code and a weight
 _AWAY = np.float32(1 - 2**-22)  # see `ActivationGrid.scale`
 _OFF_GRID = 1e-3  # how far a float32 product of code and scale, divided by the scale, may be from the code
 _BLOCK_BYTES = 64  # pieces that are copied about as fast as longer ones
-_FEW_PRODUCTS = 64  # for each output: onnxruntime's integer kernel is slower than its float one
+_FEW_PRODUCTS = 64  # for each output: the float convolution is faster
 _ROWS_AT_ONCE = 1 << 16  # weights that stay in a processor's cache
 
 
@@ -313,32 +316,28 @@ class IntegerLowering:
         return self._builder.stored("grid", np.asarray(value))
 
     def _convolution(self, builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-        tops = LOWERINGS[layer.type](builder, layer, tensors, shapes)
-        codes = self._codes.get(tensors[0])
-        if codes is None or len(tensors) > 1 or len(shapes[0]) != 4 or channel_axis(layer, shapes[0]) != 1:
-            return tops
-        kernel, window = self._plan.kernel(layer, codes.grid), convolution(layer, 2)
-        few_products = window.group == 1 and window.kernel != (1, 1) and layer.blobs[0][0].size < _FEW_PRODUCTS
-        if kernel is None or few_products:
-            return tops
-        grid = self._plan.grids.get((layer.name, 0))
+        codes, kernel = self._codes.get(tensors[0]), None
+        if codes is not None and len(shapes) == 1 and len(shapes[0]) == 4 and channel_axis(layer, shapes[0]) == 1:
+            kernel = self._plan.kernel(layer, codes.grid)
+        if codes is None or kernel is None:
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
+        window, grid = convolution(layer, 2), self._plan.grids.get((layer.name, 0))
+        few_products = window.group == 1 and window.kernel != (1, 1) and kernel.codes[0].size < _FEW_PRODUCTS
+        if few_products or window.group != 1 and grid is None:
+            return LOWERINGS[layer.type](builder, layer, tensors, shapes)
         if grid is not None:
-            self._codes[tops[0]] = _Codes(self._sums(layer, codes, kernel, grid), grid)
-            return tops
-        if window.group != 1:
-            return tops
+            (top,) = LOWERINGS[layer.type](builder, layer, tensors, shapes)
+            self._codes[top] = _Codes(self._sums(layer, codes, kernel, grid), grid)
+            return [top]
         if window.kernel == (1, 1) and not any(window.pad):
-            tensor = self._every(codes.tensor, window.stride)
-            values = self._product(layer, tensor, codes.grid, kernel, _matrix(kernel.codes))
+            pixels = self._every(codes.tensor, window.stride)
+            values = self._product(layer, pixels, codes.grid, kernel, _matrix(kernel.codes))
         else:
-            strip = _strip(window, shapes[0], builder.shapes_of_tops[0])
-            if strip is None:
-                return tops
-            values = self._strips(layer, codes, kernel, strip)
+            values = self._strips(layer, codes, kernel, _strip(window, shapes[0], builder.shapes_of_tops[0]))
         return [self._channels_first(values, builder.shapes_of_tops[0], layer.name)]
 
     def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: ActivationGrid) -> str:
-        """Convolve codes into codes of another grid."""
+        """Convolve codes into codes of another grid, with the bias in int32 as on the chip."""
         window, stored = convolution(layer, 2), self._builder.stored
         weights, zero = self._weights(layer, kernel.codes)
         scale = np.broadcast_to(kernel.step / codes.grid.step, len(kernel.codes)).astype(np.float32)
@@ -375,8 +374,12 @@ class IntegerLowering:
         """Return the pixels that a window of one pixel visits."""
         if stride == (1, 1):
             return tensor
-        limits = (np.array(values, np.int64) for values in ((0, 0), (2**31, 2**31), (1, 2), stride))
-        return self._builder.add("Slice", tensor, *(self._builder.constant("part", values) for values in limits))
+        return self._cut(tensor, (0, 0), (MAX_ELEMENTS, MAX_ELEMENTS), (1, 2), stride)
+
+    def _cut(self, tensor: str, *limits: Shape) -> str:
+        """Return a part: first, end, axes and perhaps steps, as ONNX's Slice has them."""
+        numbers = (self._builder.constant("part", np.array(values, np.int64)) for values in limits)
+        return self._builder.add("Slice", tensor, *numbers)
 
     def _strips(self, layer: Layer, codes: _Codes, kernel: Kernel, strip: _Strip) -> str:
         """Convolve into float: one product of matrices, whose rows are what lies under a few neighbouring windows."""
@@ -390,7 +393,10 @@ class IntegerLowering:
         values = self._product(layer, rows, codes.grid, kernel, matrix)
         if strip.count == 1:
             return values
-        return builder.reshape(values, (strip.batch, *strip.output, len(kernel.codes)))
+        height, width = strip.output
+        made = strip.across * strip.count
+        values = builder.reshape(values, (strip.batch, height, made, len(kernel.codes)))
+        return values if made == width else self._cut(values, (0,), (width,), (2,))
 
     def _product(self, layer: Layer, tensor: str, grid: ActivationGrid, kernel: Kernel, matrix: Array) -> str:
         """Multiply rows of codes by a matrix of weights, (inputs, times x outputs), into float, with the float bias."""
@@ -493,8 +499,8 @@ class _Strip:
 
     @property
     def across(self) -> int:
-        """Strips side by side."""
-        return self.output[1] // self.count
+        """Strips side by side; what the last one makes beyond the image is cut off."""
+        return -(-self.output[1] // self.count)
 
     @property
     def size(self) -> Shape:
@@ -531,16 +537,14 @@ class _Strip:
         return matrix.reshape(-1, self.count * outputs)
 
 
-def _strip(window: ConvolutionWindow, bottom: Shape, top: Shape) -> _Strip | None:
-    """Return strips whose blocks are long enough to be copied fast; None if the image's width has none."""
+def _strip(window: ConvolutionWindow, bottom: Shape, top: Shape) -> _Strip:
+    """Return strips whose blocks are long enough to be copied fast."""
     batch, channels, *size = bottom
     stride = window.stride[1]
     count = 1
-    while count * stride * channels < _BLOCK_BYTES and top[3] % (2 * count) == 0:
+    while count * stride * channels < _BLOCK_BYTES and count < top[3]:
         count *= 2
     block = count * stride
-    if block * channels < _BLOCK_BYTES // 2:
-        return None
     span = (count - 1) * stride + window.dilation[1] * (window.kernel[1] - 1) + 1
     strip = _Strip(window, batch, channels, top[2:], count, block, -(-span // block), window.pad, (0, 0))
     rows, blocks = strip.size
