@@ -45,6 +45,15 @@ def in_float(graph: Graph) -> Graph:
     return graph.with_layers(_converted(graph))
 
 
+def bias_units(graph: Graph) -> dict[str, float]:
+    """Return what one unit of an int32 bias stands for, the largest of each layer that has one."""
+    return {
+        producer.name: float(layer.blobs[0].max())
+        for index, layer in enumerate(graph.layers)
+        if layer.type == "DeQuant" and len((producer := graph.layers[graph.sources[index][0][0]]).blobs) > 1
+    }
+
+
 def _is_integer(layer: Layer) -> bool:
     return bool(layer.blobs) and layer.blobs[0].dtype == np.int8
 

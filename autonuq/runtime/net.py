@@ -8,11 +8,13 @@ Source: pycaffe (`_caffe.cpp`, `pycaffe.py`): argument orders, names, and what a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -21,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from autonuq.errors import RuntimeFailure
-from autonuq.graph.caffemodel import load_caffemodel, read_bytes
-from autonuq.graph.deployed import in_float
+from autonuq.graph.caffemodel import Caffemodel, load_caffemodel, read_bytes
+from autonuq.graph.deployed import bias_units, in_float, is_deployed
 from autonuq.graph.extent import Extent, checked_sizes
 from autonuq.graph.files import attach_weights, fill_weights, parse_graph, stored_names, write_caffemodel
 from autonuq.graph.integers import IntegerPlan
@@ -40,6 +42,7 @@ from autonuq.runtime.seed import random_generator
 from autonuq.runtime.session import Session
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=16)
@@ -250,7 +253,8 @@ class Net:
     level, stages
         Caffe's NetState.
     weights : str or Path, optional
-        caffemodel. Without it the blobs hold what the fillers make; `caffe.set_random_seed` seeds the random ones.
+        caffemodel, of a deploy pair too: that one runs with its int8 weights and int32 biases, as on the chip, and
+        `params` holds the float32 values that they stand for. Without it the blobs hold what the fillers make; `caffe.set_random_seed` seeds the random ones.
 
     Raises
     ------
@@ -278,11 +282,9 @@ class Net:
             raise RuntimeFailure("only nets in phase TEST can be executed", path=network_file)
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
-        self._stored = None if weights is None else load_caffemodel(weights)
+        self._stored: Caffemodel | None = None  # the file that `save` keeps as it is
         self._runner = _Runner(
-            fill_weights(graph, random_generator())
-            if self._stored is None
-            else in_float(attach_weights(graph, self._stored))
+            fill_weights(graph, random_generator()) if weights is None else self._loaded(graph, weights)
         )
         self._observers = {
             index: Observer(layer, self._graph.by_name)
@@ -300,6 +302,24 @@ class Net:
         self.params = self._by_caffe_name(
             (layer, found) for layer, found in zip(self._graph.layers, self._parameters, strict=True) if found
         )
+
+    def _loaded(self, graph: Graph, weights: str | Path) -> Graph:
+        """Return the graph with a file's weights; those of a deploy pair as the float32 values that they stand for."""
+        self._stored = load_caffemodel(weights)
+        attached = attach_weights(graph, self._stored)
+        if not is_deployed(attached):
+            return attached
+        self._stored = None  # what `save` writes are float32 weights
+        floats = in_float(attached)
+        name, unit = max(bias_units(floats).items(), key=itemgetter(1), default=("", 0.0))
+        _log.info(
+            "%s is a deploy pair: it runs with int8 weights and int32 biases, as on the chip; against the fake-quant "
+            "pair a bias is off by at most half a unit of its layer's sums, %.3g in layer '%s'",
+            weights,
+            unit / 2,
+            name,
+        )
+        return floats
 
     @property
     def _graph(self) -> Graph:
@@ -400,8 +420,7 @@ class Net:
     def copy_from(self, weights: str | Path) -> None:
         """Load other weights; a layer that the file lacks keeps its own."""
         self._take_parameters()
-        self._stored = load_caffemodel(weights)
-        self._runner.adopt(in_float(attach_weights(self._graph, self._stored)))
+        self._runner.adopt(self._loaded(self._graph, weights))
         for parameters, loaded in zip(self._parameters, _parameters(self._graph), strict=True):
             parameters[:] = loaded
 

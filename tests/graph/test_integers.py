@@ -49,7 +49,14 @@ def pooled(more):
     )
 
 
+def joined(bottoms, kind="Eltwise"):
+    return layer("sum", kind, bottoms)
+
+
 BRANCHES = data() + conv("stem", "data") + relu("stem")
+POINT = "kernel_size: 1"
+SLOPE = "relu_param { negative_slope: 0.1 }"
+AVERAGE = layer("p", "Pooling", "a", "pooling_param { pool: AVE kernel_size: 2 stride: 2 }")
 NETWORKS = {
     "chain": chain("kernel_size: 3 pad: 1"),
     "stride": chain("kernel_size: 3 pad: 1 stride: 2"),
@@ -64,21 +71,39 @@ NETWORKS = {
     "one channel": chain("kernel_size: 5", channels=1),
     "dropout": chain("kernel_size: 3", layer("drop", "Dropout", "one", tops="one")),
     "relu6": data() + conv("one", "data") + relu("one", "ReLU6") + conv("two", "one") + dense("fc", "two"),
-    "leaky": data() + conv("one", "data") + relu("one", "ReLU", "relu_param { negative_slope: 0.1 }") + conv("two", "one"),
+    "leaky": data() + conv("one", "data") + relu("one", "ReLU", SLOPE) + conv("two", "one"),
     "no relu": data() + conv("one", "data") + conv("two", "one") + dense("fc", "two"),
     "pool": pooled("kernel_size: 2 stride: 2"),
     "pool beyond the edge": pooled("kernel_size: 3 stride: 2 pad: 1"),
-    "pool over all": pooled("global_pooling: true").replace(conv("two", "pool"), conv("two", "pool", "kernel_size: 1")),
-    "two readers": BRANCHES + conv("a", "stem") + conv("b", "stem", "kernel_size: 1") + layer("c", "Concat", "a b") + conv("two", "c"),
-    "concat of an input": data() + conv("a", "data") + layer("c", "Concat", "a data") + conv("two", "c"),
-    "residual": BRANCHES + conv("a", "stem") + relu("a") + conv("b", "a") + layer("sum", "Eltwise", "stem b") + relu("sum") + conv("two", "sum"),
-    "residual of an odd width": data(width=7) + conv("a", "data", outputs=48) + conv("b", "a", outputs=16) + layer("sum", "Eltwise", "data b") + conv("two", "sum"),
-    "wide residual": data(64) + conv("a", "data", "kernel_size: 3 stride: 2", 64) + conv("b", "a", outputs=64) + layer("sum", "Eltwise", "a b") + dense("fc", "sum"),
-    "average": data() + conv("a", "data") + relu("a") + layer("p", "Pooling", "a", "pooling_param { pool: AVE kernel_size: 2 stride: 2 }") + conv("two", "p"),
+    "pool over all": pooled("global_pooling: true").replace(conv("two", "pool"), conv("two", "pool", POINT)),
+    "two readers": BRANCHES
+    + conv("a", "stem")
+    + conv("b", "stem", POINT)
+    + joined("a b", "Concat")
+    + conv("two", "sum"),
+    "concat of an input": data() + conv("a", "data") + joined("a data", "Concat") + conv("two", "sum"),
+    "residual": BRANCHES
+    + conv("a", "stem")
+    + relu("a")
+    + conv("b", "a")
+    + joined("stem b")
+    + relu("sum")
+    + conv("two", "sum"),
+    "residual of an odd width": data(width=7)
+    + conv("a", "data", outputs=48)
+    + conv("b", "a")
+    + joined("data b")
+    + conv("two", "sum"),
+    "wide residual": data(64)
+    + conv("a", "data", "kernel_size: 3 stride: 2", 64)
+    + conv("b", "a", outputs=64)
+    + joined("a b")
+    + dense("fc", "sum"),
+    "average": data() + conv("a", "data") + relu("a") + AVERAGE + conv("two", "p"),
     "two InnerProducts": data() + dense("one", "data", 32) + relu("one") + dense("two", "one"),
     "a float layer between": data() + conv("a", "data") + layer("s", "Sigmoid", "a") + conv("two", "s"),
     "split": data() + conv("a", "data") + layer("s", "Split", "a", tops="s1 s2") + conv("b", "s1") + conv("c", "s2"),
-}  # fmt: skip
+}
 
 
 def graph_of(text, seed=0):
@@ -95,6 +120,17 @@ def run(graph, outputs=None, **options):
     return Session(lowered).run({name: feeds[name] for name in lowered.inputs})
 
 
+def with_whole_biases(graph):
+    """Round biases to the units of the sums, as int32 holds them."""
+    steps = {each.message.dequant_param.object_layer: each.blobs[0] for each in graph.layers if each.type == "DeQuant"}
+    return graph.with_layers(
+        each.with_(blobs=[each.blobs[0], np.rint(each.blobs[1] / steps[each.name]) * steps[each.name]])
+        if each.name in steps and len(each.blobs) > 1
+        else each
+        for each in graph.layers
+    )
+
+
 def operators(lowered):
     return [node.op_type for node in onnx.ModelProto.FromString(lowered.model).graph.node]
 
@@ -102,7 +138,7 @@ def operators(lowered):
 @pytest.mark.parametrize("asymmetric", [True, False], ids=["offset", "symmetric"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_codes_are_those_of_the_emulation(network, asymmetric):
-    graph = fake_quant(NETWORKS[network], asymmetric=asymmetric)
+    graph = with_whole_biases(fake_quant(NETWORKS[network], asymmetric=asymmetric))
     quantizers = [each for each in graph.layers if each.type == "Quant"]
     tops = [each.tops[0] for each in quantizers]
     wanted = [*tops, *graph.outputs]
@@ -110,12 +146,15 @@ def test_codes_are_those_of_the_emulation(network, asymmetric):
     for each, top in zip(quantizers, tops, strict=True):
         steps = np.abs(np.rint((found[top] - expected[top]) * quant_factors(each)[0]))
         assert steps.max() <= 1
-        assert steps.mean() < 0.02
+        assert steps.mean() < 0.005
     for blob in graph.outputs:  # a few codes of thousands that differ by one move each sum a little
         assert np.abs(found[blob] - expected[blob]).max() < 0.02 * np.abs(expected[blob]).max()
 
 
-@pytest.mark.parametrize("network", set(NETWORKS) - {"one channel", "leaky", "a float layer between", "average"})
+FLOAT_SOMEWHERE = ("one channel", "leaky", "a float layer between", "average")
+
+
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name not in FLOAT_SOMEWHERE])
 def test_every_layer_runs_in_integers(network):
     graph = fake_quant(NETWORKS[network])
     found = operators(lower(graph, plan=IntegerPlan(graph)))

@@ -55,8 +55,12 @@ def images():
     return np.random.default_rng(0).standard_normal((4, 8, 12, 12), np.float32)
 
 
-def test_a_deploy_pair_runs_as_the_fake_quant_pair(pairs):
-    fake, deploy = (nuq.Net(pair.model, pair.weights) for pair in pairs)
+def test_a_deploy_pair_runs_as_the_fake_quant_pair(pairs, caplog):
+    with caplog.at_level("INFO", "autonuq"):
+        fake, deploy = (nuq.Net(pair.model, pair.weights) for pair in pairs)
+    (told,) = caplog.messages
+    assert "is a deploy pair" in told
+    assert "at most half a unit" in told
     one, other = (net.forward(data=images())["prob"] for net in (fake, deploy))
     assert np.abs(one - other).max() < 5e-3
     for name in ("one", "two", "fc"):
