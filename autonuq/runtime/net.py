@@ -14,9 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -254,7 +253,8 @@ class Net:
         Caffe's NetState.
     weights : str or Path, optional
         caffemodel, of a deploy pair too: that one runs with its int8 weights and int32 biases, as on the chip, and
-        `params` holds the float32 values that they stand for. Without it the blobs hold what the fillers make; `caffe.set_random_seed` seeds the random ones.
+        `params` holds the float32 values that they stand for. Without a file the blobs hold what the fillers make;
+        `caffe.set_random_seed` seeds the random ones.
 
     Raises
     ------
