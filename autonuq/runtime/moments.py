@@ -196,8 +196,9 @@ class InputPatches:
     @property
     def _columns(self) -> int:
         """Values of a sample, all groups together."""
-        kernel = 1 if self._window is None else math.prod(self._window.kernel)
-        return self._bottom[0].size if self._window is None else self._bottom.shape[1] * kernel
+        if self._window is None:
+            return int(self._bottom[0].size)
+        return int(self._bottom.shape[1] * math.prod(self._window.kernel))
 
     def patches(self, count: int, seed: int) -> Iterator[Array]:
         """Yield so many samples, or all there are, shape (groups, some, K), columns in the weights' own order."""
@@ -214,11 +215,11 @@ class InputPatches:
         if self._window is None:
             return self._bottom.reshape(len(self._bottom), -1)[items]
         windows = np.empty((len(items), self._bottom.shape[1], *self._window.kernel), self._bottom.dtype)
-        across = [
+        down, across = (
             _taps(places, axis, self._bottom.shape[2 + axis], self._window)
             for axis, places in enumerate((rows, columns))
-        ]
-        _cut_out(np.ascontiguousarray(self._bottom), items, *across, windows)
+        )
+        _cut_out(np.ascontiguousarray(self._bottom), items, down, across, windows)
         return windows
 
     def of_items(self, items: slice) -> Array:
