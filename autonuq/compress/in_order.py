@@ -202,13 +202,12 @@ class NetworkBuilder:
 
     def _rounded(self, candidate: Candidate, name: str, kernel: Array, inputs: PairedInputs) -> NDArray[np.int8]:
         points = candidate.points[name]
-        rows = kernel.reshape(len(kernel), -1)
-        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(rows), points.outputs)
+        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(), points.outputs)
         grid = points.grid(candidate.plan.get(name, 0), kernel, self._model.weights[name])
         return assign(targets, grid).codes.reshape(kernel.shape)
 
     def _paired(self, layer: Layer, met: _Met, bottom: Sequence[Array], centred: bool) -> PairedInputs:
-        pairing = InputPairing(layer.blobs[0][0].size, sum(met.shares), centred)
+        pairing = InputPairing(layer.blobs[0].reshape(len(layer.blobs[0]), -1), sum(met.shares), centred)
         for own, other in zip(met.samples, self._samples(layer, bottom, met.shares), strict=True):
             pairing.add(own, other)
         return pairing.paired()

@@ -25,6 +25,7 @@ from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of
 from autonuq.quant.machine_code import compiled
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
+_SUMMED = 64  # items that are added up in float32
 _MOST_GROUPED_VALUES = 1 << 26  # moments of a layer with groups
 
 
@@ -231,8 +232,17 @@ class InputPatches:
 
     def total(self) -> Array:
         """Return the sum of all samples, float64, shape (groups, K)."""
-        views = _windows(self._bottom.sum(axis=0, keepdims=True, dtype=np.float64), self._window)  # items first
+        views = _windows(_summed(self._bottom), self._window)  # items first
         return np.asarray(views.sum(axis=(0, 1, 2)).reshape(self._groups, -1))
+
+
+def _summed(bottom: Array) -> Array:
+    """Return the sum over items, float64, the first axis kept; some items at a time are added up by BLAS."""
+    rows, total = bottom.reshape(len(bottom), -1), np.zeros(bottom[0].size)
+    for begin in range(0, len(rows), _SUMMED):
+        part = rows[begin : begin + _SUMMED]
+        total += np.ones(len(part), part.dtype) @ part
+    return total.reshape(1, *bottom.shape[1:])
 
 
 def _positions(sizes: Shape, window: InputWindow) -> Shape:
