@@ -41,7 +41,7 @@ _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
-_COMPARED = 200  # images of each half on which ways are compared, about
+_COMPARED = 300  # images of each half on which ways are compared, about
 _FEW = 1 << 13  # weights below which there is nothing to gain
 _MANY = 1 << 22  # weights above which fewer ways are compared
 

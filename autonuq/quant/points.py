@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from autonuq.errors import QuantizationError
 from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codebook import (
-    BINS,
-    build_codebook,
     build_codebooks,
     build_entropy_codebooks,
     code_histogram,
     code_importance,
+    codebook_of,
 )
 from autonuq.quant.codec import Codec, EntropyCodec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
@@ -330,7 +329,7 @@ class _Tried:
         """Return what is of use, with so many scales each; of a large layer only points well below the one before."""
         if self._is_packed:
             self._keep(_spread(self._rates))
-        codebooks = tuple(build_codebook(histogram, BINS) for histogram in self._histograms)
+        codebooks = tuple(codebook_of(histogram) for histogram in self._histograms)
         curve = Curve(layer, np.array(self._rates), np.array(self._losses), codebooks)
         codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
         scale = np.array([grid.scale[:scales] for grid in self._grids], np.float32)
@@ -366,7 +365,7 @@ def _int8_point(
         codes[group] = assign(targets, Grid(_EVERY_LEVEL, scale[group, 0])).codes
         bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
     shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
-    rate, codebook = codec.size_bytes(shaped), build_codebook(code_histogram(shaped), BINS)
+    rate, codebook = codec.size_bytes(shaped), codebook_of(code_histogram(shaped))
     curve = Curve(layer, np.array([rate]), np.zeros(1), (codebook,))
     return OperatingPoints(curve, shaped[None], bias[None].astype(np.float32) if has_bias else None)
 
