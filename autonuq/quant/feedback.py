@@ -49,7 +49,7 @@ from autonuq.quant.machine_code import compiled
 # and ResNet-20; with 16 samples of 800 inputs anything from 0.4 to 1.6 does, and more is worse.
 _DAMPING, _SCARCITY, _MOST_DAMPING = 0.03, 0.07, 1.0
 
-_PANEL = 512  # columns of the factorization that are worked on at a time
+_PANEL = 128  # columns of the factorization that are worked on at a time
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
 _MOST_ROWS = 512  # that feed errors into one another: more would take the time of many columns
 _TILE = 32  # rows of a block of columns that are rounded before their errors are carried on in the same way

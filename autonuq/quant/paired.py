@@ -58,8 +58,10 @@ class PairedInputs:
             rows, count = self.inputs.rows.astype(np.float64), self.inputs.samples
             gram = rows @ rows.T + count * damping * np.eye(count)
             return np.asarray(self.weights + _SHARE * np.linalg.solve(gram, self.missing).T @ rows)
-        moments = self.inputs.sums.astype(np.float64) + self.inputs.samples * damping * np.eye(self.inputs.inputs)
-        return np.asarray(self.weights + _SHARE * np.linalg.solve(moments, self.missing.T).T)
+        moments = self.inputs.sums.copy()
+        moments[np.diag_indices_from(moments)] += self.inputs.samples * damping
+        # float32: damped moments are far from singular, and what is solved for is a small correction
+        return np.asarray(self.weights + _SHARE * np.linalg.solve(moments, self.missing.T.astype(np.float32)).T)
 
 
 def samples_of(inputs: int, seen: int) -> int:
@@ -107,8 +109,9 @@ class InputPairing:
         if self._at_once:
             missing = missing @ self._weights.astype(np.float32, copy=False).T
         self._samples += len(quantized)
-        self._total += quantized.sum(axis=0, dtype=np.float64)
-        self._total_missing += missing.sum(axis=0, dtype=np.float64)
+        ones = np.ones(len(quantized), np.float32)
+        self._total += ones @ quantized
+        self._total_missing += ones @ missing
         if self._as_rows:
             self._rows.append((missing, quantized))
             return
