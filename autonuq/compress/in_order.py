@@ -40,7 +40,7 @@ from autonuq.quant.feedback import assign, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
 from autonuq.quant.points import OperatingPoints
 from autonuq.runtime.inputs import first_images
-from autonuq.runtime.moments import InputPatches, is_observable
+from autonuq.runtime.moments import InputPatches, is_observable, sum_of_items
 from autonuq.runtime.program import source_layer
 from autonuq.runtime.session import Session
 
@@ -214,8 +214,12 @@ class NetworkBuilder:
 
     def _mean(self, layer: Layer, passes: Sequence[Array]) -> NDArray[np.float64]:
         """Return the mean of what each group's weights meet, shape (groups, K)."""
-        patches = [InputPatches(layer, passes[index]) for index in self._learning]
-        return np.asarray(sum(one.total() for one in patches) / sum(one.samples for one in patches))
+        samples, sums = 0, dict[Shape, Array]()
+        for index in self._learning:
+            samples += InputPatches(layer, passes[index]).samples
+            summed = sum_of_items(passes[index])
+            sums[summed.shape] = sums[summed.shape] + summed if summed.shape in sums else summed
+        return np.asarray(sum(InputPatches(layer, summed).total() for summed in sums.values()) / samples)
 
 
 class _Kept(Sequence[Array]):

@@ -232,12 +232,12 @@ class InputPatches:
 
     def total(self) -> Array:
         """Return the sum of all samples, float64, shape (groups, K)."""
-        views = _windows(_summed(self._bottom), self._window)  # items first
+        views = _windows(sum_of_items(self._bottom), self._window)  # items first
         return np.asarray(views.sum(axis=(0, 1, 2)).reshape(self._groups, -1))
 
 
-def _summed(bottom: Array) -> Array:
-    """Return the sum over items, float64, the first axis kept; some items at a time are added up by BLAS."""
+def sum_of_items(bottom: Array) -> Array:
+    """Return the sum over the items of a batch, float64, the first axis kept; some at a time are added up by BLAS."""
     rows, total = bottom.reshape(len(bottom), -1), np.zeros(bottom[0].size)
     for begin in range(0, len(rows), _SUMMED):
         part = rows[begin : begin + _SUMMED]
