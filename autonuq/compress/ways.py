@@ -27,7 +27,6 @@ from autonuq.graph.model import Array, Graph, Layer
 from autonuq.quant.codec import EntropyCodec
 from autonuq.quant.inputs import InputRows
 from autonuq.quant.points import OperatingPoints, Tuning
-from autonuq.runtime.inputs import first_images
 from autonuq.runtime.moments import load_moments
 
 Passes = Sequence[Mapping[str, Array]]
@@ -41,7 +40,6 @@ _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
-_COMPARED = 300  # images of each half on which ways are compared, about
 _FEW = 1 << 13  # weights below which there is nothing to gain
 _MANY = 1 << 22  # weights above which fewer ways are compared
 
@@ -193,7 +191,7 @@ def choose_way(
     first = Way() if any(one.layers[Way.temperature] for one in sides) else _PLAIN
     if weights < _FEW or len(halves) < 2 or not is_buildable(model.graph):
         return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
-    compared = [affordable_passes(model.graph, first_images(half, _COMPARED), _BUILDS) for half in halves]
+    compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)
     tried: list[TriedWay] = []
     for way in _ways(first, temperatures, weights > _MANY, lambda: _best(tried)):
