@@ -1,9 +1,9 @@
 """A plan's network, built in order: each layer against what the quantized layers before it really give it.
 
-The original and the quantized network run side by side over inputs of the calibration, from one layer with weights to
-the next. There the inputs of both are compared (`quant.paired`), the layer is rounded to its point's grid again, and
-its bias takes up the mean of what it lacks; then both go on. So what a layer spoils the next ones make up for. At the
-end the results are compared (`divergence`).
+The original network runs once over inputs of the calibration, and what its layers' weights meet is kept. The quantized
+network runs from one layer with weights to the next. There its inputs are compared with the original's
+(`quant.paired`), the layer is rounded to its point's grid again, and its bias takes up the mean of what it lacks; then
+it goes on. So what a layer spoils the next ones make up for. At the end the results are compared (`divergence`).
 
 Layers with groups keep their codes; their biases take up the mean. So do layers that read the network's own inputs, for
 those are as they were. What depends on a layer that runs in Python keeps its codes and its biases, and so does what the
@@ -12,9 +12,16 @@ quantized network gives values that are not finite.
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from io import BufferedRandom
+from itertools import pairwise
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +40,7 @@ from autonuq.quant.feedback import assign, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
 from autonuq.quant.points import OperatingPoints
 from autonuq.runtime.inputs import first_images
-from autonuq.runtime.moments import InputPatches, is_observable
+from autonuq.runtime.moments import InputPatches, is_observable, sum_of_items
 from autonuq.runtime.program import source_layer
 from autonuq.runtime.session import Session
 
@@ -79,7 +86,8 @@ class NetworkBuilder:
 
     Notes
     -----
-    **Cost**: of a plan one or two forward passes over the inputs, and a factorization and an assignment a layer.
+    **Cost**: of a plan a forward pass over the inputs, and a factorization and an assignment a layer; of the first plan
+    another forward pass, whose samples stay in a temporary file.
     """
 
     def __init__(
@@ -102,46 +110,79 @@ class NetworkBuilder:
     def build(self, candidate: Candidate) -> Built:
         """Build a plan's network."""
         own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
-        heads = {head.blob for head in self._heads}
-        original = _Flow(self._model.graph, self._stops, self.passes, heads)
-        quantized = _Flow(own.fake_quant_graph(), self._stops, self.passes, heads)
+        quantized = _Flow(own.fake_quant_graph(), self._stops, self.passes, self._ends)
         made: dict[str, Made] = {}
         layer: Layer | None = None
         for name in self._stops:
-            original.advance()
             quantized.advance(layer)
-            found = self._made(own, name, original, quantized)
+            found = self._made(own, name, quantized)
             layer = quantized.layer
             if found is not None:
                 made[name] = found
                 blobs = replace(own, made={name: found}).blobs(self._model.graph.by_name[name])
                 layer = layer.with_(blobs=blobs)
-        original.advance()
         quantized.advance(layer)
-        metrics = [_metric(head, original.values(head.blob)) for head in self._heads]
-        divergences = [
-            sum(
-                metric.divergence(original.values(metric.blob)[index], quantized.values(metric.blob)[index])
-                for metric in metrics
-            )
-            for index in range(len(self.passes))
-        ]
+        divergences = [self._divergence(quantized, index) for index in range(len(self.passes))]
         return Built(replace(candidate, made=made), np.nan_to_num(divergences, nan=np.inf).tolist())
+
+    def _divergence(self, quantized: _Flow, index: int) -> float:
+        """Return how far a pass's results are from the original ones."""
+        return sum(
+            metric.divergence(self._original.results[metric.blob][index], quantized.values(metric.blob)[index])
+            for metric in self._original.metrics
+        )
+
+    @cached_property
+    def _ends(self) -> set[str]:
+        return {head.blob for head in self._heads}
+
+    @cached_property
+    def _original(self) -> _Original:
+        """What the original network makes of the inputs."""
+        file = tempfile.TemporaryFile(prefix="autonuq-")  # noqa: SIM115
+        weakref.finalize(self, file.close)
+        flow = _Flow(self._model.graph, self._stops, self.passes, self._ends)
+        met = {}
+        for name in self._stops:
+            flow.advance()
+            layer = self._model.graph.by_name[name]
+            if name in self._behind and len(layer.bottoms) == 1:
+                met[name] = self._met(layer, flow.values(layer.bottoms[0]), _Kept(file))
+        flow.advance()
+        results = {blob: _Kept(file, flow.values(blob)) for blob in self._ends}
+        return _Original(met, results, [_metric(head, results[head.blob]) for head in self._heads])
+
+    def _met(self, layer: Layer, bottom: Sequence[Array], samples: _Kept) -> _Met:
+        """Return what a layer's weights meet in the original network, samples where it can be rounded anew."""
+        seen = [InputPatches(layer, bottom[index]).samples for index in self._learning]
+        used = samples_of(layer.blobs[0][0].size, sum(seen))
+        stops = [used * place // len(self._learning) for place in range(len(self._learning) + 1)]
+        shares = [end - begin for begin, end in pairwise(stops)]
+        with np.errstate(all="ignore"):  # what is not finite is looked at with each plan
+            if layer.name in self._model.nuq_layers:
+                samples.extend(self._samples(layer, bottom, shares))
+            return _Met(self._mean(layer, bottom), shares, samples)
+
+    def _samples(self, layer: Layer, bottom: Sequence[Array], shares: Sequence[int]) -> Iterator[Array]:
+        """Yield samples of each pass that is learnt from, at the same places in every network."""
+        for index, share in zip(self._learning, shares, strict=True):
+            for chunk in InputPatches(layer, bottom[index]).patches(share, seed=index):
+                yield chunk[0]
 
     def _of_ours(self, points: Mapping[str, OperatingPoints]) -> dict[str, OperatingPoints]:
         return {name: found for name, found in points.items() if name in self._model.weights}
 
     @np.errstate(all="ignore")  # what is not finite is looked at
-    def _made(self, candidate: Candidate, name: str, original: _Flow, quantized: _Flow) -> Made | None:
+    def _made(self, candidate: Candidate, name: str, quantized: _Flow) -> Made | None:
         """Return what a layer becomes; None: what it is."""
-        layer = self._model.graph.by_name[name]
+        layer, met = self._model.graph.by_name[name], self._original.met.get(name)
         points, kernel = candidate.points.get(name), layer.blobs[0]
-        if name not in self._behind or points is None or len(layer.bottoms) > 1:
+        if met is None or points is None:
             return None
         has_bias = len(layer.blobs) > 1
-        bottoms = original.values(layer.bottoms[0]), quantized.values(quantized.layer.bottoms[0])
+        bottom = quantized.values(quantized.layer.bottoms[0])
         if points.prices is not None:
-            inputs = self._paired(layer, *bottoms, has_bias)
+            inputs = self._paired(layer, met, bottom, has_bias)
             if not inputs.is_finite:
                 return None
             codes = self._rounded(candidate, name, kernel, inputs)
@@ -151,7 +192,7 @@ class NetworkBuilder:
             return None
         if not has_bias:
             return Made(codes, None)
-        means = [self._mean(layer, bottom) for bottom in bottoms]
+        means = met.mean, self._mean(layer, bottom)
         if not np.isfinite(means).all():
             return None
         weights = replace(candidate.weights(name), codes=codes).dequantize()
@@ -161,29 +202,101 @@ class NetworkBuilder:
 
     def _rounded(self, candidate: Candidate, name: str, kernel: Array, inputs: PairedInputs) -> NDArray[np.int8]:
         points = candidate.points[name]
-        rows = kernel.reshape(len(kernel), -1)
-        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(rows), points.outputs)
+        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(), points.outputs)
         grid = points.grid(candidate.plan.get(name, 0), kernel, self._model.weights[name])
         return assign(targets, grid).codes.reshape(kernel.shape)
 
-    def _paired(
-        self, layer: Layer, original: Sequence[Array], quantized: Sequence[Array], centred: bool
-    ) -> PairedInputs:
-        seen = sum(InputPatches(layer, original[index]).samples for index in self._learning)
-        inputs = layer.blobs[0][0].size
-        used = samples_of(inputs, seen)
-        pairing = InputPairing(inputs, used, centred)
-        for place, index in enumerate(self._learning):
-            share = used * (place + 1) // len(self._learning) - used * place // len(self._learning)
-            chunks = (InputPatches(layer, flow[index]).patches(share, seed=index) for flow in (original, quantized))
-            for own, other in zip(*chunks, strict=True):
-                pairing.add(own[0], other[0])
+    def _paired(self, layer: Layer, met: _Met, bottom: Sequence[Array], centred: bool) -> PairedInputs:
+        pairing = InputPairing(layer.blobs[0].reshape(len(layer.blobs[0]), -1), sum(met.shares), centred)
+        for own, other in zip(met.samples, self._samples(layer, bottom, met.shares), strict=True):
+            pairing.add(own, other)
         return pairing.paired()
 
     def _mean(self, layer: Layer, passes: Sequence[Array]) -> NDArray[np.float64]:
         """Return the mean of what each group's weights meet, shape (groups, K)."""
-        patches = [InputPatches(layer, passes[index]) for index in self._learning]
-        return np.asarray(sum(one.total() for one in patches) / sum(one.samples for one in patches))
+        samples, sums = 0, dict[Shape, Array]()
+        for index in self._learning:
+            samples += InputPatches(layer, passes[index]).samples
+            summed = sum_of_items(passes[index])
+            sums[summed.shape] = sums[summed.shape] + summed if summed.shape in sums else summed
+        return np.asarray(sum(InputPatches(layer, summed).total() for summed in sums.values()) / samples)
+
+
+class _Kept(Sequence[Array]):
+    """Arrays in a file, each read when it is asked for.
+
+    Parameters
+    ----------
+    file : binary file
+        Others may use it, too.
+    arrays : iterable of ndarray of float32
+    """
+
+    def __init__(self, file: BufferedRandom, arrays: Iterable[Array] = ()) -> None:
+        self._file = file
+        self._places: list[tuple[int, Shape]] = []
+        self.extend(arrays)
+
+    def extend(self, arrays: Iterable[Array]) -> None:
+        """Put more arrays behind the others."""
+        for values in arrays:
+            self._places.append((self._file.seek(0, os.SEEK_END), values.shape))
+            self._file.write(np.ascontiguousarray(values, np.float32).data)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Array: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Array]: ...
+    def __getitem__(self, index: int | slice) -> Array | Sequence[Array]:
+        """Read an array, or several."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(len(self))[index]]
+        begin, shape = self._places[index]
+        values = np.empty(math.prod(shape), np.float32)
+        self._file.seek(begin)
+        self._file.readinto(values.data)
+        return values.reshape(shape)
+
+
+@dataclass(frozen=True)
+class _Met:
+    """What a layer's weights meet in the original network.
+
+    Attributes
+    ----------
+    mean : ndarray of float64, shape (groups, K)
+    shares : sequence of int
+        Samples of each pass that is learnt from.
+    samples : sequence of ndarray of float32, each of shape (some, K)
+        None of a layer that keeps its codes.
+    """
+
+    mean: NDArray[np.float64]
+    shares: Sequence[int]
+    samples: Sequence[Array]
+
+
+@dataclass(frozen=True)
+class _Original:
+    """What the original network makes of some inputs.
+
+    Attributes
+    ----------
+    met : mapping of str to _Met
+        By layer that can change.
+    results : mapping of str to sequence of ndarray of float32
+        By blob, in each pass.
+    metrics : sequence of HeadMetric
+        What tells how far other results are from them.
+    """
+
+    met: Mapping[str, _Met]
+    results: Mapping[str, Sequence[Array]]
+    metrics: Sequence[HeadMetric]
 
 
 def affordable_passes(graph: Graph, passes: Sequence[Mapping[str, Array]], builds: int) -> list[Mapping[str, Array]]:

@@ -307,6 +307,26 @@ def build_codebook(histogram: NDArray[Any], levels: int, *, importance: NDArray[
     return build_codebooks(histogram, importance=importance, max_levels=levels).codebook(levels)
 
 
+def codebook_of(histogram: NDArray[Any]) -> Codebook:
+    """Return the codebook that keeps every code of a layer: what `build_codebook` gives for 256 levels, at once.
+
+    Parameters
+    ----------
+    histogram : ndarray of int64, shape (256,)
+        Count of each int8 code, index = code + 128.
+
+    Raises
+    ------
+    QuantizationError
+        As `build_codebooks`.
+    """
+    levels = _CODES[_occupied(histogram)]
+    own = np.maximum(np.searchsorted(levels, _CODES, side="right") - 1, 0)
+    following = np.minimum(own + 1, levels.size - 1)
+    nearer = levels[following] - _CODES < _CODES - levels[own]
+    return Codebook(levels.astype(np.int8), levels[np.where(nearer, following, own)].astype(np.int8))
+
+
 def build_entropy_codebooks(
     histogram: NDArray[Any],
     lagrangians: NDArray[np.float64],
@@ -374,6 +394,20 @@ def _backtrack(starts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(found[::-1])
 
 
+def _occupied(histogram: NDArray[Any]) -> NDArray[np.int64]:
+    """Check a histogram and return the indices of the codes that occur."""
+    _check_bins("histogram", np.asarray(histogram, dtype=np.float64))
+    occupied = np.flatnonzero(histogram)
+    if occupied.size == 0:
+        raise QuantizationError("the histogram of a codebook must not be empty")
+    return occupied
+
+
+def _check_bins(name: str, values: NDArray[np.float64]) -> None:
+    if values.shape != (BINS,) or not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise QuantizationError(f"the {name} of a codebook must be {BINS} finite numbers, none negative")
+
+
 def _cut(costs: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int16]]:
     """Cut x into 1 to `count` intervals at the least total cost.
 
@@ -427,12 +461,8 @@ def build_intervals(histogram: NDArray[Any], importance: NDArray[Any] | None) ->
     """Check a histogram and compute cost and best level of every interval of its codes."""
     counts = np.asarray(histogram, dtype=np.float64)
     weights = counts if importance is None else np.asarray(importance, dtype=np.float64)
-    for name, values in (("histogram", counts), ("importance", weights)):
-        if values.shape != (BINS,) or not np.all(np.isfinite(values)) or np.any(values < 0):
-            raise QuantizationError(f"the {name} of a codebook must be {BINS} finite numbers, none negative")
-    occupied = np.flatnonzero(counts)
-    if occupied.size == 0:
-        raise QuantizationError("the histogram of a codebook must not be empty")
+    occupied = _occupied(counts)
+    _check_bins("importance", weights)
     codes = _CODES[occupied]
     levels, costs = _interval_costs(codes, weights[occupied])
     return Intervals(codes, counts[occupied], levels, costs)

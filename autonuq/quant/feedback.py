@@ -49,7 +49,7 @@ from autonuq.quant.machine_code import compiled
 # and ResNet-20; with 16 samples of 800 inputs anything from 0.4 to 1.6 does, and more is worse.
 _DAMPING, _SCARCITY, _MOST_DAMPING = 0.03, 0.07, 1.0
 
-_PANEL = 512  # columns of the factorization that are worked on at a time
+_PANEL = 128  # columns of the factorization that are worked on at a time
 _BLOCK = 64  # columns that are rounded before their errors are carried on by one matrix product
 _MOST_ROWS = 512  # that feed errors into one another: more would take the time of many columns
 _TILE = 32  # rows of a block of columns that are rounded before their errors are carried on in the same way
@@ -475,9 +475,8 @@ def _tables(levels: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.f
     exact, lower_ends = levels.astype(np.float64), np.arange(-257, 256) / 2
     nearest = exact[np.searchsorted((exact[1:] + exact[:-1]) / 2, lower_ends, side="right")]
     inner = np.arange(-_ZERO, _ZERO, dtype=np.float64)
-    for before, level in zip(exact, exact[1:], strict=False):
-        if level > 0 and abs(before) < level:
-            inner[int(level) + _ZERO] = before
-        if before < 0 and abs(level) < -before:
-            inner[int(before) + _ZERO] = level
+    lower, upper = exact[:-1], exact[1:]
+    up, down = (upper > 0) & (np.abs(lower) < upper), (lower < 0) & (np.abs(upper) < -lower)
+    inner[upper[up].astype(int) + _ZERO] = lower[up]
+    inner[lower[down].astype(int) + _ZERO] = upper[down]
     return nearest.astype(np.float32), inner.astype(np.float32)

@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from autonuq.errors import QuantizationError
 from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codebook import (
-    BINS,
-    Codebook,
-    build_codebook,
     build_codebooks,
     build_entropy_codebooks,
     code_histogram,
     code_importance,
+    codebook_of,
 )
 from autonuq.quant.codec import Codec, EntropyCodec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
@@ -303,7 +301,7 @@ class _Tried:
         self._codec, self._shape, self._most, self._packing = codec, shape, most, EntropyCodec(shape)
         self._is_packed = math.prod(shape) > PACKED_ABOVE
         self._codes: list[Any] = []
-        self._codebooks: list[Codebook] = []
+        self._histograms: list[NDArray[np.int64]] = []
         self._rates: list[int] = []
         self._losses: list[float] = []
         self._grids: list[Grid] = []
@@ -316,14 +314,14 @@ class _Tried:
         is_size = self._is_packed and self._codec == self._packing
         self._rates.append(len(kept) if is_size else self._codec.size_bytes(codes.reshape(self._shape)))
         self._losses.append(loss if self._codes else 0.0)
-        self._codebooks.append(build_codebook(code_histogram(codes), BINS))
+        self._histograms.append(code_histogram(codes))
         self._codes.append(kept)
         self._grids.append(grid)
         self._keep(useful_points(np.array(self._rates), np.array(self._losses)))
 
     def _keep(self, chosen: Iterable[int]) -> None:
         chosen = list(chosen)
-        columns: tuple[list[Any], ...] = (self._codes, self._codebooks, self._rates, self._losses, self._grids)
+        columns: tuple[list[Any], ...] = (self._codes, self._histograms, self._rates, self._losses, self._grids)
         for column in columns:
             column[:] = [column[index] for index in chosen]
 
@@ -331,7 +329,8 @@ class _Tried:
         """Return what is of use, with so many scales each; of a large layer only points well below the one before."""
         if self._is_packed:
             self._keep(_spread(self._rates))
-        curve = Curve(layer, np.array(self._rates), np.array(self._losses), tuple(self._codebooks))
+        codebooks = tuple(codebook_of(histogram) for histogram in self._histograms)
+        curve = Curve(layer, np.array(self._rates), np.array(self._losses), codebooks)
         codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
         scale = np.array([grid.scale[:scales] for grid in self._grids], np.float32)
         prices = np.array([grid.price for grid in self._grids])
@@ -366,7 +365,7 @@ def _int8_point(
         codes[group] = assign(targets, Grid(_EVERY_LEVEL, scale[group, 0])).codes
         bias[group] = (rows[group] - codes[group] * scale[group]) @ own.mean
     shaped = np.ascontiguousarray(np.moveaxis(codes.reshape(by_output.shape), 0, output_axis))
-    rate, codebook = codec.size_bytes(shaped), build_codebook(code_histogram(shaped), BINS)
+    rate, codebook = codec.size_bytes(shaped), codebook_of(code_histogram(shaped))
     curve = Curve(layer, np.array([rate]), np.zeros(1), (codebook,))
     return OperatingPoints(curve, shaped[None], bias[None].astype(np.float32) if has_bias else None)
 

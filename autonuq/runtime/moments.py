@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
 from autonuq.graph.layers import InputWindow, input_window
-from autonuq.graph.model import Array, Layer
+from autonuq.graph.model import Array, Layer, Shape
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of
+from autonuq.quant.machine_code import compiled
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
+_SUMMED = 64  # items that are added up in float32
 _MOST_GROUPED_VALUES = 1 << 26  # moments of a layer with groups
 
 
@@ -183,18 +187,41 @@ class InputPatches:
     def __init__(self, layer: Layer, bottom: Array) -> None:
         self._window, self._bottom = None if layer.type == "InnerProduct" else input_window(layer), bottom
         self._groups = 1 if self._window is None else self._window.groups
-        self._views = _windows(bottom, self._window)
-        self.samples = int(np.prod(self._views.shape[:3]))
+        self._positions = (1, 1) if self._window is None else _positions(bottom.shape[2:], self._window)
+        self.samples = len(bottom) * math.prod(self._positions)
+
+    @cached_property
+    def _views(self) -> Array:
+        return _windows(self._bottom, self._window)
+
+    @property
+    def _columns(self) -> int:
+        """Values of a sample, all groups together."""
+        if self._window is None:
+            return int(self._bottom[0].size)
+        return int(self._bottom.shape[1] * math.prod(self._window.kernel))
 
     def patches(self, count: int, seed: int) -> Iterator[Array]:
         """Yield so many samples, or all there are, shape (groups, some, K), columns in the weights' own order."""
         places = np.arange(self.samples)
         if count < self.samples:
             places = np.random.default_rng(seed).choice(self.samples, count, replace=False, shuffle=False)
-        size = max(1, _CHUNK_VALUES // max(1, int(np.prod(self._views.shape[3:]))))
+        size = max(1, _CHUNK_VALUES // max(1, self._columns))
         for begin in range(0, len(places), size):
-            some = self._views[np.unravel_index(places[begin : begin + size], self._views.shape[:3])]
+            some = self._at(*np.unravel_index(places[begin : begin + size], (len(self._bottom), *self._positions)))
             yield np.ascontiguousarray(some.reshape(len(some), self._groups, -1).swapaxes(0, 1))
+
+    def _at(self, items: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        """Return some windows, cut out of the input itself: a padded copy of it would take longer than they do."""
+        if self._window is None:
+            return self._bottom.reshape(len(self._bottom), -1)[items]
+        windows = np.empty((len(items), self._bottom.shape[1], *self._window.kernel), self._bottom.dtype)
+        down, across = (
+            _taps(places, axis, self._bottom.shape[2 + axis], self._window)
+            for axis, places in enumerate((rows, columns))
+        )
+        _cut_out(np.ascontiguousarray(self._bottom), items, down, across, windows)
+        return windows
 
     def of_items(self, items: slice) -> Array:
         """Return all samples of some items of the batch, shape (groups, samples, K)."""
@@ -205,8 +232,54 @@ class InputPatches:
 
     def total(self) -> Array:
         """Return the sum of all samples, float64, shape (groups, K)."""
-        views = _windows(self._bottom.sum(axis=0, keepdims=True, dtype=np.float64), self._window)  # items first
+        views = _windows(sum_of_items(self._bottom), self._window)  # items first
         return np.asarray(views.sum(axis=(0, 1, 2)).reshape(self._groups, -1))
+
+
+def sum_of_items(bottom: Array) -> Array:
+    """Return the sum over the items of a batch, float64, the first axis kept; some at a time are added up by BLAS."""
+    rows, total = bottom.reshape(len(bottom), -1), np.zeros(bottom[0].size)
+    for begin in range(0, len(rows), _SUMMED):
+        part = rows[begin : begin + _SUMMED]
+        total += np.ones(len(part), part.dtype) @ part
+    return total.reshape(1, *bottom.shape[1:])
+
+
+def _positions(sizes: Shape, window: InputWindow) -> Shape:
+    """Return how many windows an input has downwards and across."""
+    stretched = [(size - 1) * step + 1 for size, step in zip(sizes, window.stretch or (1, 1), strict=True)]
+    lengths = [size + 2 * pad - reach for size, pad, reach in zip(stretched, window.pad, _reach(window), strict=True)]
+    return tuple(length // stride + 1 for length, stride in zip(lengths, window.stride, strict=True))
+
+
+def _reach(window: InputWindow) -> Shape:
+    return tuple((size - 1) * step + 1 for size, step in zip(window.kernel, window.dilation, strict=True))
+
+
+def _taps(places: NDArray[np.int64], axis: int, size: int, window: InputWindow) -> NDArray[np.int64]:
+    """Return where windows have their values along one axis, shape (windows, kernel); -1 where these are zeros."""
+    taps = np.arange(window.kernel[axis]) * window.dilation[axis]
+    if window.stretch is not None:
+        taps = taps[::-1]
+    found = places[:, None] * window.stride[axis] - window.pad[axis] + taps
+    step = 1 if window.stretch is None else window.stretch[axis]
+    return np.where((found >= 0) & (found % step == 0) & (found < size * step), found // step, -1)
+
+
+@compiled
+def _cut_out(
+    bottom: Array, items: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64], windows: Array
+) -> None:
+    """Fill windows (some, channels, *kernel) from the rows and columns of items; -1 stands for zeros."""
+    for index in range(len(items)):
+        item = items[index]
+        for channel in range(windows.shape[1]):
+            for down in range(windows.shape[2]):
+                row = rows[index, down]
+                for across in range(windows.shape[3]):
+                    column = columns[index, across]
+                    inside = row >= 0 and column >= 0
+                    windows[index, channel, down, across] = bottom[item, channel, row, column] if inside else 0
 
 
 def _windows(bottom: Array, window: InputWindow | None) -> Array:
@@ -219,8 +292,7 @@ def _windows(bottom: Array, window: InputWindow | None) -> Array:
         spread[:, :, :: window.stretch[0], :: window.stretch[1]] = bottom
         bottom = spread
     padded = np.pad(bottom, ((0, 0), (0, 0), *((pad, pad) for pad in window.pad)))
-    reach = tuple((size - 1) * step + 1 for size, step in zip(window.kernel, window.dilation, strict=True))
-    views = sliding_window_view(padded, reach, axis=(2, 3))
+    views = sliding_window_view(padded, _reach(window), axis=(2, 3))
     views = views[:, :, :: window.stride[0], :: window.stride[1], :: window.dilation[0], :: window.dilation[1]]
     if window.stretch is not None:
         views = views[..., ::-1, ::-1]

@@ -16,6 +16,7 @@ from autonuq.quant.codebook import (
     build_intervals,
     code_histogram,
     code_importance,
+    codebook_of,
 )
 
 CODES = np.arange(-128, 128)
@@ -139,6 +140,16 @@ def test_unimportant_codes_do_not_need_a_level():
     assert build_codebooks(histogram, importance=np.zeros(256)).codebook(1).levels.tolist() == [0]
 
 
+@pytest.mark.parametrize("share", [0.004, 0.03, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_codebook_of_all_codes_is_the_largest_of_the_family(seed, share):
+    rng = np.random.default_rng(seed)
+    histogram = rng.integers(1, 9, 256) * (rng.random(256) < share)
+    histogram[rng.integers(256)] = 1
+    found, expected = codebook_of(histogram), build_codebook(histogram, 256)
+    assert (found.levels == expected.levels).all() and (found.table == expected.table).all()
+
+
 def test_a_limited_family_is_the_beginning_of_the_full_one(laplace):
     histogram = code_histogram(laplace)
     limited, full = build_codebooks(histogram, max_levels=8), build_codebooks(histogram)
@@ -169,6 +180,8 @@ def test_importance_is_summed_per_code(monkeypatch):
 def test_unusable_histograms_are_refused(histogram):
     with pytest.raises(QuantizationError, match="histogram"):
         build_codebooks(histogram)
+    with pytest.raises(QuantizationError, match="histogram"):
+        codebook_of(histogram)
 
 
 @pytest.mark.parametrize("levels", [0, 257])

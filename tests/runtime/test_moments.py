@@ -11,7 +11,7 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_model
 from autonuq.graph.layers import blob_shapes, infer_shapes
 from autonuq.graph.model import Layer
-from autonuq.runtime.moments import InputPatches, MomentObserver, load_moments
+from autonuq.runtime.moments import InputPatches, MomentObserver, load_moments, sum_of_items
 
 
 @pytest.fixture
@@ -82,6 +82,40 @@ def test_samples_times_weights_are_the_layers_output(text, tmp_path):
     found = np.concatenate(list(samples @ matrix.swapaxes(1, 2)), axis=1) + layer.blobs[1].ravel()
     expected = np.moveaxis(output, 1, -1).reshape(-1, len(weights))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
+@pytest.mark.parametrize("seed", range(12))
+def test_samples_that_are_cut_out_are_those_of_whole_items(seed, kind):
+    """Kernel, stride, padding, dilation and groups at random; some samples are in the order of their places."""
+    rng = np.random.default_rng(seed)
+    layer = Layer(caffe_pb2.LayerParameter(name="l", type=kind))
+    parameters, groups = layer.message.convolution_param, 1 if kind == "Deconvolution" else int(rng.integers(1, 3))
+    parameters.kernel_h, parameters.kernel_w, parameters.stride_h, parameters.stride_w = rng.integers(1, 4, 4)
+    parameters.pad_h, parameters.pad_w = rng.integers(0, (parameters.kernel_h, parameters.kernel_w))
+    parameters.group, parameters.num_output = groups, 6
+    if kind == "Convolution":
+        parameters.dilation.append(int(rng.integers(1, 3)))
+    shape = (4, 6, parameters.kernel_h, parameters.kernel_w) if kind == "Deconvolution" else (
+        6, 4 // groups, parameters.kernel_h, parameters.kernel_w,
+    )  # fmt: skip
+    images = rng.standard_normal((3, 4, 9, 8), np.float32)
+    observed = InputPatches(layer.with_(blobs=(np.ones(shape, np.float32),)), images)
+    whole = observed.of_items(slice(None))
+    (every,) = observed.patches(observed.samples, seed=0)
+    assert observed.samples == whole.shape[1] and (every == whole).all()
+    (some,) = observed.patches(5, seed=seed)
+    places = np.random.default_rng(seed).choice(observed.samples, 5, replace=False, shuffle=False)
+    assert (some == whole[:, places]).all()
+    assert observed.total() == pytest.approx(whole.sum(axis=1, dtype=np.float64), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("items", [1, 64, 65, 200])
+def test_sums_of_items_are_those_of_float64(items):
+    values = np.random.default_rng(items).standard_normal((items, 3, 2), np.float32) + 10
+    found = sum_of_items(values)
+    assert found.dtype == np.float64 and found.shape == (1, 3, 2)
+    assert found[0] == pytest.approx(values.sum(axis=0, dtype=np.float64), rel=1e-6)
 
 
 def test_each_pass_gives_its_share_where_there_are_more_samples_than_needed(tmp_path, monkeypatch):
