@@ -71,6 +71,13 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
     ModelError
         A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms.
     """
+    given = tuple(sorted((inputs or {}).items()))
+    if given not in graph.known_shapes:
+        graph.known_shapes[given] = _inferred(graph, inputs)
+    return dict(graph.known_shapes[given])
+
+
+def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for layer in graph.layers:
         bottoms = [shapes[bottom] for bottom in layer.bottoms]

@@ -76,6 +76,8 @@ class Layer:
         bias_term: bool | None = None,
     ) -> Layer:
         """Return a copy with other bottoms, tops, blobs or bias term."""
+        if bottoms is None and tops is None and bias_term is None:
+            return replace(self, blobs=self.blobs if blobs is None else tuple(blobs))
         message = caffe_pb2.LayerParameter()
         message.CopyFrom(self.message)
         if bottoms is not None:
@@ -153,6 +155,11 @@ class Graph:
             if layer.type == "Input"
             for top, shape in zip(layer.tops, _input_shapes(layer), strict=True)
         }
+
+    @cached_property
+    def known_shapes(self) -> dict[tuple[tuple[str, Shape], ...], dict[str, Shape]]:
+        """What `infer_shapes` found, by the shapes of inputs that it was given: a net asks for them again and again."""
+        return {}
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:

@@ -63,7 +63,10 @@ class Builder:
     ) -> list[str]:
         """Add one operator with several outputs and return those tensors."""
         outputs = [self._unique(label or self.layer) for _ in range(count)]
-        self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))
+        domain = attributes.pop("domain", "")
+        node = onnx.NodeProto(op_type=operator, domain=domain, input=inputs, output=outputs, name=outputs[0])
+        node.attribute.extend(_attribute(name, value) for name, value in attributes.items())
+        self.nodes.append(node)
         self._makers.update(dict.fromkeys(outputs, self.nodes[-1]))
         return outputs
 
@@ -122,6 +125,15 @@ class Builder:
     def _unique(self, label: str) -> str:
         self._count += 1
         return f"{label}:{self._count}"
+
+
+def _attribute(name: str, value: Any) -> onnx.AttributeProto:
+    """Make an attribute; whole numbers, which most are, without onnx's long way through all types."""
+    if type(value) is int:
+        return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INT, i=value)
+    if type(value) in (tuple, list) and all(type(each) is int for each in value) and value:
+        return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS, ints=value)
+    return helper.make_attribute(name, value)
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
