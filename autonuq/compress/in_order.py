@@ -33,6 +33,7 @@ from autonuq.compress.output_side import BUDGET, image_cost
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.gradients import computable_layers
 from autonuq.graph.heads import Head, find_heads
+from autonuq.graph.integers import grid_of
 from autonuq.graph.layers import canonical_axis
 from autonuq.graph.lowering import lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
@@ -40,6 +41,7 @@ from autonuq.quant.feedback import assign, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
 from autonuq.quant.points import OperatingPoints
 from autonuq.runtime.inputs import first_images
+from autonuq.runtime.integers import integer_plan
 from autonuq.runtime.moments import InputPatches, is_observable, sum_of_items
 from autonuq.runtime.program import source_layer
 from autonuq.runtime.session import Session
@@ -349,7 +351,8 @@ class _Flow:
     def __init__(
         self, graph: Graph, stops: Sequence[str], passes: Sequence[Mapping[str, Array]], wanted: Collection[str]
     ) -> None:
-        self._graph, self._stops = graph, stops
+        self._graph, self._stops, self._plan = graph, stops, integer_plan(graph)
+        self._quantizers = {layer.tops[0]: layer for layer in graph.layers if layer.type == "Quant"}
         self._parts: list[list[Layer]] = [[]]
         for layer in graph.layers:
             if layer.name in stops:
@@ -380,6 +383,9 @@ class _Flow:
 
     def _run(self, layers: Sequence[Layer], outputs: Sequence[str]) -> dict[str, list[Array]]:
         inputs = _read(layers)
+        # What stands on a grid is quantized once more, which changes nothing: so its readers find its codes.
+        again = [self._quantizers[blob].with_(bottoms=[blob]) for blob in inputs if blob in self._quantizers]
+        layers = [*again, *layers, *self._leaving(layers, outputs)]
         sessions: dict[tuple[Shape, ...], Session] = {}
         found: dict[str, list[Array]] = {blob: [] for blob in outputs}
         for index in range(len(next(iter(self._values.values())))):
@@ -387,10 +393,22 @@ class _Flow:
             shapes = tuple(values.shape for values in feeds.values())
             if shapes not in sessions:
                 sources = [source_layer(blob, values.shape) for blob, values in feeds.items()]
-                sessions[shapes] = Session(lower(self._graph.with_layers([*sources, *layers]), outputs=outputs))
+                graph = self._graph.with_layers([*sources, *layers])
+                sessions[shapes] = Session(lower(graph, outputs=outputs, plan=self._plan))
             for blob, values in sessions[shapes].run(feeds).items():
                 found[blob].append(_stored(values, len(self._values[inputs[0]])))
         return found
+
+    def _leaving(self, layers: Sequence[Layer], outputs: Sequence[str]) -> list[Layer]:
+        """Return Quant layers in place for blobs that only such layers will read: the network has them as codes."""
+        if self._plan is None:
+            return []
+        grids = {
+            top: self._plan.grids.get((layer.name, index)) for layer in layers for index, top in enumerate(layer.tops)
+        }
+        quantizers = {grid_of(layer): layer for layer in self._quantizers.values()}
+        leaving = [blob for blob in outputs if blob not in self._quantizers and grids[blob] is not None]
+        return [quantizers[grids[blob]].with_(bottoms=[blob], tops=[blob]) for blob in leaving]
 
 
 def _stored(values: Array, passes: int) -> Array:

@@ -167,7 +167,7 @@ def _grids(graph: Graph) -> dict[tuple[str, int], ActivationGrid]:
         layer = graph.layers[index]
         demand: set[ActivationGrid | None]
         if layer.type == "Quant":
-            demand = {_grid(layer)}
+            demand = {grid_of(layer)}
         elif _keeps_order(layer):
             tops = range(len(layer.tops))
             demand = {grid for top in tops for grid in demands.get((index, top), (None,))}
@@ -183,7 +183,7 @@ def _grids(graph: Graph) -> dict[tuple[str, int], ActivationGrid]:
     return grids
 
 
-def _grid(layer: Layer) -> ActivationGrid | None:
+def grid_of(layer: Layer) -> ActivationGrid | None:
     """Return a Quant layer's grid; None if it has none, which its lowering says."""
     try:
         return ActivationGrid(*quant_factors(layer))

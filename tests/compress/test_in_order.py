@@ -20,6 +20,7 @@ from autonuq.graph.gradients import computable_layers
 from autonuq.graph.lowering import lower
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.points import Tuning
+from autonuq.runtime.integers import integer_plan
 from autonuq.runtime.session import Session
 
 IMAGES = 8  # of a pass
@@ -181,9 +182,8 @@ def without_softmax(pair, path):
     return found
 
 
-def test_what_is_built_is_what_is_written(network, tmp_path, request, monkeypatch):
-    """The divergences are those of the fake-quant pair against the original, computed by the definition, in float."""
-    monkeypatch.setattr("autonuq.runtime.net.integer_plan", lambda graph: None)
+def test_what_is_built_is_what_is_written(network, tmp_path, request):
+    """The divergences are those of the fake-quant pair against the original, computed by the definition."""
     _, built, passes = network
     heads = HEADS.get(request.node.callspec.params["network"], {"fc": "softmax"})
     export(built.candidate, str(tmp_path / "out/net"), "entropy", ("caffe",))
@@ -288,7 +288,8 @@ def test_biases_take_up_the_mean(network):
 
 
 def session_value(graph, blob, feeds):
-    session = Session(lower(graph.with_layers(computable_layers(graph)), outputs=[blob]))
+    computable = graph.with_layers(computable_layers(graph))
+    session = Session(lower(computable, outputs=[blob], plan=integer_plan(computable)))
     return session.run({name: feeds[name] for name in session.inputs})[blob].astype(np.float64)
 
 
