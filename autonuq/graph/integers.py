@@ -15,9 +15,8 @@ network alone, never on which blobs somebody wants to see.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -29,15 +28,15 @@ from autonuq.graph.operators.quantizers import quant_factors
 from autonuq.graph.operators.windows import max_pool_attributes
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LayerError
-from autonuq.graph.shapes.windows import DEPTHWISE_TYPES, ConvolutionWindow, channel_axis, convolution
+from autonuq.graph.shapes.windows import DEPTHWISE_TYPES, channel_axis, convolution
+from autonuq.graph.strips import Strip, strip_of
 
 ENGINE_DOMAIN = "com.microsoft"  # onnxruntime's own operators
 _CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _MULTIPLYING = frozenset({"Convolution", "InnerProduct", *DEPTHWISE_TYPES})
 _LARGEST_PRODUCT = 255 * 128  # of a code and a weight
-_AWAY = np.float32(1 - 2**-22)  # see `ActivationGrid.scale`
+_AWAY = np.float32(1 - 2**-22)  # see `ActivationGrid.rounding_step`
 _OFF_GRID = 1e-3  # how far a float32 product of code and scale, divided by the scale, may be from the code
-_BLOCK_BYTES = 64  # pieces that are copied about as fast as longer ones
 _FEW_PRODUCTS = 64  # for each output: the float convolution is faster
 _ROWS_AT_ONCE = 1 << 16  # weights that stay in a processor's cache
 
@@ -114,7 +113,6 @@ class IntegerPlan:
 
     def __init__(self, graph: Graph, *, signed: bool = True) -> None:
         self.signed = signed
-        self._layers = graph.by_name
         self._dequantizers = _dequantizers(graph)
         self._kernels: dict[str, Kernel | None] = {}
         self.grids = _grids(graph)
@@ -333,7 +331,7 @@ class IntegerLowering:
             pixels = self._every(codes.tensor, window.stride)
             values = self._product(layer, pixels, codes.grid, kernel, _matrix(kernel.codes))
         else:
-            values = self._strips(layer, codes, kernel, _strip(window, shapes[0], builder.shapes_of_tops[0]))
+            values = self._strips(layer, codes, kernel, strip_of(window, shapes[0], builder.shapes_of_tops[0]))
         return [self._channels_first(values, builder.shapes_of_tops[0], layer.name)]
 
     def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: ActivationGrid) -> str:
@@ -381,13 +379,13 @@ class IntegerLowering:
         numbers = (self._builder.constant("part", np.array(values, np.int64)) for values in limits)
         return self._builder.add("Slice", tensor, *numbers)
 
-    def _strips(self, layer: Layer, codes: _Codes, kernel: Kernel, strip: _Strip) -> str:
+    def _strips(self, layer: Layer, codes: _Codes, kernel: Kernel, strip: Strip) -> str:
         """Convolve into float: one product of matrices, whose rows are what lies under a few neighbouring windows."""
         builder = self._builder
         pads = builder.constant("pads", np.array([0, *strip.before, 0, 0, *strip.behind, 0], np.int64))
         padded = builder.add("Pad", codes.tensor, pads, self._scalar(codes.grid.zero))
         blocks = builder.reshape(padded, (strip.batch, strip.blocks, strip.block * strip.channels))
-        found = builder.add("Gather", blocks, builder.constant("strips", strip.index()), axis=1)
+        found = builder.add("Gather", blocks, builder.stored("strips", strip.index()), axis=1)
         matrix = strip.matrix(kernel.codes)
         rows = builder.reshape(found, (strip.batch, strip.output[0], strip.across, len(matrix)))
         values = self._product(layer, rows, codes.grid, kernel, matrix)
@@ -465,91 +463,6 @@ class IntegerLowering:
 def _matrix(codes: Array) -> Array:
     """Return weights as a matrix (inputs, outputs)."""
     return np.ascontiguousarray(codes.reshape(len(codes), -1).T)
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """How a convolution becomes a product of matrices: each row makes `count` neighbouring outputs.
-
-    Rows of pixels are cut into blocks, so that a strip of windows begins with a block, and few long pieces of memory
-    are copied instead of many short ones.
-
-    Attributes
-    ----------
-    batch, channels : int
-    count : int
-        Outputs of a strip.
-    block : int
-        Pixels by which a strip is further right than its neighbour.
-    width : int
-        Blocks under a strip.
-    before, behind : tuple of int
-        Pixels of padding, (rows, columns); negative ones cut the image.
-    """
-
-    window: ConvolutionWindow
-    batch: int
-    channels: int
-    output: Shape
-    count: int
-    block: int
-    width: int
-    before: Shape
-    behind: Shape
-
-    @property
-    def across(self) -> int:
-        """Strips side by side; what the last one makes beyond the image is cut off."""
-        return -(-self.output[1] // self.count)
-
-    @property
-    def size(self) -> Shape:
-        """Rows of the padded image, and blocks of each."""
-        (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
-        return (self.output[0] - 1) * stride + dilation * (kernel - 1) + 1, self.across - 1 + self.width
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of an image."""
-        return math.prod(self.size)
-
-    def index(self) -> Array:
-        """Return the blocks under every strip, strip after strip, row by row."""
-        (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
-        rows = stride * np.arange(self.output[0])[:, None] + dilation * np.arange(kernel)
-        blocks = np.arange(self.across)[:, None] + np.arange(self.width)
-        return (rows[:, None, :, None] * self.size[1] + blocks[None, :, None, :]).reshape(-1)
-
-    def matrix(self, codes: Array) -> Array:
-        """Return the weights, each output's where its window lies: (row, pixel, channel) x (output of strip, channel).
-
-        Parameters
-        ----------
-        codes : ndarray of int8, shape (outputs, channels, rows, columns)
-        """
-        (_, stride), (_, dilation), (_, kernel) = self.window.stride, self.window.dilation, self.window.kernel
-        outputs, channels, rows, _ = codes.shape
-        matrix = np.zeros((rows, self.width * self.block, channels, self.count, outputs), np.int8)
-        for place in range(self.count):
-            begin = place * stride
-            under = slice(begin, begin + dilation * (kernel - 1) + 1, dilation)
-            matrix[:, under, :, place] = codes.transpose(2, 3, 1, 0)
-        return matrix.reshape(-1, self.count * outputs)
-
-
-def _strip(window: ConvolutionWindow, bottom: Shape, top: Shape) -> _Strip:
-    """Return strips whose blocks are long enough to be copied fast."""
-    batch, channels, *size = bottom
-    stride = window.stride[1]
-    count = 1
-    while count * stride * channels < _BLOCK_BYTES and count < top[3]:
-        count *= 2
-    block = count * stride
-    span = (count - 1) * stride + window.dilation[1] * (window.kernel[1] - 1) + 1
-    strip = _Strip(window, batch, channels, top[2:], count, block, -(-span // block), window.pad, (0, 0))
-    rows, blocks = strip.size
-    behind = (rows - size[0] - window.pad[0], blocks * block - size[1] - window.pad[1])
-    return replace(strip, behind=behind)
 
 
 def _limits(layer: Layer) -> tuple[float, float]:
