@@ -19,11 +19,13 @@ What onnxruntime 1.32 runs slower than it could on x86-64, and why
 Shares are of a pass as `--operators` prints it; "x OpenCV" is OpenCV's time divided by onnxruntime's for the layer
 alone, one thread, 64 channels of 56 x 56 unless told.
 
-* Quant: a fifth (batch 1) to a quarter (batch 8) of a ResNet-50's pass, half of a ResNet-20's. Mul, Clip, Add, Floor
-  and Div are a pass over memory each, as no operator of ONNX rounds halves away from zero; signed values need two more,
-  for there is no Trunc. Around them the blocked layout of convolutions is undone and made again (ReorderOutput,
-  ReorderInput: a quarter of that share), because few operators work in it. QuantizeLinear would be one pass, but rounds
-  halves to even and divides where AMCT multiplies. Sign takes 7 to 12 times as long as Clip, Shrink 75 times.
+* Quant where nobody multiplies its codes (`graph.integers` has the others): Mul, Clip, Add, Floor and Div are a pass
+  over memory each, as no operator of ONNX rounds halves away from zero; signed values need two more, for there is no
+  Trunc. Sign takes 7 to 12 times as long as Clip, Shrink 75 times.
+* QLinearConv with fewer than some 64 products for each output (a first layer of 1 or 3 channels): up to 5 times as long
+  as the float Conv, so that one stays float. Depthwise 1.1 to 1.4 times, but no quantizer stands around it.
+* A float result of integer products: ConvInteger is several times slower than Conv, MatMulIntegerToFloat of gathered
+  strips takes 0.15 (256 channels) to 0.6 (16 channels) of it.
 * Convolution 3x3 with stride 1 (0.92x OpenCV): calculated directly. OpenCV transforms it (Winograd), with about half
   the products.
 * Convolution whose channels are no multiple of the vector width (16 with AVX-512): blocks are filled up with zeros that
