@@ -11,6 +11,7 @@ from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.needs import LayerNeeds, layer_needs
+from autonuq.quant.paired import samples_of
 from autonuq.runtime.inputs import MOST_BYTES
 
 # Bytes of the process with its libraries, and of what a calibration layer remembers of its values; how often a
@@ -36,6 +37,8 @@ class StudyNeeds:
         The network's inputs in the calibration, as far as they are kept.
     sides_bytes : float
         What is known of the cost of the layers' output errors.
+    samples_bytes : float
+        What the original network's layers meet where networks are built in order: in a temporary file.
     """
 
     layers: tuple[LayerNeeds, ...]
@@ -43,6 +46,7 @@ class StudyNeeds:
     observed_bytes: float
     kept_bytes: float
     sides_bytes: float
+    samples_bytes: float
 
     @property
     def memory_bytes(self) -> float:
@@ -56,7 +60,8 @@ class StudyNeeds:
         """At most: in the calibration, or with the points, the network's copy for workers and a trial's network."""
         inputs = sum(layer.inputs_bytes for layer in self.layers)
         points = sum(layer.points_bytes for layer in self.layers)
-        return self.kept_bytes + max(self.weights_bytes + inputs, 2 * self.weights_bytes + points, inputs + points)
+        trials = 2 * self.weights_bytes + points + self.samples_bytes
+        return self.kept_bytes + max(self.weights_bytes + inputs, trials, inputs + points)
 
     @property
     def curves_s(self) -> float:
@@ -103,7 +108,7 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         Forward passes of the calibration.
     """
     shapes = infer_shapes(graph)
-    layers, weights, observed, pairs = [], 0, 0, 0
+    layers, weights, observed, pairs, met = [], 0, 0, 0, 0
     for layer in graph.layers:
         blobs = blob_shapes(graph, layer, shapes)
         weights += sum(map(math.prod, blobs))
@@ -118,7 +123,8 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         samples = passes * math.prod(shapes[layer.tops[0]]) // outputs
         nuq = layer.name in searched
         pairs += outputs**2 if nuq else 0
+        met += columns * samples_of(columns, samples) if nuq else 0
         layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
     sides = _SIDES * pairs if weights <= GRADIENTS_UP_TO else 0.0
     kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
-    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides)
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, 4.0 * met)
