@@ -4,8 +4,9 @@ Every trial of a study runs the same network with other weights, so what does no
 onnxruntime optimizes a network when it is loaded (it fuses operators, and it stores the weights of convolutions in
 blocks of the processor's vector width), which costs more than a forward pass of eight images. Here it optimizes
 each structure once, with weights whose values are their own addresses: where these end up tells where every weight
-goes. What it made is kept without weights (`_Prepared`), and every session, the first one included, is made from
-that and from weights moved to those places. So results never depend on what was cached.
+goes; integer weights, which its kernels arrange for themselves, keep their places. What it made is kept without weights
+(`_Prepared`), and every session, the first one included, is made from that and from weights moved to those places. So
+results never depend on what was cached.
 
 onnxruntime's optimizers that calculate with weights are switched off for that; the lowering has done the only ones
 of use (BatchNorm and Scale into Convolution). Should weights still not be found again one for one, nothing is kept
