@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from fake_quant_pair import calibrate, shaped_net, write_pairs
-from speed_networks import NETWORKS
+from speed_networks import NETWORKS, decisions
 
 import autonuq as nuq
 from autonuq import pycaffe
@@ -40,10 +40,6 @@ def batches(net: nuq.Net, images: Array, count: int) -> Iterator[Array]:
     """Return the scores of each whole batch."""
     for start in range(0, len(images) - count + 1, count):
         yield net.forward(**{net.inputs[0]: images[start : start + count]})[net.outputs[-1]].copy()
-
-
-def decisions(scores: Array, classes: int) -> Array:
-    return scores.reshape(-1, classes).argmax(axis=1)
 
 
 class Agreement(nuq.Evaluator):

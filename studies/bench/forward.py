@@ -62,7 +62,7 @@ import cv2
 import numpy as np
 import onnxruntime
 from fake_quant_pair import calibrate, shaped_net, write_pairs
-from speed_networks import NETWORKS, SpeedNetwork
+from speed_networks import NETWORKS, SpeedNetwork, decisions
 
 import autonuq.runtime.net
 from autonuq.graph.files import ModelPair, load_graph
@@ -143,10 +143,6 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 def largest_difference(found: Array, expected: Array) -> float:
     return float(np.abs(found.reshape(-1) - expected.reshape(-1)).max() / np.abs(expected).max())
-
-
-def decisions(scores: Array, classes: int) -> Array:
-    return scores.reshape(-1, classes).argmax(axis=1)
 
 
 def peak_megabytes() -> float:

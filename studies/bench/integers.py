@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from fake_quant_pair import calibrate, shaped_net
-from speed_networks import NETWORKS, SpeedNetwork
+from speed_networks import NETWORKS, SpeedNetwork, decisions
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import write_deploy, write_fake_quant
@@ -77,10 +77,6 @@ def scores(pair: ModelPair, images: Array, *, emulated: bool = False) -> Array:
     return np.concatenate([run(images[begin : begin + BATCH]) for begin in range(0, len(images), BATCH)])
 
 
-def decisions(values: Array, classes: int) -> Array:
-    return values.reshape(len(values), -1, classes).argmax(axis=-1)
-
-
 def row(name: str, network: SpeedNetwork, options: argparse.Namespace, folder: Path) -> str:
     pair = network.write(name, options.shared, folder, options.seed)
     images = network.some_images(options.images, options.shared, options.seed)
@@ -105,7 +101,7 @@ def row(name: str, network: SpeedNetwork, options: argparse.Namespace, folder: P
     ]
     cells += [f"{np.mean(found[0] == other):.3%}" for other in found[1:]]
     if labels is not None:
-        cells += [f"{np.mean(one.reshape(-1) == labels[: len(images)]):.3%}" for one in found]
+        cells += [f"{np.mean(one == labels[: len(images)]):.3%}" for one in found]
     return f"| {name} | {len(images)} | " + " | ".join(cells) + " |"
 
 

@@ -73,6 +73,11 @@ class SpeedNetwork:
         return pair
 
 
+def decisions(scores: Array, classes: int) -> Array:
+    """Return the largest of each group of so many scores."""
+    return scores.reshape(-1, classes).argmax(axis=1)
+
+
 def noise(shape: Shape, seed: int) -> Array:
     """Return images of sums of fine and coarse noise, so that they differ in more than single pixels."""
     rng = np.random.default_rng(seed)

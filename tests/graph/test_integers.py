@@ -167,7 +167,11 @@ def test_every_layer_runs_in_integers(network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_uint8_weights_give_the_same_bits(network):
     graph = fake_quant(NETWORKS[network])
-    signed, unsigned = (run(graph, plan=IntegerPlan(graph, signed=signed)) for signed in (True, False))
+    plans = [IntegerPlan(graph, signed=signed) for signed in (True, False)]
+    for plan, dtype in zip(plans, (np.int8, np.uint8), strict=True):
+        stored = lower(graph, plan=plan).initializers
+        assert {found.array.dtype for name, found in stored.items() if ":codes" in name} == {np.dtype(dtype)}
+    signed, unsigned = (run(graph, plan=plan) for plan in plans)
     for blob in signed:
         np.testing.assert_array_equal(signed[blob], unsigned[blob])
 
