@@ -1,17 +1,89 @@
-"""What a chip's compiler does with a network's layers."""
+"""What a chip's compiler does with a network's layers, and so what their bytes are counted with.
+
+Its compressor takes Convolution, Deconvolution and InnerProduct of one group. Of those the compiler marks some
+(`quant.atc.chips.predict_mark`), or a file of its own says which; a study's `Target` says whether only marked layers are
+compressed or all. A layer that is not keeps int8: searching it would gain nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.compress.quantized import default_config, quantize
-from autonuq.graph.layers import infer_shapes
+from autonuq.compress.candidate import Candidate
+from autonuq.compress.quantized import QuantizedModel, default_config, quantize
+from autonuq.graph.layers import infer_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import Judgement, Mark, judge, predict_mark
+from autonuq.quant.atc.codec import AscendCodec
+from autonuq.quant.codec import Codec
+from autonuq.quant.codecs import PLAIN, make_codec
+from autonuq.quant.config import Target
+
+
+def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
+    """Return what the bytes of each layer with int8 weights are counted with, by the configuration's target."""
+    target, left = model.config.target, uncompressed_layers(model)
+    found: dict[str, Codec] = {}
+    for name, uniform in model.weights.items():
+        codec = make_codec(target.codec_name, uniform.codes.shape)
+        if isinstance(codec, AscendCodec):
+            plain = _groups(model, name) > 1
+            codec = make_codec(PLAIN, codec.shape) if plain else replace(codec, is_compressed=name not in left)
+        found[name] = codec
+    return found
+
+
+def uncompressed_layers(model: QuantizedModel) -> dict[str, str]:
+    """Return the layers whose int8 weights the target's chip holds as they are -> the reason; none without a chip."""
+    target = model.config.target
+    if not target.chip:
+        return {}
+    found = {name: "the chip compresses no groups" for name in model.weights if _groups(model, name) > 1}
+    if target.marking == "all":
+        return found
+    reasons = mark_reasons(model.graph, model.weights, target)
+    return {**{name: f"not compressed on {target.chip}: {reason}" for name, reason in reasons.items()}, **found}
+
+
+def _groups(model: QuantizedModel, name: str) -> int:
+    layer = model.graph.by_name[name]
+    return 1 if layer.type == "InnerProduct" else input_window(layer).groups
+
+
+def mark_reasons(graph: Graph, names: Iterable[str], target: Target) -> dict[str, str]:
+    """Return those layers out of some that a target's compiler does not mark -> why."""
+    if target.marked is not None:
+        return {name: "its compiler's file does not mark it" for name in names if name not in target.marked}
+    marks = predict_marks(graph, target.chip)
+    unmarked = {name: marks[name].reason if name in marks else "it can carry no codebook" for name in names}
+    return {name: reason for name, reason in unmarked.items() if name not in marks or not marks[name].is_marked}
+
+
+def compressed_layers(candidate: Candidate) -> tuple[str, ...]:
+    """Return the layers whose weights a compiler is to compress, in network order.
+
+    Without a chip those with a codebook; with one all whose compressed bytes are counted.
+    """
+    model = candidate.model
+    if not model.config.target.chip:
+        return candidate.nuq_layers
+    left = uncompressed_layers(model)
+    return tuple(name for name in model.weights if name not in left and judge_layer(candidate.codes(name)).is_kept)
+
+
+def aimed(model: QuantizedModel) -> QuantizedModel:
+    """Return the model without codebooks for layers that the target's chip does not compress."""
+    left = uncompressed_layers(model)
+    layers = {
+        name: replace(settings, weights=replace(settings.weights, algorithm="arq")) if name in left else settings
+        for name, settings in model.config.layers.items()
+    }
+    return replace(model, config=replace(model.config, layers=layers))
 
 
 @dataclass(frozen=True)

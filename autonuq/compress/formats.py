@@ -58,7 +58,6 @@ def onnx_file(prefix: str, *, codebooks: bool = False) -> Path:
 def export(
     candidate: Candidate,
     prefix: str,
-    codec: str,
     formats: Iterable[str] = ("caffe",),
     *,
     record_file: Path | None = None,
@@ -70,8 +69,6 @@ def export(
     ----------
     prefix : str
         Folder and beginning of the file names; the folder is made if need be.
-    codec : str
-        Of the packed file.
     formats : iterable of str
         Out of `FORMATS`.
     record_file : Path, optional
@@ -92,7 +89,7 @@ def export(
     """
     wanted = check_formats(formats)
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    job = _Job(candidate, prefix, codec, record_file or record_path(prefix), provenance or {})
+    job = _Job(candidate, prefix, record_file or record_path(prefix), provenance or {})
     return tuple(dict.fromkeys(path for name in wanted for path in _WRITERS[name](job)))
 
 
@@ -117,7 +114,6 @@ class _Job:
 
     candidate: Candidate
     prefix: str
-    codec: str
     record_file: Path
     provenance: Mapping[str, str]
 
@@ -151,7 +147,7 @@ def _write_weights_only(job: _Job) -> Iterator[Path]:
 
 def _write_packed(job: _Job) -> Iterator[Path]:
     path = packed_path(job.prefix)
-    pack(job.candidate, job.codec, path, _origin(job.provenance))
+    pack(job.candidate, path, _origin(job.provenance))
     yield path
 
 

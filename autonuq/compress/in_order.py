@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Made
+from autonuq.compress.chip import codecs_of
 from autonuq.compress.head_metrics import HeadMetric, SoftmaxMetric, Spread, SquaresMetric
 from autonuq.compress.operating_points import layers_behind_weights
 from autonuq.compress.output_side import BUDGET, image_cost
@@ -39,7 +40,7 @@ from autonuq.graph.lowering import lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.quant.feedback import assign, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
-from autonuq.quant.points import OperatingPoints
+from autonuq.quant.points import OperatingPoints, pairs_of
 from autonuq.runtime.inputs import first_images
 from autonuq.runtime.integers import integer_plan
 from autonuq.runtime.moments import InputPatches, is_observable, sum_of_items
@@ -104,7 +105,7 @@ class NetworkBuilder:
         names = set(graph.by_name)
         self._model = model.leaving_float(model.factors.keys() - names)
         self._model = replace(self._model, graph=graph)
-        self._behind = layers_behind_weights(model.graph)
+        self._behind, self._codecs = layers_behind_weights(model.graph), codecs_of(model)
         self.passes = passes
         self._learning = range(len(passes)) if learning is None else sorted(learning)
         self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
@@ -204,8 +205,9 @@ class NetworkBuilder:
 
     def _rounded(self, candidate: Candidate, name: str, kernel: Array, inputs: PairedInputs) -> NDArray[np.int8]:
         points = candidate.points[name]
-        targets = targets_of(build_feedback(inputs.inputs), inputs.aims(), points.outputs)
-        grid = points.grid(candidate.plan.get(name, 0), kernel, self._model.weights[name])
+        codec = self._codecs[name]
+        targets = targets_of(build_feedback(inputs.inputs, pairs_of(codec)), inputs.aims(), points.outputs)
+        grid = points.grid(candidate.plan.get(name, 0), kernel, self._model.weights[name], codec)
         return assign(targets, grid).codes.reshape(kernel.shape)
 
     def _paired(self, layer: Layer, met: _Met, bottom: Sequence[Array], centred: bool) -> PairedInputs:

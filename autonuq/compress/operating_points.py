@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq.compress.chip import codecs_of, uncompressed_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.codebook import code_histogram
-from autonuq.quant.codecs import make_codec
 from autonuq.quant.config import AMCT_LEVELS
 from autonuq.quant.points import OperatingPoints, Tuning, build_points
 from autonuq.quant.uniform import UniformWeights
@@ -23,7 +23,6 @@ from autonuq.runtime.moments import load_moments
 
 def build_network_points(
     model: QuantizedModel,
-    codec: str,
     record_file: Path,
     on_layer: Callable[[str], None] = lambda name: None,
     *,
@@ -48,7 +47,7 @@ def build_network_points(
     (name, OperatingPoints)
         Layers without a codebook have one point.
     """
-    searched, behind = set(model.nuq_layers), layers_behind_weights(model.graph)
+    searched, behind, codecs = set(model.nuq_layers), layers_behind_weights(model.graph), codecs_of(model)
     for name, uniform in model.weights.items():
         layer = model.graph.by_name[name]
         yield (
@@ -57,7 +56,7 @@ def build_network_points(
                 name,
                 layer.blobs[0],
                 uniform,
-                make_codec(codec, uniform.codes.shape),
+                codecs[name],
                 inputs=load_moments(record_file, layer),
                 costs=(costs or {}).get(name),
                 tuning=tuning,
@@ -96,7 +95,7 @@ def describe_layers(
     float_reasons : mapping of str to str, optional
         Why layers stay float that could be quantized.
     """
-    searched = set(model.nuq_layers)
+    searched, left = set(model.nuq_layers), uncompressed_layers(model)
     records = []
     for capability in model.capabilities:
         if not capability.weights:
@@ -111,7 +110,8 @@ def describe_layers(
             continue
         curve = found.curve
         treatment: Literal["nuq", "uniform"] = "nuq" if name in searched else "uniform"
-        reason = "" if name in searched else capability.reason or "the configuration asks for uniform steps"
+        why = capability.reason or left.get(name) or "the configuration asks for uniform steps"
+        reason = "" if name in searched else why
         records.append(
             LayerRecord(
                 name,

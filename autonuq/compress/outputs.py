@@ -11,13 +11,13 @@ from pathlib import Path
 
 from autonuq.atomic import replace_file, replace_text
 from autonuq.compress.candidate import Candidate
+from autonuq.compress.chip import codecs_of, compressed_layers
 from autonuq.compress.packed_file import SUFFIX, PackedLayer, PackedNetwork, write_packed
 from autonuq.graph.files import ModelPair, write_caffemodel, write_model
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
 from autonuq.graph.stock_caffe import with_python_layers, write_layers_module
 from autonuq.graph.text import encode_text
-from autonuq.quant.codecs import make_codec
 
 
 def fake_quant_pair(prefix: str) -> ModelPair:
@@ -78,21 +78,20 @@ def write_deploy(candidate: Candidate, pair: ModelPair) -> None:
     write_model(candidate.deploy_graph(), pair.model, pair.weights)
 
 
-def pack(candidate: Candidate, codec: str, path: Path, origin: str = "") -> None:
-    """Write the network of `write_fake_quant` as one file that holds the codec's bytes instead of weights.
+def pack(candidate: Candidate, path: Path, origin: str = "") -> None:
+    """Write the network of `write_fake_quant` as one file that holds the target's bytes instead of weights.
 
     Parameters
     ----------
     origin : str, optional
         Where the network comes from and what it lost; `autonuq unpack` says it.
     """
-    layers = {}
+    layers, codecs = {}, codecs_of(candidate.model)
     for name, factors in candidate.factors.items():
         layers[name] = PackedLayer(factors)
         if name in candidate.model.weights:
-            codes = candidate.codes(name)
-            stream = make_codec(codec, codes.shape).encode(codes)
-            layers[name] = PackedLayer(factors, codec, candidate.model.weights[name].channel_axis, stream)
+            codec, axis = codecs[name], candidate.model.weights[name].channel_axis
+            layers[name] = PackedLayer(factors, codec.name, axis, codec.encode(candidate.codes(name)))
     write_packed(candidate.fake_quant_graph(), layers, path, origin)
 
 
@@ -120,7 +119,7 @@ def unpack(network: PackedNetwork, prefix: str) -> ModelPair:
 
 def write_nuq_layers(candidate: Candidate, prefix: str) -> Path:
     """Write the list that ATC reads as `--compress_weight_conf`."""
-    return replace_file(f"{prefix}_nuq_layer_record.txt", [encode_text(";".join(candidate.nuq_layers))])
+    return replace_file(f"{prefix}_nuq_layer_record.txt", [encode_text(";".join(compressed_layers(candidate)))])
 
 
 def write_quant_info(candidate: Candidate, prefix: str) -> Path:

@@ -50,7 +50,7 @@ from autonuq.graph.files import expected_blobs, parse_graph, prototxt_text
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import dequantization_blobs
 from autonuq.graph.record import Factors, checked_factors
-from autonuq.quant.codecs import CODEC_NAMES, make_codec
+from autonuq.quant.codecs import CODEC_NAMES, PLAIN, make_codec
 from autonuq.quant.uniform import dequantize
 
 SUFFIX = ".nuq"
@@ -271,8 +271,9 @@ def _weights(section: _Section, packed: PackedLayer, shape: Shape, scales: NDArr
     axis = packed.channel_axis
     if scales.shape != ((1,) if axis is None else shape[axis : axis + 1]):
         raise section.error(f"has {scales.size} scales along axis {axis} of weights of shape {shape}")
-    if packed.codec not in CODEC_NAMES:
-        raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(CODEC_NAMES)}")
+    known = (*CODEC_NAMES, PLAIN)
+    if packed.codec not in known:
+        raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(known)}")
     try:
         codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
     except QuantizationError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Plan
+from autonuq.compress.chip import codecs_of
 from autonuq.compress.in_order import NetworkBuilder, affordable_passes, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
@@ -24,7 +25,7 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.heads import find_heads
 from autonuq.graph.model import Array, Graph, Layer
-from autonuq.quant.codec import EntropyCodec
+from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.inputs import InputRows
 from autonuq.quant.points import OperatingPoints, Tuning
 from autonuq.runtime.moments import load_moments
@@ -36,6 +37,8 @@ GRADIENTS_UP_TO = 1 << 24
 
 _AIM = 0.02  # divergence near which ways are compared: some networks lose a point of accuracy there, none many
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
+_SLOPE_ABOVE_FLOOR = 2.0  # over that of the bytes beyond a codec's floor, seen on three
+_NEAR = 0.8  # of a size: nobody looks further
 _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
 _ITERATIONS = 30
@@ -119,16 +122,14 @@ class TriedWay:
     way : Way
     ratio, divergence : float
         Of the plan that was built; the divergence is the mean over images, in nats.
+    at_equal_size : float
+        The logarithm of the divergence, less what the size explains of it.
     """
 
     way: Way
     ratio: float
     divergence: float
-
-    @property
-    def at_equal_size(self) -> float:
-        """The logarithm of the divergence, less what the ratio explains of it."""
-        return math.log(max(self.divergence, 1e-12)) - _SLOPE * math.log(self.ratio)
+    at_equal_size: float
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,7 @@ class _Comparison:
         passes, split = [*halves[0], *halves[1]], len(halves[0])
         self._parts = range(split), range(split, len(passes))
         self._builders = [NetworkBuilder(model, passes, learning) for learning in self._parts]
+        self._fall = _Fall.of(model)
         self._size: float | None = None
 
     def tried(self, way: Way) -> TriedWay:
@@ -296,23 +298,54 @@ class _Comparison:
                 self._size = divergent_size(builder, Candidate(self._model, points), others)
             found.append(built_at(builder, Candidate(self._model, points), self._size, others))
         sizes, divergences = zip(*found, strict=True)
+        size, divergence = float(np.mean(sizes)), float(np.mean(divergences))
         original = 4 * sum(self._model.weight_counts.values())
-        return TriedWay(way, original / float(np.mean(sizes)), float(np.mean(divergences)))
+        return TriedWay(way, original / size, divergence, self._fall.at_equal_size(size, divergence))
 
     def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
         tuning = replace(_COARSE, price=way.price)
         costs = _completed(way.costs([sides]), self._model, self._record_file)
-        return dict(build_network_points(self._model, "entropy", self._record_file, costs=costs, tuning=tuning))
+        return dict(build_network_points(self._model, self._record_file, costs=costs, tuning=tuning))
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """How a network's divergence falls with its bytes: as a power of those beyond a floor.
+
+    Attributes
+    ----------
+    floor : int
+        Bytes that no plan gets below.
+    slope : float
+    """
+
+    floor: int
+    slope: float
+
+    @staticmethod
+    def of(model: QuantizedModel) -> _Fall:
+        """Return a model's: a codec that packs zeros into nothing has no floor."""
+        floor = sum(codec.floor_bytes for codec in codecs_of(model).values() if isinstance(codec, AscendCodec))
+        return _Fall(floor, _SLOPE_ABOVE_FLOOR if floor else _SLOPE)
+
+    def at_equal_size(self, size: float, divergence: float) -> float:
+        """Return the logarithm of the divergence at some bytes, less what they explain of it."""
+        return math.log(max(divergence, 1e-12)) + self.slope * math.log(max(size - self.floor, 1.0))
+
+    def size_at_aim(self, size: float, divergence: float) -> float:
+        """Return the bytes at which the divergence is `_AIM`, if it is so much at some bytes; at most a third."""
+        step = float(np.clip((divergence / _AIM) ** (1 / self.slope), 1 / 3, 3)) if np.isfinite(divergence) else 3.0
+        return self.floor + (size - self.floor) * step
 
 
 def divergent_size(builder: NetworkBuilder, candidate: Candidate, judging: Collection[int]) -> float:
     """Look for the bytes at which a network diverges by what ways are compared at."""
-    size = sum(4 * count for count in candidate.model.weight_counts.values()) / 16
+    fall = _Fall.of(candidate.model)
+    size = max(sum(4 * count for count in candidate.model.weight_counts.values()) / 16, 1.1 * fall.floor)
     for _ in range(_SEARCHES):
         real, divergence = built_at(builder, candidate, size, judging)
-        step = float(np.clip((divergence / _AIM) ** (1 / _SLOPE), 1 / 3, 3)) if np.isfinite(divergence) else 3.0
-        size = real * step
-        if 0.8 < step < 1.25:
+        size = fall.size_at_aim(real, divergence)
+        if _NEAR < (size - fall.floor) / max(1, real - fall.floor) < 1 / _NEAR:
             break
     return size
 
@@ -321,12 +354,9 @@ def built_at(
     builder: NetworkBuilder, candidate: Candidate, size: float, judging: Collection[int]
 ) -> tuple[float, float]:
     """Return bytes and divergence, on some passes, of the plan that takes about so many bytes."""
-    built = builder.build(candidate.with_plan(plan_of_size(candidate.points, size)))
-    return sum(_size(built.candidate.codes(name)) for name in candidate.points), built.divergence(judging)
-
-
-def _size(codes: NDArray[np.int8]) -> int:
-    return EntropyCodec(codes.shape).size_bytes(codes)
+    built, codecs = builder.build(candidate.with_plan(plan_of_size(candidate.points, size))), codecs_of(candidate.model)
+    sizes = [codecs[name].size_bytes(built.candidate.codes(name)) for name in candidate.points]
+    return sum(sizes), built.divergence(judging)
 
 
 def plan_of_size(points: Mapping[str, OperatingPoints], size: float) -> Plan:

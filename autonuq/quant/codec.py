@@ -123,6 +123,32 @@ class FixedCodec:
 
 
 @dataclass(frozen=True)
+class PlainCodec:
+    """One byte a weight."""
+
+    name: str = "int8"
+    entropy_coded: bool = False
+
+    def encode(self, codes: NDArray[np.int8]) -> bytes:
+        """Return the bytes of codes of any shape."""
+        return _checked(codes).tobytes()
+
+    def decode(self, data: bytes, count: int) -> NDArray[np.int8]:
+        """Return the codes, shape (count,); QuantizationError if there are not so many."""
+        if len(data) != count:
+            raise QuantizationError(f"{len(data)} bytes cannot be {count} weights of one byte: damaged")
+        return np.frombuffer(data, dtype=np.int8).copy()
+
+    def size_bytes(self, codes: NDArray[np.int8]) -> int:
+        """Return exactly ``len(encode(codes))``."""
+        return _checked(codes).size
+
+    def estimate_bytes(self, histogram: NDArray[np.int64]) -> float:
+        """Return the size, exactly, from the count of each code, shape (256,)."""
+        return float(histogram.sum())
+
+
+@dataclass(frozen=True)
 class EntropyCodec:
     """A bitstream within a fraction of a percent of first-order entropy, or below it where neighbours tell something.
 

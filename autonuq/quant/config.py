@@ -73,6 +73,59 @@ class LayerSettings:
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where the weights will lie, as far as somebody said so: what their bytes are counted with.
+
+    Attributes
+    ----------
+    codec : str
+        Out of `quant.codecs.CODEC_NAMES`; empty: see `codec_name`.
+    chip : str
+        Key of `quant.atc.chips.DDR_RATES`; empty without one.
+    marks : str
+        Out of `quant.atc.chips.MARKS`: which layers the chip's compiler compresses; empty: see `marking`.
+    marked : tuple of str or None
+        Layers that the compiler marks, from a file that it wrote; None: they are predicted.
+    """
+
+    codec: str = ""
+    chip: str = ""
+    marks: str = ""
+    marked: tuple[str, ...] | None = None
+
+    @property
+    def codec_name(self) -> str:
+        """The codec: what the chip reads, `entropy` without one, unless it is named."""
+        return self.codec or ("ascend" if self.chip else "entropy")
+
+    @property
+    def marking(self) -> str:
+        """Which layers are compressed: those that the compiler marks, unless it is said.
+
+        AMCT, too, gives codebooks to marked layers only. With a list of layers (`--compress_weight_conf`) the published
+        compiler sets its attribute on any layer there, but whether the part that is not published then compresses one
+        without a mark is unknown; such a layer's weights load faster than they are used, so nothing would run faster.
+        """
+        return self.marks or "compiler"
+
+    def over(self, other: Target) -> Target:
+        """Return what is said here, and for the rest what is said there."""
+        return Target(
+            self.codec or other.codec,
+            self.chip or other.chip,
+            self.marks or other.marks,
+            other.marked if self.marked is None else self.marked,
+        )
+
+    def say(self) -> str:
+        """Put it into words, the same for the same bytes."""
+        if not self.chip:
+            return self.codec_name
+        source = "all layers" if self.marking == "all" else "layers that its compiler marks"
+        return f"{self.codec_name} on {self.chip}, {source}"
+
+
+@dataclass(frozen=True)
 class QuantizationConfig:
     """Settings of a whole network.
 
@@ -92,6 +145,8 @@ class QuantizationConfig:
         Layers that are left unfolded.
     amct_levels : bool
         True: a search gives a layer AMCT's numbers of levels, or leaves it uniform; False: any number.
+    target : Target
+        What bytes are counted with.
     """
 
     layers: Mapping[str, LayerSettings]
@@ -101,3 +156,4 @@ class QuantizationConfig:
     do_fusion: bool = True
     skip_fusion_layers: tuple[str, ...] = ()
     amct_levels: bool = False
+    target: Target = Target()

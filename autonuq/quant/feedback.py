@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -125,15 +125,24 @@ class Feedback:
         Of L, in that order.
     factor : _Factor
         What else is needed of L.
+    paired : int
+        So many of the columns, an even number, the first ones, are rounded two at a time.
     """
 
     order: NDArray[np.int64]
     diagonal: NDArray[np.float64]
     factor: _Factor
+    paired: int = 0
 
 
-def build_feedback(inputs: Inputs) -> Feedback:
+def build_feedback(inputs: Inputs, pairs: NDArray[np.int64] | None = None) -> Feedback:
     """Factor the second moments of a layer's inputs, damped and ordered.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    pairs : ndarray of int64, shape (P, 2), optional
+        Columns that are rounded two at a time.
 
     Raises
     ------
@@ -148,13 +157,21 @@ def build_feedback(inputs: Inputs) -> Feedback:
     diagonal = inputs.squares
     if not np.isfinite(diagonal).all():
         raise QuantizationError("the second moments of its inputs are not finite")
-    order = np.argsort(diagonal, kind="stable")
+    order = _order(diagonal, np.empty((0, 2), np.int64) if pairs is None else pairs)
+    paired = 0 if pairs is None else pairs.size
     if not diagonal.any():  # inputs always 0: weights do not matter
-        return Feedback(order, np.ones(len(order)), _independent(len(order)))
+        return Feedback(order, np.ones(len(order)), _independent(len(order)), paired)
     damping = damping_of(inputs)
-    if isinstance(inputs, InputRows):
-        return _of_rows(inputs, order, damping)
-    return _of_moments(inputs, order, damping)
+    found = (_of_rows if isinstance(inputs, InputRows) else _of_moments)(inputs, order, damping)
+    return replace(found, paired=paired)
+
+
+def _order(squares: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return pairs of columns by rising second moment, then the other columns."""
+    sums = squares[pairs].sum(axis=1)
+    others = np.setdiff1d(np.arange(squares.size), pairs)
+    ordered = pairs[np.argsort(sums, kind="stable")], others[np.argsort(squares[others], kind="stable")]
+    return np.concatenate([part.ravel() for part in ordered])
 
 
 def damping_of(inputs: Inputs) -> float:
@@ -267,6 +284,22 @@ def factor_outputs(costs: NDArray[np.floating]) -> OutputFactor:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What codes take.
+
+    Attributes
+    ----------
+    bits : ndarray of float64, shape (256,)
+        Of each code.
+    zeros : float
+        In a pair of columns: of a zero beside another code, and of two zeros together.
+    """
+
+    bits: NDArray[np.float64]
+    zeros: float = 0.0
+
+
+@dataclass(frozen=True)
 class Grid:
     """What a layer's weights may become.
 
@@ -278,14 +311,14 @@ class Grid:
         Width of a step.
     price : float
         What a bit may cost, in units of the layer's cost.
-    bits : ndarray of float64, shape (256,)
-        What each code takes; of no meaning without a price.
+    prices : Prices
+        Of no meaning without a price of a bit.
     """
 
     levels: NDArray[np.int8]
     scale: NDArray[np.float64]
     price: float = 0.0
-    bits: NDArray[np.float64] = field(default_factory=lambda: np.zeros(256))
+    prices: Prices = field(default_factory=lambda: Prices(np.zeros(256)))
 
 
 @dataclass(frozen=True)
@@ -370,7 +403,8 @@ def assign(targets: Targets, grid: Grid) -> Assignment:
                     from_rows[:, first:last] = missed[:, last:stop] @ known
                 cost += _round_tile(
                     start, first, last, own, aims, from_rows, corner, blocks, nearest, towards_zero,
-                    grid.bits, prices, by_row, by_column[begin:end], missed, block, chosen[begin:end],
+                    grid.prices.bits, grid.prices.zeros, prices, by_row, by_column[begin:end], missed, block, chosen[begin:end],
+                    targets.feedback.paired - begin,
                 )  # fmt: skip
             factor.add(errors, block, begin, end)
     codes = np.empty((rows, columns), np.int8)
@@ -423,48 +457,94 @@ def _round_tile(
     nearest: NDArray[np.float32],
     towards_zero: NDArray[np.float32],
     bits: NDArray[np.float64],
+    zeros: float,
     prices: NDArray[np.float64],
     by_row: NDArray[np.float64],
     by_column: NDArray[np.float64],
     missed: NDArray[np.float32],
     errors: NDArray[np.float32],
     levels: NDArray[np.int8],
+    paired: int,
 ) -> float:
     """Round some rows of a block of columns, shape (columns, rows), and return what it costs.
 
     It fills in errors, levels, and what other rows are told: by how much targets were missed, before rows added to
-    them.
+    them. The first columns, `paired` of them, go in pairs: the last two first, each row of both before the next row.
     """
     columns, zero, cost = len(own), 128, 0.0
-    for column in range(columns - 1, -1, -1):
-        target, carried = targets[column], from_rows[column]
-        for done in range(column + 1, columns):
-            weight, known = corner[done, column], errors[done]
-            for row in range(first, last):
-                target[row] += weight * known[row]
-        inverse = 1 / by_column[column]
+    column = columns - 1
+    while column >= 0:
+        width = 2 if column < paired else 1
+        for beside in range(column, column - width, -1):
+            target = targets[beside]
+            for done in range(column + 1, columns):
+                weight, known = corner[done, beside], errors[done]
+                for row in range(first, last):
+                    target[row] += weight * known[row]
+        inner = column - 1
         for row in range(last - 1, first - 1, -1):
-            aim = target[row] + carried[row]
-            cell = min(max(int(np.ceil(2 * aim)), -256), 256)
-            level = nearest[cell + 256]
-            price = prices[row] * inverse
-            if price > 0 and level != 0:
-                best = (aim - level) ** 2 + price * bits[int(level) + zero]
-                inner = towards_zero[int(level) + zero]
-                other = (aim - inner) ** 2 + price * bits[int(inner) + zero]
-                if other < best:
-                    best, level = other, inner
-                if inner != 0 and nearest[256] == 0 and aim * aim + price * bits[zero] < best:
-                    level = np.float32(0)
+            price = prices[row]
+            aim = targets[column, row] + from_rows[column, row]
+            level, level_cost = _chosen(aim, nearest, towards_zero, bits, price / by_column[column], width == 2, zeros)
+            cost_here = by_column[column] * level_cost
+            if width == 2:
+                weight = corner[column, inner]
+                plain = targets[inner, row] + from_rows[inner, row]
+                aim_inner = plain + weight * (own[column, row] - level)
+                level_inner, more = _chosen(
+                    aim_inner, nearest, towards_zero, bits, price / by_column[inner], True, zeros
+                )
+                cost_here += by_column[inner] * more
+                if price > 0 and nearest[256] == 0 and not (level == 0 and level_inner == 0):
+                    aim_zero = plain + weight * own[column, row]
+                    both = by_column[column] * aim * aim + by_column[inner] * aim_zero * aim_zero + price * zeros
+                    if both < cost_here:
+                        level, level_inner = np.float32(0), np.float32(0)
+                        aim_inner = aim_zero
+                targets[inner, row] += weight * (own[column, row] - level)
+                levels[inner, row] = np.int8(level_inner)
+                errors[inner, row] = own[inner, row] - level_inner
+                cost += by_row[row] * by_column[inner] * (aim_inner - level_inner) ** 2
             levels[column, row] = np.int8(level)
             errors[column, row] = own[column, row] - level
             cost += by_row[row] * by_column[column] * (aim - level) ** 2
             if blocks.shape[1] > 0:
-                error = target[row] - level
-                missed[column, row] = error
-                for other_row in range(first, row):
-                    carried[other_row] += blocks[row, other_row - start] * error
+                for beside in range(column, column - width, -1):
+                    error = targets[beside, row] - levels[beside, row]
+                    missed[beside, row] = error
+                    carried = from_rows[beside]
+                    for other_row in range(first, row):
+                        carried[other_row] += blocks[row, other_row - start] * error
+        column -= width
     return cost
+
+
+@compiled
+def _chosen(
+    aim: float,
+    nearest: NDArray[np.float32],
+    towards_zero: NDArray[np.float32],
+    bits: NDArray[np.float64],
+    price: float,
+    is_paired: bool,
+    zeros: float,
+) -> tuple[float, float]:
+    """Return the level that costs least, and its cost: error and price."""
+    zero = 128
+    cell = min(max(int(np.ceil(2 * aim)), -256), 256)
+    level = nearest[cell + 256]
+    zero_bits = zeros if is_paired else bits[zero]
+    own_bits = zero_bits if level == 0 else bits[int(level) + zero]
+    best = (aim - level) ** 2 + price * own_bits
+    if price > 0 and level != 0:
+        inner = towards_zero[int(level) + zero]
+        inner_bits = zero_bits if inner == 0 else bits[int(inner) + zero]
+        other = (aim - inner) ** 2 + price * inner_bits
+        if other < best:
+            best, level = other, inner
+        if inner != 0 and nearest[256] == 0 and aim * aim + price * zero_bits < best:
+            best, level = aim * aim + price * zero_bits, np.float32(0)
+    return level, best
 
 
 def _tables(levels: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -29,7 +29,7 @@ from autonuq.quant.codebook import (
 )
 from autonuq.quant.codec import Codec, EntropyCodec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
-from autonuq.quant.feedback import Grid, OutputFactor, Targets, assign, build_feedback, factor_outputs, targets_of
+from autonuq.quant.feedback import Grid, OutputFactor, Prices, Targets, assign, build_feedback, factor_outputs, targets_of
 from autonuq.quant.inputs import Inputs
 from autonuq.quant.uniform import FLT_EPSILON, UniformWeights
 
@@ -96,13 +96,13 @@ class OperatingPoints:
     prices: NDArray[np.float64] | None = None
     outputs: OutputFactor | None = None
 
-    def grid(self, point: int, weights: NDArray[np.float32], uniform: UniformWeights) -> Grid:
+    def grid(self, point: int, weights: NDArray[np.float32], uniform: UniformWeights, codec: Codec) -> Grid:
         """Return what the codes of a point of a layer with one group were chosen from."""
         own = uniform.scale if self.scale is None else self.scale[point]
         scale = np.broadcast_to(own, (len(weights),)).astype(np.float64)
         if self.prices is not None and self.prices[point]:
             rows = weights.reshape(len(weights), -1)
-            return Grid(_OWN_LEVELS, scale, float(self.prices[point]), rounded_bits(rows, scale))
+            return own_grid(codec, rows, scale, float(self.prices[point]))
         return Grid(self.curve.codebooks[point].levels if point else _EVERY_LEVEL, scale)
 
 
@@ -191,9 +191,13 @@ def build_points(
 
 
 def layer_targets(
-    weights: NDArray[np.floating], inputs: Inputs, has_bias: bool, outputs: OutputFactor | None = None
+    weights: NDArray[np.floating],
+    inputs: Inputs,
+    has_bias: bool,
+    outputs: OutputFactor | None = None,
+    pairs: NDArray[np.int64] | None = None,
 ) -> Targets:
-    """Return what `assign` takes of a layer with one group.
+    """Return what `assign` takes of a layer with one group; `pairs` as in `build_feedback`.
 
     Raises
     ------
@@ -203,7 +207,7 @@ def layer_targets(
     rows = weights.reshape(len(weights), -1)
     if rows.shape[1] != inputs.inputs:
         raise QuantizationError(f"has {rows.shape[1]} inputs, but second moments of {inputs.inputs}")
-    return targets_of(build_feedback(inputs.centred() if has_bias else inputs), rows, outputs)
+    return targets_of(build_feedback(inputs.centred() if has_bias else inputs, pairs), rows, outputs)
 
 
 class _Searched:
@@ -221,19 +225,14 @@ class _Searched:
         self._weights, self._uniform, self._codec, self._inputs = weights, uniform, codec, inputs
         self._has_bias = has_bias
         self._outputs = None if costs is None else factor_outputs(costs)
-        self._targets = layer_targets(weights, inputs, has_bias, self._outputs)
+        self._targets = layer_targets(weights, inputs, has_bias, self._outputs, pairs_of(codec))
         self._scale = np.broadcast_to(uniform.scale, (len(weights),)).astype(np.float64)
         self._whole = assign(self._targets, Grid(np.zeros(1, np.int8), self._scale)).cost or 1.0  # 0 if all weights are
         self._share = 1 / self._whole if costs is None else 0.5
 
     def points(self, layer: str, tuning: Tuning | None, sizes: Sequence[int] | None) -> OperatingPoints:
         """Try what is worth an assignment, and keep what is of use."""
-        is_own = (
-            tuning is not None
-            and sizes is None
-            and self._codec.entropy_coded
-            and not isinstance(self._codec, AscendCodec)
-        )
+        is_own = tuning is not None and sizes is None and self._codec.entropy_coded
         others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
         tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
         if sizes is None and self._codec.entropy_coded and self._weights.size > PACKED_ABOVE:
@@ -264,8 +263,7 @@ class _Searched:
             wanted = np.maximum(step * shape, finest if self._uniform.scale.size > 1 else finest.max())
             scale = wanted.astype(np.float32).astype(np.float64)
             unit = float((by_row * scale[self._targets.outputs.order] ** 2).mean() * by_column.mean())
-            bits = rounded_bits(rows, scale)
-            grids.append(Grid(_OWN_LEVELS, scale, tuning.price * math.log(2) / 6 * unit, bits))
+            grids.append(own_grid(self._codec, rows, scale, tuning.price * math.log(2) / 6 * unit))
         return grids
 
     def _biases(self, points: OperatingPoints) -> NDArray[np.float32]:
@@ -277,14 +275,25 @@ class _Searched:
         return np.array(found, np.float32)
 
 
-def rounded_bits(rows: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each code takes, shape (256,), where weights are rounded to steps of so wide a scale, shape (rows,).
+def own_grid(codec: Codec, rows: NDArray[np.float32], scale: NDArray[np.float64], price: float) -> Grid:
+    """Return the grid of whole multiples of steps of a scale, shape (rows,), with what its codes take.
 
-    One that does not occur takes as much as if half a weight had it. How often error feedback has each code is known
-    afterwards only; with those bits nothing gets better, and a point's codes would not be found again.
+    That is told by weights that are rounded to it, shape (rows, K). How often error feedback has each code is known
+    afterwards only; with those counts nothing gets better, and a point's codes would not be found again.
     """
     histogram = code_histogram(np.rint(rows / scale[:, None].astype(np.float32)).astype(np.int8))
+    prices = codec.prices(histogram) if isinstance(codec, AscendCodec) else Prices(_entropy_bits(histogram))
+    return Grid(_OWN_LEVELS, scale, price, prices)
+
+
+def _entropy_bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return what an entropy coder takes for each code; one that does not occur as if half a weight had it."""
     return np.asarray(-np.log2(np.maximum(histogram, 0.5) / max(1, histogram.sum())))
+
+
+def pairs_of(codec: Codec) -> NDArray[np.int64] | None:
+    """Return the columns that are to be rounded two at a time, shape (P, 2), if the codec has such."""
+    return codec.pairs if isinstance(codec, AscendCodec) and codec.is_compressed else None
 
 
 def _times(rows: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:

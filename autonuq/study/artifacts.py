@@ -23,7 +23,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from autonuq.atomic import replace_file
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
+from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
 from autonuq.records import ARTIFACTS
 from autonuq.runtime.inputs import input_files
 from autonuq.study.points_cache import CODES_SUFFIX, INDEX
@@ -173,6 +173,8 @@ def _config(document: Mapping[str, Any]) -> QuantizationConfig:
         name: LayerSettings(ActivationSettings(**entry["activation"]), WeightSettings(**entry["weights"]))
         for name, entry in document["layers"].items()
     }
-    return QuantizationConfig(
-        **{**document, "layers": layers, "skip_fusion_layers": tuple(document["skip_fusion_layers"])}
-    )
+    aim = document.get("target", {})  # earlier versions had none
+    marked = aim.get("marked")
+    target = Target(**{**aim, "marked": None if marked is None else tuple(marked)})
+    unfolded = tuple(document["skip_fusion_layers"])
+    return QuantizationConfig(**{**document, "layers": layers, "skip_fusion_layers": unfolded, "target": target})

@@ -103,7 +103,8 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
 def points_key(fingerprint: Mapping[str, str]) -> str:
     """Digest what the operating points depend on."""
     parts = [fingerprint[key] for key in ("prototxt", "weights", "quantization", "codec", "evaluator")]
-    return hashlib.sha256("".join([*parts, fingerprint.get("folding", ""), version("autonuq")]).encode()).hexdigest()
+    later = [fingerprint.get(key, "") for key in ("folding", "marked layers")]
+    return hashlib.sha256("".join([*parts, *later, version("autonuq")]).encode()).hexdigest()
 
 
 def prepare_points(
@@ -127,7 +128,7 @@ def prepare_points(
     choice = _chosen_way(task, model, passes, on_progress)
     costs = choice.costs if choice else None
     tuning = choice.way.tuning if choice else None
-    built = build_network_points(model, task.codec, task.record_file, on_layer, costs=costs, tuning=tuning)
+    built = build_network_points(model, task.record_file, on_layer, costs=costs, tuning=tuning)
     rounding = _rounding(choice, passes, choice is not None and is_buildable(model.graph))
     store_rounding(study, rounding)
     points = store_points(task.points_folder, key, built, rounding)

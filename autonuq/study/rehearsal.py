@@ -171,7 +171,7 @@ class Rehearsal:
         self._model = quantized_model(self._task, self._graph)
         self._config = self._model.config
         searched = len(self._model.nuq_layers)
-        return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._task.codec}"
+        return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._config.target.say()}"
 
     def _resources(self) -> str:
         self._needs = needs_of(self._model)
@@ -266,7 +266,7 @@ class Rehearsal:
         """Build a layer's operating points; return the seconds and how many there are."""
         single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
         started = time.monotonic()
-        points = dict(build_network_points(single, self._task.codec, self._record, tuning=Tuning()))[name]
+        points = dict(build_network_points(single, self._record, tuning=Tuning()))[name]
         return time.monotonic() - started, len(points.curve.rates_bytes)
 
     def _int8_batch(self) -> str:

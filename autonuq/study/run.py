@@ -86,6 +86,8 @@ def tune(
     artifacts: str = Task.artifacts,
     n_trials: int = Task.n_trials,
     codec: str = Task.codec,
+    chip: str = Task.chip,
+    marks: str = Task.marks,
     sampler: str = Task.sampler,
     seed: int = Task.seed,
     stop_gain: float = Task.stop_gain,
@@ -120,8 +122,13 @@ def tune(
         Folder or `s3://bucket/prefix` where workers on other machines find the network; a folder in `out` by default.
     n_trials : int
         Total of the study, resumed runs included.
-    codec : {"entropy", "fixed", "ascend"}
-        What bytes are counted with.
+    codec : {"entropy", "fixed", "ascend"}, optional
+        What bytes are counted with: `entropy`, or what `chip` reads, by default.
+    chip : {"ascend310", "ascend310b", "ascend310p", "ascend910"}, optional
+        Count what this chip stores. A layer that its compiler does not compress is left at its best int8.
+    marks : {"compiler", "all"}, optional
+        Which layers the compiler compresses: those that it marks, the default, or, with its option
+        `--enable_compress_weight`, all that it can.
     sampler : {"rate-distortion", "tpe", "gp", "random"}
     seed : int
     stop_gain : float
@@ -181,6 +188,8 @@ def tune(
         amct_levels=amct_levels,
         python_layers=python_layers,
         codec=codec,
+        chip=chip,
+        marks=marks,
         sampler=sampler,
         seed=seed,
         n_trials=n_trials,
@@ -359,7 +368,7 @@ class StudyRun:
         else:
             study = storage.create(task.name)
             study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
-            study.set_user_attr(CODEC, task.codec)
+            study.set_user_attr(CODEC, self.model.config.target.codec_name)
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_user_attr(CONFIDENCE, task.confidence)
             study.set_user_attr(FLOAT_LAYERS, "")
@@ -422,7 +431,7 @@ class StudyRun:
             "study": study.name,
             "trial": str(found.number),
             "ratio": f"{found.ratio}",
-            "codec": self.task.codec,
+            "codec": self.model.config.target.say(),
             "metric": f"{found.metric}",
             "original metric": f"{record.original_metric}",
             "loss": record.say_best() if found is record.best else "",
@@ -431,7 +440,6 @@ class StudyRun:
         return export(
             self.candidate(study, found.points),
             prefix or self.task.prefix,
-            self.task.codec,
             formats,
             record_file=record_file,
             provenance=provenance,

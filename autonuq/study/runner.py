@@ -11,8 +11,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
+from autonuq.compress.chip import codecs_of
 from autonuq.errors import AutonuqError
-from autonuq.quant.codecs import make_codec
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
@@ -57,6 +57,7 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
+        self.codecs = codecs_of(candidate.model)
         self.networks = PlanNetworks(task, candidate)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
@@ -184,7 +185,7 @@ class Runner:
     def _built(self, network: Candidate) -> dict[str, tuple[int, int]]:
         """Return bytes and number of levels of each layer that was rounded anew."""
         return {
-            name: (make_codec(self.task.codec, made.codes.shape).size_bytes(made.codes), len(network.levels(name)))
+            name: (self.codecs[name].size_bytes(made.codes), len(network.levels(name)))
             for name, made in network.made.items()
         }
 

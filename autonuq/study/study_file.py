@@ -12,6 +12,7 @@ from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph.files import ModelPair
+from autonuq.quant.atc.chips import DDR_RATES, MARKS
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
@@ -51,6 +52,8 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "activation_offset": bool,
         "python_layers": bool,
         "codec": str,
+        "chip": str,
+        "marks": str,
         "levels": str,
     },
     "search": {
@@ -74,6 +77,8 @@ _FIELDS = {
     ("quantization", "activation_offset"): "activation_offset",
     ("quantization", "python_layers"): "python_layers",
     ("quantization", "codec"): "codec",
+    ("quantization", "chip"): "chip",
+    ("quantization", "marks"): "marks",
     ("search", "trials"): "n_trials",
     ("search", "sampler"): "sampler",
     ("search", "seed"): "seed",
@@ -96,6 +101,8 @@ _POSITIVE = (
 )
 _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "codec"): CODEC_NAMES,
+    ("quantization", "chip"): tuple(DDR_RATES),
+    ("quantization", "marks"): MARKS,
     ("quantization", "levels"): ("any", "amct"),
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),

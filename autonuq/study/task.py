@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from autonuq.compress.chip import aimed
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import evaluator_fingerprint
@@ -19,8 +20,8 @@ from autonuq.evaluate.recipe import EvaluatorRecipe, make_evaluator
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
-from autonuq.quant.codecs import CODEC_NAMES
-from autonuq.quant.config import QuantizationConfig
+from autonuq.quant.codecs import broken_rule
+from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import TrialRecord
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
@@ -58,7 +59,11 @@ class Task:
     python_layers : bool
         The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place, the same numbers.
     codec : str
-        One of `quant.codecs.CODEC_NAMES`.
+        One of `quant.codecs.CODEC_NAMES`; empty: what `chip` reads, `entropy` without one.
+    chip : str
+        A key of `quant.atc.chips.DDR_RATES`: bytes are those that this chip stores. Empty: no chip's.
+    marks : str
+        Out of `quant.atc.chips.MARKS`: which layers the chip's compiler compresses; empty: those that it marks.
     sampler : str
         Key of `search.sampler.SAMPLERS`.
     seed : int
@@ -95,7 +100,9 @@ class Task:
     activation_offset: bool = QuantizationConfig.activation_offset
     amct_levels: bool = QuantizationConfig.amct_levels
     python_layers: bool = False
-    codec: str = "entropy"
+    codec: str = ""
+    chip: str = ""
+    marks: str = ""
     sampler: str = RATE_DISTORTION
     seed: int = 0
     n_trials: int = 40
@@ -108,9 +115,8 @@ class Task:
     study_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.codec not in CODEC_NAMES:
-            rule = f"codec must be one of {', '.join(CODEC_NAMES)}"
-            raise StudyError(f"{rule}. Got '{self.codec}' instead.", study=self.name)
+        if rule := broken_rule(self.target) if self.chip or not self.marks else "":
+            raise StudyError(rule, study=self.name)
         if not 0 <= self.confidence < 1:
             rule = "confidence must be in [0, 1)"
             raise StudyError(f"{rule}. Got {self.confidence} instead.", study=self.name)
@@ -127,6 +133,11 @@ class Task:
         held = isinstance(self.confirm, EvaluatorRecipe) and self.confirm.part == "held back"
         confirm = None if held else self.confirm
         return replace(self, evaluator=self.evaluator.of_part("all"), confirm=confirm, confidence=0.0)
+
+    @property
+    def target(self) -> Target:
+        """What the task itself says of what bytes are counted with; its configuration may say the rest."""
+        return Target(self.codec, self.chip, self.marks)
 
     @property
     def named_float_layers(self) -> Sequence[str]:
@@ -201,6 +212,8 @@ PLAIN_FIELDS = (
     "amct_levels",
     "python_layers",
     "codec",
+    "chip",
+    "marks",
     "sampler",
     "seed",
     "stop_gain",
@@ -242,18 +255,24 @@ def tell_nobody(progress: Progress) -> None:
 def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
     """Quantize the weights of the task's network as the task says; the network is read unless it is given.
 
+    Layers that its chip does not compress keep their uniform steps.
+
     Raises
     ------
     StudyError
-        `float_layers` names a layer that there is not, or that cannot be quantized.
+        `float_layers` names a layer that there is not, or that cannot be quantized; or chip, marks and codec do not go
+        together.
     ModelError, QuantizationError
         See `load_graph` and `quantize`.
     """
     graph = graph or load_graph(task.source.model, task.source.weights)
-    config = replace(_configuration(task, graph), amct_levels=task.amct_levels)
+    config = _configuration(task, graph)
+    config = replace(config, amct_levels=task.amct_levels, target=task.target.over(config.target))
+    if rule := broken_rule(config.target):
+        raise StudyError(rule, study=task.name)
     _check_named_floats(task, graph, config)
     quantized = {name: layer for name, layer in config.layers.items() if name not in task.named_float_layers}
-    return quantize(graph, replace(config, layers=quantized))
+    return aimed(quantize(graph, replace(config, layers=quantized)))
 
 
 def _check_named_floats(task: Task, graph: Graph, config: QuantizationConfig) -> None:
@@ -325,16 +344,20 @@ def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
     The folding has an entry where studies of older versions were made without it, so that these are not gone on with;
     the others stay what they are.
     """
-    config = json.dumps(asdict(replace(model.config, layers={})), sort_keys=True) + json.dumps(
+    target = model.config.target
+    plain = {key: value for key, value in asdict(replace(model.config, layers={})).items() if key != "target"}
+    config = json.dumps(plain, sort_keys=True) + json.dumps(
         {name: asdict(settings) for name, settings in model.config.layers.items()}
     )
     digests = {
         "prototxt": file_digest(task.source.model),
         "weights": file_digest(task.source.weights),
         "quantization": hashlib.sha256(config.encode()).hexdigest(),
-        "codec": task.codec,
+        "codec": target.say(),
         "evaluator": evaluator_fingerprint(task.evaluator),
     }
+    if target.chip and target.marked is not None:
+        digests["marked layers"] = hashlib.sha256("\0".join(target.marked).encode()).hexdigest()
     if folds := _later_folds(model):
         digests["folding"] = hashlib.sha256(json.dumps(folds).encode()).hexdigest()
     return digests

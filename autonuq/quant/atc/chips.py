@@ -23,6 +23,9 @@ DDR_RATES: Mapping[str, int] = MappingProxyType({"ascend310": 67, "ascend310b": 
 Source: the platform files that come with the graph engine's published tests; an installed toolkit's may differ.
 """
 
+MARKS = ("compiler", "all")
+"""Which layers a chip's compiler compresses: those that it marks; or, with `--enable_compress_weight`, all it can."""
+
 MARK_BYTES = 262144
 """Weights must be more than this to be marked."""
 

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
 from autonuq.quant.atc.chips import is_kept, judge_fractal_bytes
-from autonuq.quant.atc.codebook import USEFUL_LEVELS, build_ascend_codebooks, estimate_compressed_bytes
+from autonuq.quant.atc.codebook import UNITS, USEFUL_LEVELS, build_ascend_codebooks, estimate_compressed_bytes
 from autonuq.quant.atc.compressor import Compressed, StreamFormat, compress, compressed_bytes, decompress, find_index
 from autonuq.quant.atc.layout import device_bytes, device_layout, restore_layout
-from autonuq.quant.codebook import Codebook
+from autonuq.quant.codebook import BINS, Codebook
+from autonuq.quant.feedback import Prices
 
 _UNIT_BITS = 3
+_ZERO = 128
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class AscendCodec:
     ----------
     shape : tuple of int
         (N, C, H, W) of a convolution, (N, K) of an InnerProduct.
+    is_compressed : bool
+        False: the chip's compiler leaves the layer alone, and the device holds it plain.
 
     Notes
     -----
@@ -40,6 +44,7 @@ class AscendCodec:
     """
 
     shape: tuple[int, ...]
+    is_compressed: bool = True
     name: str = "ascend"
     entropy_coded: bool = True
 
@@ -69,9 +74,39 @@ class AscendCodec:
         """Bytes on the device that are no weights."""
         return self.device_bytes - int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """Columns of the weights (outputs, K) that lie beside each other on the device, shape (P, 2), each once.
+
+        The next two channels at one place of the kernel; two zeros there cost what one does.
+        """
+        columns = np.arange(np.prod(self.shape[1:], dtype=np.int64)).reshape(self.shape[1], -1)
+        pairs = self.shape[1] // 2
+        return np.stack((columns[0 : 2 * pairs : 2], columns[1 : 2 * pairs : 2]), axis=-1).reshape(-1, 2)
+
+    def prices(self, histogram: NDArray[np.int64]) -> Prices:
+        """Return what codes take, given the count of each before bits had a price, shape (256,).
+
+        Zero is taken for the most frequent byte: with padding it nearly always is. Where no other zero is beside it,
+        it breaks up no run of padding and costs nothing.
+        """
+        counts = histogram.copy()
+        counts[_ZERO] = np.iinfo(counts.dtype).max
+        bits = np.empty(BINS)
+        bits[np.argsort(-counts, kind="stable")] = _UNIT_BITS * UNITS
+        bits[_ZERO] = 0.0
+        return Prices(bits, zeros=float(_UNIT_BITS))
+
+    @property
+    def floor_bytes(self) -> int:
+        """Bytes of a layer of zeros: no codes take less."""
+        return self.size_bytes(np.zeros(self.shape, np.int8))
+
     def encode(self, codes: NDArray[np.int8]) -> bytes:
         """Return the bytes of codes of the layer's shape."""
         weights = self._layout(codes)
+        if not self.is_compressed:
+            return weights.tobytes()
         data = compress(weights, fractal_bytes=self.fractal_bytes).data
         return data if is_kept(len(data), weights.size) else weights.tobytes()
 
@@ -97,11 +132,15 @@ class AscendCodec:
     def size_bytes(self, codes: NDArray[np.int8]) -> int:
         """Return exactly ``len(encode(codes))``, without encoding."""
         weights = self._layout(codes)
+        if not self.is_compressed:
+            return weights.size
         size = compressed_bytes(weights, fractal_bytes=self.fractal_bytes)
         return size if is_kept(size, weights.size) else weights.size
 
     def estimate_bytes(self, histogram: NDArray[np.int64]) -> float:
         """Return about that, from the count of each code, shape (256,)."""
+        if not self.is_compressed:
+            return float(self.device_bytes)
         size = estimate_compressed_bytes(histogram, padding_zeros=self.padding_zeros, fractal_bytes=self.fractal_bytes)
         return size if is_kept(round(size), self.device_bytes) else float(self.device_bytes)
 
