@@ -31,6 +31,8 @@ UNIT = "autonuq:unit"
 ORIGINAL_SAMPLES = "autonuq:original_samples"
 CONFIRMING_SAMPLES = "autonuq:confirming_samples"
 CODEC = "autonuq:codec"
+CHIP = "autonuq:chip"
+"""The `ChipRecord` of the study; studies without a chip lack it."""
 CONFIRMATION = "autonuq:confirmation"
 STOPPED = "autonuq:stopped"
 FLOAT_LAYERS = "autonuq:float_layers"
@@ -462,6 +464,54 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class ChipLayer:
+    """What a chip's compiler does with one layer.
+
+    Attributes
+    ----------
+    layer : str
+    is_compressed : bool
+    reason : str
+        Why, or why not.
+    device_bytes : int
+        Its int8 weights as the chip holds them, uncompressed.
+    load : float or None
+        Cycles that loading them takes, by those of computing with them; None where that is not judged.
+    """
+
+    layer: str
+    is_compressed: bool
+    reason: str
+    device_bytes: int
+    load: float | None = None
+
+
+@dataclass(frozen=True)
+class ChipRecord:
+    """The chip whose bytes a study counts.
+
+    Attributes
+    ----------
+    chip : str
+    marks : str
+        Which layers its compiler compresses, in words.
+    layers : tuple of ChipLayer
+        Every layer with int8 weights, in network order.
+    """
+
+    chip: str
+    marks: str
+    layers: tuple[ChipLayer, ...]
+
+    @staticmethod
+    def from_data(entry: Mapping[str, Any] | None) -> ChipRecord | None:
+        """Return what `dataclasses.asdict` made plain; None where there is nothing."""
+        if not entry:
+            return None
+        return ChipRecord(**{**entry, "layers": tuple(ChipLayer(**layer) for layer in entry["layers"])})
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A study at one moment.
 
@@ -494,6 +544,8 @@ class StudyRecord:
         Decided before the search.
     rounding : Rounding
         Chosen before the search.
+    chip : ChipRecord or None
+        Whose bytes are counted, if a chip's are.
     """
 
     name: str
@@ -511,6 +563,24 @@ class StudyRecord:
     samples: int | None = None
     float_layers: FloatLayers = FloatLayers()
     rounding: Rounding = Rounding()
+    chip: ChipRecord | None = None
+
+    @property
+    def int8_bytes(self) -> int | None:
+        """Bytes that the chip would load with int8 alone, layers that stay float as float32; None without a chip."""
+        if self.chip is None:
+            return None
+        plain = {layer.layer: layer.device_bytes for layer in self.chip.layers}
+        kept = {layer.name: layer.original_bytes for layer in self.layers if layer.treatment == "float"}
+        return sum((plain | kept).values())
+
+    def say_transfer(self) -> str:
+        """Say what the chip loads now, with int8 only and with float32; empty without a chip, or a best trial."""
+        best, plain = self.best, self.int8_bytes
+        if self.chip is None or best is None or best.size_bytes is None or plain is None:
+            return ""
+        sizes = f"{best.size_bytes:,} bytes of weights; with int8 only {plain:,}, with float32 {self.original_bytes:,}"
+        return f"{self.chip.chip} loads {sizes} ({self.chip.marks})"
 
     @property
     def original_bytes(self) -> int:

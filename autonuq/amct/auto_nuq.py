@@ -6,18 +6,21 @@ it stopped; one that had finished, or was made for another network, configuratio
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
 from autonuq.amct.static import warn_of_gain
-from autonuq.errors import StudyError
+from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import Evaluator
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.passes import capabilities
-from autonuq.quant.config import QuantizationConfig
+from autonuq.quant.atc.codec import AscendCodec
+from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
 from autonuq.storage.open import default_url
@@ -26,6 +29,9 @@ from autonuq.study.stored import Study
 from autonuq.study.task import Task
 
 AutoNuqEvaluatorBase = Evaluator
+
+CODEC_VARIABLE = "AUTONUQ_CODEC"
+"""Of the environment: how a script that knows nothing of codecs chooses one."""
 
 
 def auto_nuq(
@@ -38,6 +44,8 @@ def auto_nuq(
     *,
     n_trials: int = Task.n_trials,
     codec: str = Task.codec,
+    chip: str = Task.chip,
+    marks: str = Task.marks,
     amct_levels: bool = Task.amct_levels,
 ) -> None:
     """Find the smallest network that still satisfies the evaluator, and write it.
@@ -54,9 +62,10 @@ def auto_nuq(
     save_dir : str
         Folder and beginning of the names of the outputs, despite its name.
     n_trials : int
-        How many plans are tried; AMCT has no such argument, nor the next two.
-    codec : str
-        What bytes are counted with; `ascend` is ATC's weight compressor.
+        How many plans are tried; AMCT has no such argument, nor the next four.
+    codec, chip, marks : str
+        What bytes are counted with; see `autonuq.tune`. What is not said here is read from `nuq_config`, and a codec
+        that nobody names for no chip from the environment variable `AUTONUQ_CODEC`.
     amct_levels : bool
         Give a layer only what AMCT can: 32 or 16 levels, or uniform steps.
 
@@ -71,10 +80,12 @@ def auto_nuq(
     able = capabilities(graph)
     loaded = load_config_json(config_file, able)
     warn_of(loaded.warnings)
-    config = _searched(loaded.config, able)
+    target = _target(Target(codec, chip, marks).over(loaded.config.target))
+    config = replace(_searched(loaded.config, able), target=target)
     log_layers(able, config)
+    _log_target(target)
     source = ModelPair(Path(model_file), Path(weights_file))
-    task = _task_of_call(source, nuq_evaluator, config, Path(save_dir), n_trials, codec, amct_levels)
+    task = _task_of_call(source, nuq_evaluator, config, Path(save_dir), n_trials, amct_levels)
     run = StudyRun(task, ProgressLog(), graph=graph)
     study = _run(run)
     record = study.record()
@@ -88,13 +99,34 @@ def auto_nuq(
     warn_of_gain({name: candidate.codes(name) for name in candidate.nuq_layers})
 
 
+def _target(asked: Target) -> Target:
+    """Return what bytes are counted with; the environment is asked where nobody else says it.
+
+    Raises
+    ------
+    StudyError
+        The environment names no codec that there is.
+    """
+    named = os.environ.get(CODEC_VARIABLE, "")
+    if asked.codec or asked.chip or not named:
+        return asked
+    if named not in CODEC_NAMES:
+        rule = f"The environment variable {CODEC_VARIABLE} must be one of {', '.join(CODEC_NAMES)}"
+        raise StudyError(f"{rule}. Got '{named}' instead.{suggest_name(named, CODEC_NAMES)}")
+    return replace(asked, codec=named)
+
+
+def _log_target(target: Target) -> None:
+    unread = "" if target.codec_name == AscendCodec.name else "; no chip reads it, nuq_config { chip } counts for one"
+    open_log().info("weights are counted with %s%s", target.say(), unread)
+
+
 def _task_of_call(
     source: ModelPair,
     evaluator: Evaluator,
     config: QuantizationConfig,
     prefix: Path,
     n_trials: int,
-    codec: str,
     amct_levels: bool,
 ) -> Task:
     out = prefix.parent / f"{prefix.name}_study"
@@ -105,7 +137,9 @@ def _task_of_call(
         out=out,
         storage=default_url(out.resolve()),
         config=config,
-        codec=codec,
+        codec=config.target.codec,
+        chip=config.target.chip,
+        marks=config.target.marks,
         amct_levels=amct_levels,
         n_trials=n_trials,
         float_layers="never",  # the configuration alone says what is quantized; AMCT has a call of its own for this
@@ -118,6 +152,8 @@ def _say_winner(record: StudyRecord, winner: TrialRecord, save_dir: str) -> None
         log.info("layer '%s': %d levels", name, levels)
     log.info("trial %d wins: ratio %.2f, metric %g", winner.number, winner.ratio, winner.metric)
     log.info("%s", record.say_best())
+    if record.chip is not None:
+        log.info("%s", record.say_transfer())
     log.info("the quantized model is stored as %s_*", save_dir)
 
 

@@ -67,11 +67,12 @@ def _status(record: StudyRecord) -> dict[str, Any]:
 
 
 def _when_there(record: StudyRecord) -> dict[str, Any]:
-    """Return the keys that only studies with a confirmation, an early end or float layers have."""
+    """Return the keys that only studies with a confirmation, an early end, float layers or a chip have."""
     found = {
         "stopped": record.stopped,
         "float_layers": asdict(record.float_layers) if record.float_layers.say() else None,
         "confirmation": None if record.confirmation is None else asdict(record.confirmation),
+        "chip": None if record.chip is None else {**asdict(record.chip), "int8_bytes": record.int8_bytes},
     }
     return {key: value for key, value in found.items() if value}
 
@@ -90,6 +91,8 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
     else:
         sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
         table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
+        if record.chip is not None:
+            table.add_row("chip", Text(record.say_transfer()))
         before = format_metric(record.original_metric, record.original_standard_error)
         table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
         table.add_row("loss", Text(record.say_best()))

@@ -36,7 +36,9 @@ evaluate_batch_num = 8
 
 [quantization]
 batch_num = 2                  # batches that calibrate the activations
-codec = "entropy"              # or fixed; or ascend, ATC's weight compressor
+codec = "entropy"              # or fixed
+# chip = "ascend310"           # in its place: count what this chip loads; a layer that it leaves alone stays int8
+# marks = "all"                # its compiler is told to compress all layers, not only those that it marks
 
 [search]
 trials = 20

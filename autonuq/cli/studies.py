@@ -194,6 +194,8 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
     table.add_row("all", f"{weights:,}", "", "", f"{total:,}", f"{best.ratio:.2f}x")
     show(table)
     out.print(f"ratio   {best.ratio:.2f}x: {record.original_bytes:,} -> {total:,} bytes of weights")
+    if record.chip is not None:
+        say(f"chip    {record.say_transfer()}")
     before = format_metric(record.original_metric, record.original_standard_error)
     out.print(f"metric  {before} -> {format_metric(best.metric, best.standard_error)}")
     say(record.say_best())

@@ -1,12 +1,13 @@
 """What a chip's compiler does with a network's layers, and so what their bytes are counted with.
 
 Its compressor takes Convolution, Deconvolution and InnerProduct of one group. Of those the compiler marks some
-(`quant.atc.chips.predict_mark`), or a file of its own says which; a study's `Target` says whether only marked layers are
-compressed or all. A layer that is not keeps int8: searching it would gain nothing.
+(`quant.atc.chips.predict_mark`), or a file of its own says which; a `Target` says whether only those are compressed or
+all. A layer that is not keeps int8: searching it would gain nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codec import Codec
 from autonuq.quant.codecs import PLAIN, make_codec
 from autonuq.quant.config import Target
+from autonuq.records import ChipLayer, ChipRecord
 
 
 def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
@@ -62,6 +64,35 @@ def mark_reasons(graph: Graph, names: Iterable[str], target: Target) -> dict[str
     marks = predict_marks(graph, target.chip)
     unmarked = {name: marks[name].reason if name in marks else "it can carry no codebook" for name in names}
     return {name: reason for name, reason in unmarked.items() if name not in marks or not marks[name].is_marked}
+
+
+def say_unsearched(model: QuantizedModel) -> str:
+    """Say why there is nothing to search; empty where a layer can have a codebook."""
+    target = model.config.target
+    if model.nuq_layers:
+        return ""
+    if not uncompressed_layers(model):
+        return "no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'"
+    return (
+        f"{target.chip} loads every layer as int8, so there is nothing to search: {target.say_marks()}, none; "
+        'marks = "all" counts as if it were told to compress all (--enable_compress_weight)'
+    )
+
+
+def describe_chip(model: QuantizedModel) -> ChipRecord | None:
+    """Describe what the target's chip does with each layer, for reports; None without one."""
+    target, codecs = model.config.target, codecs_of(model)
+    if not target.chip:
+        return None
+    left, marks = uncompressed_layers(model), predict_marks(model.graph, target.chip)
+    layers = []
+    for name, uniform in model.weights.items():
+        mark, codec = marks.get(name), codecs[name]
+        reason = left.get(name) or (mark.reason if mark is not None and mark.is_marked else target.say_marks())
+        load = None if mark is None or math.isnan(mark.ratio) else round(mark.ratio, 3)
+        plain = codec.device_bytes if isinstance(codec, AscendCodec) else uniform.codes.size
+        layers.append(ChipLayer(name, name not in left, reason, plain, load))
+    return ChipRecord(target.chip, target.say_marks(), tuple(layers))
 
 
 def compressed_layers(candidate: Candidate) -> tuple[str, ...]:

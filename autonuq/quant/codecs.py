@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from autonuq.errors import suggest_name
 from autonuq.quant.atc.chips import DDR_RATES, MARKS
 from autonuq.quant.atc.codec import AscendCodec
@@ -32,15 +34,42 @@ def make_codec(name: str, shape: tuple[int, ...]) -> Codec:
     return shaped[name](shape) if name in shaped else CODECS[name]
 
 
-def broken_rule(target: Target) -> str:
-    """Return what is wrong with a target, as a sentence with the choices there are; empty if nothing is."""
+@dataclass(frozen=True)
+class BrokenRule:
+    """What is wrong with a target.
+
+    Attributes
+    ----------
+    key : str
+        The attribute of `Target`.
+    words : str
+        What it must be.
+    got : str
+    hint : str
+        The nearest choice, or nothing.
+    """
+
+    key: str
+    words: str
+    got: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return f"{self.key} must be {self.words}. Got '{self.got}' instead.{self.hint}"
+
+
+def broken_rule(target: Target) -> BrokenRule | None:
+    """Return what is wrong with a target, if anything is."""
     choices = {"chip": tuple(DDR_RATES), "marks": MARKS, "codec": CODEC_NAMES}
     for key, known in choices.items():
         got = getattr(target, key)
         if got and got not in known:
-            return f"{key} must be one of {', '.join(known)}. Got '{got}' instead.{suggest_name(got, known)}"
+            return BrokenRule(key, f"one of {', '.join(known)}", got, suggest_name(got, known))
     if target.chip and target.codec_name != AscendCodec.name:
-        return f"a chip reads the codec '{AscendCodec.name}' only. Got '{target.codec}' for {target.chip} instead."
+        return BrokenRule(
+            "codec", f"'{AscendCodec.name}' or left out for {target.chip}, which reads no other", target.codec
+        )
     if target.marks and not target.chip:
-        return f"marks are those of a chip's compiler, and no chip is given. Got '{target.marks}' instead."
-    return ""
+        return BrokenRule("marks", "left out without a chip, whose compiler makes them", target.marks)
+    return None

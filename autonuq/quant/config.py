@@ -119,10 +119,13 @@ class Target:
 
     def say(self) -> str:
         """Put it into words, the same for the same bytes."""
-        if not self.chip:
-            return self.codec_name
-        source = "all layers" if self.marking == "all" else "layers that its compiler marks"
-        return f"{self.codec_name} on {self.chip}, {source}"
+        return f"{self.codec_name} on {self.chip}, {self.say_marks()}" if self.chip else self.codec_name
+
+    def say_marks(self) -> str:
+        """Say which layers the chip's compiler compresses."""
+        if self.marking == "all":
+            return "its compiler compresses all layers"
+        return "its compiler compresses the layers that it marks"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ so, going from the last column to the first and in each column from the last row
 the level nearest to its target t, which has taken up the errors of the columns and rows already done. L[j, j]**2 is
 what an error in column j costs when the columns after it are free to make up for it: the importance that a codebook
 should be designed with. Where bits have a price, a weight goes to the level that costs least: the nearest one, its
-neighbour towards 0, or 0.
+neighbour towards 0, or 0. Some codecs store two zeros that lie beside each other as cheaply as one: such pairs of
+columns stand one behind the other, and where it costs less, both weights of a row become 0 together.
 
 With N samples X (K, N) of the inputs, H = X X' / N + d I, and L need not be written out. Let A be the inverse of
 I + X' X / (N d) over the columns before a block of columns b; then L's corner in b is the factor of
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 
@@ -162,8 +163,9 @@ def build_feedback(inputs: Inputs, pairs: NDArray[np.int64] | None = None) -> Fe
     if not diagonal.any():  # inputs always 0: weights do not matter
         return Feedback(order, np.ones(len(order)), _independent(len(order)), paired)
     damping = damping_of(inputs)
-    found = (_of_rows if isinstance(inputs, InputRows) else _of_moments)(inputs, order, damping)
-    return replace(found, paired=paired)
+    if isinstance(inputs, InputRows):
+        return _of_rows(inputs, order, damping, paired)
+    return _of_moments(inputs, order, damping, paired)
 
 
 def _order(squares: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -186,7 +188,7 @@ def _independent(columns: int) -> _Sampled:
     return _Sampled(corners, none, none)
 
 
-def _of_moments(moments: InputMoments, order: NDArray[np.int64], damping: float) -> Feedback:
+def _of_moments(moments: InputMoments, order: NDArray[np.int64], damping: float, paired: int) -> Feedback:
     damped = moments.sums[np.ix_(order, order)].astype(np.float64, copy=False)
     damped /= max(1, moments.samples)
     damped[np.diag_indices_from(damped)] += damping
@@ -195,10 +197,10 @@ def _of_moments(moments: InputMoments, order: NDArray[np.int64], damping: float)
     except np.linalg.LinAlgError as error:
         raise QuantizationError("the second moments of its inputs are no covariance") from error
     diagonal = np.diag(damped).copy()
-    return Feedback(order, diagonal, _Dense(np.divide(damped, diagonal, out=damped).astype(np.float32)))
+    return Feedback(order, diagonal, _Dense(np.divide(damped, diagonal, out=damped).astype(np.float32)), paired)
 
 
-def _of_rows(inputs: InputRows, order: NDArray[np.int64], damping: float) -> Feedback:
+def _of_rows(inputs: InputRows, order: NDArray[np.int64], damping: float, paired: int) -> Feedback:
     samples = np.ascontiguousarray(inputs.rows[:, order].T)
     carriers = np.empty_like(samples)
     diagonal, corners = np.empty(len(order)), []
@@ -213,7 +215,7 @@ def _of_rows(inputs: InputRows, order: NDArray[np.int64], damping: float) -> Fee
         diagonal[begin : begin + _BLOCK] = own
         corners.append((corner / own).astype(np.float32))
         carriers[begin : begin + _BLOCK] = carrier / own[:, None]
-    return Feedback(order, diagonal, _Sampled(tuple(corners), samples, carriers))
+    return Feedback(order, diagonal, _Sampled(tuple(corners), samples, carriers), paired)
 
 
 def _factor_in_place(matrix: NDArray[np.float64]) -> None:
@@ -291,12 +293,12 @@ class Prices:
     ----------
     bits : ndarray of float64, shape (256,)
         Of each code.
-    zeros : float
-        In a pair of columns: of a zero beside another code, and of two zeros together.
+    in_pairs : ndarray of float64, shape (256,)
+        Of each code in a pair of columns; two zeros take what one does.
     """
 
     bits: NDArray[np.float64]
-    zeros: float = 0.0
+    in_pairs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class Grid:
     levels: NDArray[np.int8]
     scale: NDArray[np.float64]
     price: float = 0.0
-    prices: Prices = field(default_factory=lambda: Prices(np.zeros(256)))
+    prices: Prices = field(default_factory=lambda: Prices(np.zeros(256), np.zeros(256)))
 
 
 @dataclass(frozen=True)
@@ -403,8 +405,8 @@ def assign(targets: Targets, grid: Grid) -> Assignment:
                     from_rows[:, first:last] = missed[:, last:stop] @ known
                 cost += _round_tile(
                     start, first, last, own, aims, from_rows, corner, blocks, nearest, towards_zero,
-                    grid.prices.bits, grid.prices.zeros, prices, by_row, by_column[begin:end], missed, block, chosen[begin:end],
-                    targets.feedback.paired - begin,
+                    grid.prices.bits, grid.prices.in_pairs, prices, by_row, by_column[begin:end], missed, block,
+                    chosen[begin:end], targets.feedback.paired - begin,
                 )  # fmt: skip
             factor.add(errors, block, begin, end)
     codes = np.empty((rows, columns), np.int8)
@@ -457,7 +459,7 @@ def _round_tile(
     nearest: NDArray[np.float32],
     towards_zero: NDArray[np.float32],
     bits: NDArray[np.float64],
-    zeros: float,
+    bits_in_pairs: NDArray[np.float64],
     prices: NDArray[np.float64],
     by_row: NDArray[np.float64],
     by_column: NDArray[np.float64],
@@ -471,80 +473,57 @@ def _round_tile(
     It fills in errors, levels, and what other rows are told: by how much targets were missed, before rows added to
     them. The first columns, `paired` of them, go in pairs: the last two first, each row of both before the next row.
     """
-    columns, zero, cost = len(own), 128, 0.0
+    columns, zero, cost, inverses = len(own), 128, 0.0, 1 / by_column
     column = columns - 1
     while column >= 0:
-        width = 2 if column < paired else 1
-        for beside in range(column, column - width, -1):
+        is_pair = column < paired
+        inner = column - 1 if is_pair else column
+        own_bits = bits_in_pairs if is_pair else bits
+        for beside in range(column, inner - 1, -1):
             target = targets[beside]
             for done in range(column + 1, columns):
                 weight, known = corner[done, beside], errors[done]
                 for row in range(first, last):
                     target[row] += weight * known[row]
-        inner = column - 1
         for row in range(last - 1, first - 1, -1):
-            price = prices[row]
-            aim = targets[column, row] + from_rows[column, row]
-            level, level_cost = _chosen(aim, nearest, towards_zero, bits, price / by_column[column], width == 2, zeros)
-            cost_here = by_column[column] * level_cost
-            if width == 2:
-                weight = corner[column, inner]
-                plain = targets[inner, row] + from_rows[inner, row]
-                aim_inner = plain + weight * (own[column, row] - level)
-                level_inner, more = _chosen(
-                    aim_inner, nearest, towards_zero, bits, price / by_column[inner], True, zeros
-                )
-                cost_here += by_column[inner] * more
-                if price > 0 and nearest[256] == 0 and not (level == 0 and level_inner == 0):
-                    aim_zero = plain + weight * own[column, row]
-                    both = by_column[column] * aim * aim + by_column[inner] * aim_zero * aim_zero + price * zeros
-                    if both < cost_here:
-                        level, level_inner = np.float32(0), np.float32(0)
-                        aim_inner = aim_zero
-                targets[inner, row] += weight * (own[column, row] - level)
-                levels[inner, row] = np.int8(level_inner)
-                errors[inner, row] = own[inner, row] - level_inner
-                cost += by_row[row] * by_column[inner] * (aim_inner - level_inner) ** 2
-            levels[column, row] = np.int8(level)
-            errors[column, row] = own[column, row] - level
-            cost += by_row[row] * by_column[column] * (aim - level) ** 2
+            spent = 0.0
+            for beside in range(column, inner - 1, -1):
+                if beside != column:
+                    targets[beside, row] += corner[column, beside] * errors[column, row]
+                aim = targets[beside, row] + from_rows[beside, row]
+                cell = min(max(int(np.ceil(2 * aim)), -256), 256)
+                level = nearest[cell + 256]
+                price = prices[row] * inverses[beside]
+                if price > 0 and level != 0:
+                    best = (aim - level) ** 2 + price * own_bits[int(level) + zero]
+                    towards = towards_zero[int(level) + zero]
+                    other = (aim - towards) ** 2 + price * own_bits[int(towards) + zero]
+                    if other < best:
+                        best, level = other, towards
+                    if towards != 0 and nearest[256] == 0 and aim * aim + price * own_bits[zero] < best:
+                        level = np.float32(0)
+                levels[beside, row] = np.int8(level)
+                errors[beside, row] = own[beside, row] - level
+                spent += by_column[beside] * (aim - level) ** 2
+            if is_pair and nearest[256] == 0 and (levels[column, row] != 0 or levels[inner, row] != 0):
+                apart = own_bits[int(levels[column, row]) + zero] + own_bits[int(levels[inner, row]) + zero]
+                change = corner[column, inner] * (own[column, row] - errors[column, row])
+                both = by_column[column] * (targets[column, row] + from_rows[column, row]) ** 2
+                both += by_column[inner] * (targets[inner, row] + from_rows[inner, row] + change) ** 2
+                if both - spent < prices[row] * (apart - own_bits[zero]):
+                    spent = both
+                    targets[inner, row] += change
+                    for beside in range(column, inner - 1, -1):
+                        levels[beside, row], errors[beside, row] = 0, own[beside, row]
+            cost += by_row[row] * spent
             if blocks.shape[1] > 0:
-                for beside in range(column, column - width, -1):
-                    error = targets[beside, row] - levels[beside, row]
+                for beside in range(column, inner - 1, -1):
+                    error, carried = targets[beside, row] - levels[beside, row], from_rows[beside]
                     missed[beside, row] = error
-                    carried = from_rows[beside]
                     for other_row in range(first, row):
                         carried[other_row] += blocks[row, other_row - start] * error
-        column -= width
+        column = inner - 1
     return cost
-
-
-@compiled
-def _chosen(
-    aim: float,
-    nearest: NDArray[np.float32],
-    towards_zero: NDArray[np.float32],
-    bits: NDArray[np.float64],
-    price: float,
-    is_paired: bool,
-    zeros: float,
-) -> tuple[float, float]:
-    """Return the level that costs least, and its cost: error and price."""
-    zero = 128
-    cell = min(max(int(np.ceil(2 * aim)), -256), 256)
-    level = nearest[cell + 256]
-    zero_bits = zeros if is_paired else bits[zero]
-    own_bits = zero_bits if level == 0 else bits[int(level) + zero]
-    best = (aim - level) ** 2 + price * own_bits
-    if price > 0 and level != 0:
-        inner = towards_zero[int(level) + zero]
-        inner_bits = zero_bits if inner == 0 else bits[int(inner) + zero]
-        other = (aim - inner) ** 2 + price * inner_bits
-        if other < best:
-            best, level = other, inner
-        if inner != 0 and nearest[256] == 0 and aim * aim + price * zero_bits < best:
-            best, level = aim * aim + price * zero_bits, np.float32(0)
-    return level, best
 
 
 def _tables(levels: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -29,7 +29,16 @@ from autonuq.quant.codebook import (
 )
 from autonuq.quant.codec import Codec, EntropyCodec
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
-from autonuq.quant.feedback import Grid, OutputFactor, Prices, Targets, assign, build_feedback, factor_outputs, targets_of
+from autonuq.quant.feedback import (
+    Grid,
+    OutputFactor,
+    Prices,
+    Targets,
+    assign,
+    build_feedback,
+    factor_outputs,
+    targets_of,
+)
 from autonuq.quant.inputs import Inputs
 from autonuq.quant.uniform import FLT_EPSILON, UniformWeights
 
@@ -282,13 +291,14 @@ def own_grid(codec: Codec, rows: NDArray[np.float32], scale: NDArray[np.float64]
     afterwards only; with those counts nothing gets better, and a point's codes would not be found again.
     """
     histogram = code_histogram(np.rint(rows / scale[:, None].astype(np.float32)).astype(np.int8))
-    prices = codec.prices(histogram) if isinstance(codec, AscendCodec) else Prices(_entropy_bits(histogram))
+    prices = codec.prices(histogram) if isinstance(codec, AscendCodec) else _entropy_prices(histogram)
     return Grid(_OWN_LEVELS, scale, price, prices)
 
 
-def _entropy_bits(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
+def _entropy_prices(histogram: NDArray[np.int64]) -> Prices:
     """Return what an entropy coder takes for each code; one that does not occur as if half a weight had it."""
-    return np.asarray(-np.log2(np.maximum(histogram, 0.5) / max(1, histogram.sum())))
+    bits = -np.log2(np.maximum(histogram, 0.5) / max(1, histogram.sum()))
+    return Prices(bits, bits)
 
 
 def pairs_of(codec: Codec) -> NDArray[np.int64] | None:

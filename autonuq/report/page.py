@@ -83,7 +83,7 @@ def build_page(record: StudyRecord) -> str:
     str
         An HTML document.
     """
-    layers = [_layer_table(record), _skipped(record), _float_layers(record), _rounding(record)]
+    layers = [_layer_table(record), _chip(record), _skipped(record), _float_layers(record), _rounding(record)]
     body = [_verdict(record), _figures(record), *layers, _provenance(record)]
     return "\n".join(
         [
@@ -110,6 +110,8 @@ def _verdict(record: StudyRecord) -> str:
         whole = format_bytes(record.original_bytes)
         size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
         sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; {_text(record.say_best())}"
+        if record.chip is not None:
+            sentence = f"{sentence}. {_text(record.say_transfer())}"
     elif counts.complete:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
@@ -125,6 +127,9 @@ def _verdict(record: StudyRecord) -> str:
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
         ("Codec", record.codec, ""),
     ]
+    if record.chip is not None:
+        now = f"{sizes[0]} → {record.int8_bytes:,} → {sizes[1]}"
+        tiles[0] = (f"Bytes that {record.chip.chip} loads", now, "float32 → int8 only → now")
     items = "".join(
         f"<div><dt>{_text(term)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>"
         for term, value, note in tiles
@@ -226,6 +231,30 @@ def _panel(kind: str, figure: go.Figure) -> str:
         f'<div class="scroll"><div class="plot" id="figure-{kind}"></div></div>'
         f'<script type="application/json">{drawing}</script></div>'
     )
+
+
+def _chip(record: StudyRecord) -> str:
+    """Return what the chip loads of each layer, the largest first; nothing without a chip."""
+    if record.chip is None:
+        return ""
+    best = record.best
+    sizes = {row.layer.name: row.size_bytes for row in record.layer_rows(best)} if best is not None else {}
+    total = sum(size or 0 for size in sizes.values())
+    layers = sorted(record.chip.layers, key=lambda layer: -(sizes.get(layer.layer) or layer.device_bytes))
+    rows = [
+        (
+            layer.layer,
+            "yes" if layer.is_compressed else "no",
+            layer.reason,
+            _number(layer.load, ".2f"),
+            f"{layer.device_bytes:,}",
+            _number(size, ","),
+            _number(size and size / total, ".1%"),
+        )
+        for layer, size in ((layer, sizes.get(layer.layer)) for layer in layers)
+    ]
+    heads = ("Layer", "Compressed", "Why", "Loading by computing", "Bytes, int8 only", "Bytes now", "Share of all")
+    return _plain_table(f"What {record.chip.chip} loads: {record.chip.marks}", heads, rows)
 
 
 def _skipped(record: StudyRecord) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
+from autonuq.quant.codecs import broken_rule
+from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
 
 # AMCT's table of uniformly quantizable layer types (Caffe PTQ pages).
 QUANTIZABLE_TYPES = (*CHANNEL_WISE_TYPES, "InnerProduct", "Pooling")
@@ -36,6 +37,8 @@ _GLOBAL_KEYS = (
     "do_fusion",
     "skip_fusion_layers",
 )
+_TARGET_KEYS = ("codec", "chip", "marks", "marked_layers")
+"""Global keys of our own, written where they are said: AMCT has none for what bytes are counted with."""
 _LAYER_KEYS = ("quant_enable", "activation_quant_params", "weight_quant_params")
 _ACTIVATION_KEYS = {
     "ifmr": ("max_percentile", "min_percentile", "search_range", "search_step"),
@@ -140,6 +143,7 @@ def _one_of(choices: Sequence[int | str]) -> Rule:
 
 # Ranges: AMCT's manual-tuning pages (Caffe PTQ), the tables of global and of layer parameters.
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = Rule("text", lambda value: isinstance(value, str))
 NAMES = Rule("a list of layer names", _is_names)
 VERSION = Rule("1", lambda value: _is_int(value) and value == 1)
 BATCH_NUM = Rule("an int > 0", lambda value: _is_int(value) and value > 0)
@@ -416,7 +420,7 @@ def write_config_json(path: str | Path, config: QuantizationConfig, capabilities
     for name in config.layers:
         if name not in known:
             raise _unknown_layer(name, known, path)
-        if name in _GLOBAL_KEYS:
+        if name in (*_GLOBAL_KEYS, *_TARGET_KEYS):
             place.refuse(name, "a global setting; rename the layer of this name", name)
     document: dict[str, Any] = {
         "version": 1,
@@ -425,6 +429,7 @@ def write_config_json(path: str | Path, config: QuantizationConfig, capabilities
         "joint_quant": config.joint_quant,
         "do_fusion": config.do_fusion,
         "skip_fusion_layers": list(config.skip_fusion_layers),
+        **_target_object(config.target),
     }
     document |= {name: _layer_object(config.layers[name]) for name in known if name in config.layers}
     _build_config(_Object(document.items()), capabilities, path)
@@ -435,6 +440,37 @@ def write_config_json(path: str | Path, config: QuantizationConfig, capabilities
 def dump_json(document: object) -> str:
     """Return JSON in the form of AMCT's files: indented by 4, no space behind colons, no newline at the end."""
     return json.dumps(document, indent=4, separators=(",", ":"), ensure_ascii=False)
+
+
+def _target_object(target: Target) -> dict[str, Any]:
+    marked = None if target.marked is None else list(target.marked)
+    values = {"codec": target.codec, "chip": target.chip, "marks": target.marks, "marked_layers": marked}
+    return {key: value for key, value in values.items() if value not in ("", None)}
+
+
+def build_target(values: Mapping[str, Any], place: Place) -> Target:
+    """Check what bytes are counted with.
+
+    Parameters
+    ----------
+    values : mapping
+        By our JSON keys; any of them may be missing.
+    place : Place
+        Named in messages.
+
+    Raises
+    ------
+    QuantizationError
+        A value is not among its choices, or chip, marks and codec do not go together.
+    """
+    for key in ("codec", "chip", "marks"):
+        place.check(key, TEXT, values.get(key, ""))
+    marked = values.get("marked_layers")
+    names = None if marked is None else tuple(place.check("marked_layers", NAMES, marked))
+    target = Target(values.get("codec", ""), values.get("chip", ""), values.get("marks", ""), names)
+    if broken := broken_rule(target):
+        place.refuse(broken.key, broken.words, broken.got, broken.hint)
+    return target
 
 
 def _layer_object(settings: LayerSettings) -> _Object:
@@ -493,13 +529,13 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
     place = Place(path)
     known = {capability.name: capability for capability in capabilities}
     _refuse_repeated(document, place)
+    every = (*_GLOBAL_KEYS, *_TARGET_KEYS)
     for key, value in document.items():
-        if key in _GLOBAL_KEYS or key in known:
+        if key in every or key in known:
             continue
         if isinstance(value, dict):
             raise _unknown_layer(key, known, path)
-        rule = f"one of the global keys {', '.join(_GLOBAL_KEYS)}"
-        place.refuse(key, rule, value, suggest_name(key, _GLOBAL_KEYS))
+        place.refuse(key, f"one of the global keys {', '.join(every)}", value, suggest_name(key, every))
 
     usual = QuantizationConfig({})
     place.check("version", VERSION, document.get("version", 1))
@@ -512,7 +548,7 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
     layers: dict[str, LayerSettings] = {}
     warnings: tuple[str, ...] = ()
     for name, capability in known.items():
-        if name not in document or name in _GLOBAL_KEYS:
+        if name not in document or name in every:
             continue
         settings, more = _build_layer(document[name], capability, path)
         warnings += more
@@ -522,6 +558,7 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
         layers,
         batch_num=place.check("batch_num", BATCH_NUM, document.get("batch_num", usual.batch_num)),
         skip_fusion_layers=check_skip_fusion_layers(unfolded, capabilities, place),
+        target=build_target({key: document[key] for key in _TARGET_KEYS if key in document}, place),
         **flags,
     )
     return LoadedConfig(config, warnings)

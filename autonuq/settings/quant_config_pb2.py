@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#autonuq/settings/quant_config.proto\x12\x0c\x61utonuq_amct\"\x92\x04\n\nAMCTConfig\x12\x11\n\tbatch_num\x18\x01 \x01(\r\x12\x19\n\x11\x61\x63tivation_offset\x18\x02 \x01(\x08\x12\x13\n\x0bjoint_quant\x18\x03 \x01(\x08\x12\x13\n\x0bskip_layers\x18\n \x03(\t\x12\x18\n\x10skip_layer_types\x18\x0b \x03(\t\x12+\n\nnuq_config\x18\x14 \x01(\x0b\x32\x17.autonuq_amct.NuqConfig\x12\x36\n\rcommon_config\x18\x32 \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12=\n\x14override_layer_types\x18\x33 \x03(\x0b\x32\x1f.autonuq_amct.OverrideLayerType\x12@\n\x17\x63onv_calibration_config\x18< \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12>\n\x15\x66\x63_calibration_config\x18= \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12;\n\x16override_layer_configs\x18\x64 \x03(\x0b\x32\x1b.autonuq_amct.OverrideLayer\x12\x12\n\tdo_fusion\x18\xc8\x01 \x01(\x08\x12\x1b\n\x12skip_fusion_layers\x18\xc9\x01 \x03(\t\"_\n\tNuqConfig\x12\x14\n\x0cmapping_file\x18\x01 \x01(\t\x12.\n\x0cnuq_quantize\x18\x02 \x01(\x0b\x32\x18.autonuq_amct.NUQuantize\x12\x0c\n\x04\x63hip\x18\x03 \x01(\t\"d\n\x11OverrideLayerType\x12\x12\n\nlayer_type\x18\x01 \x02(\t\x12;\n\x12\x63\x61libration_config\x18\x02 \x02(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\"`\n\rOverrideLayer\x12\x12\n\nlayer_name\x18\x01 \x02(\t\x12;\n\x12\x63\x61libration_config\x18\x02 \x02(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\"\xf9\x01\n\x11\x43\x61librationConfig\x12\x30\n\x0c\x61rq_quantize\x18\r \x01(\x0b\x32\x18.autonuq_amct.ARQuantizeH\x00\x12\x30\n\x0cnuq_quantize\x18\x0e \x01(\x0b\x32\x18.autonuq_amct.NUQuantizeH\x00\x12\x32\n\rifmr_quantize\x18\x64 \x01(\x0b\x32\x19.autonuq_amct.FMRQuantizeH\x01\x12\x33\n\rhfmg_quantize\x18\x65 \x01(\x0b\x32\x1a.autonuq_amct.HFMGQuantizeH\x01\x42\t\n\x07weightsB\x0c\n\nactivation\"6\n\nARQuantize\x12\x14\n\x0c\x63hannel_wise\x18\x01 \x01(\x08\x12\x12\n\nquant_bits\x18\n \x01(\r\"9\n\nNUQuantize\x12\x11\n\tnum_steps\x18\x01 \x01(\r\x12\x18\n\x10num_of_iteration\x18\x02 \x01(\r\"\x9c\x01\n\x0b\x46MRQuantize\x12\x1a\n\x12search_range_start\x18\x01 \x01(\x02\x12\x18\n\x10search_range_end\x18\x02 \x01(\x02\x12\x13\n\x0bsearch_step\x18\x03 \x01(\x02\x12\x16\n\x0emax_percentile\x18\x04 \x01(\x02\x12\x16\n\x0emin_percentile\x18\x05 \x01(\x02\x12\x12\n\nasymmetric\x18\x06 \x01(\x08\"7\n\x0cHFMGQuantize\x12\x13\n\x0bnum_of_bins\x18\x01 \x01(\r\x12\x12\n\nasymmetric\x18\x02 \x01(\x08')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#autonuq/settings/quant_config.proto\x12\x0c\x61utonuq_amct\"\x92\x04\n\nAMCTConfig\x12\x11\n\tbatch_num\x18\x01 \x01(\r\x12\x19\n\x11\x61\x63tivation_offset\x18\x02 \x01(\x08\x12\x13\n\x0bjoint_quant\x18\x03 \x01(\x08\x12\x13\n\x0bskip_layers\x18\n \x03(\t\x12\x18\n\x10skip_layer_types\x18\x0b \x03(\t\x12+\n\nnuq_config\x18\x14 \x01(\x0b\x32\x17.autonuq_amct.NuqConfig\x12\x36\n\rcommon_config\x18\x32 \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12=\n\x14override_layer_types\x18\x33 \x03(\x0b\x32\x1f.autonuq_amct.OverrideLayerType\x12@\n\x17\x63onv_calibration_config\x18< \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12>\n\x15\x66\x63_calibration_config\x18= \x01(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\x12;\n\x16override_layer_configs\x18\x64 \x03(\x0b\x32\x1b.autonuq_amct.OverrideLayer\x12\x12\n\tdo_fusion\x18\xc8\x01 \x01(\x08\x12\x1b\n\x12skip_fusion_layers\x18\xc9\x01 \x03(\t\"}\n\tNuqConfig\x12\x14\n\x0cmapping_file\x18\x01 \x01(\t\x12.\n\x0cnuq_quantize\x18\x02 \x01(\x0b\x32\x18.autonuq_amct.NUQuantize\x12\x0c\n\x04\x63hip\x18\x03 \x01(\t\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\r\n\x05marks\x18\x05 \x01(\t\"d\n\x11OverrideLayerType\x12\x12\n\nlayer_type\x18\x01 \x02(\t\x12;\n\x12\x63\x61libration_config\x18\x02 \x02(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\"`\n\rOverrideLayer\x12\x12\n\nlayer_name\x18\x01 \x02(\t\x12;\n\x12\x63\x61libration_config\x18\x02 \x02(\x0b\x32\x1f.autonuq_amct.CalibrationConfig\"\xf9\x01\n\x11\x43\x61librationConfig\x12\x30\n\x0c\x61rq_quantize\x18\r \x01(\x0b\x32\x18.autonuq_amct.ARQuantizeH\x00\x12\x30\n\x0cnuq_quantize\x18\x0e \x01(\x0b\x32\x18.autonuq_amct.NUQuantizeH\x00\x12\x32\n\rifmr_quantize\x18\x64 \x01(\x0b\x32\x19.autonuq_amct.FMRQuantizeH\x01\x12\x33\n\rhfmg_quantize\x18\x65 \x01(\x0b\x32\x1a.autonuq_amct.HFMGQuantizeH\x01\x42\t\n\x07weightsB\x0c\n\nactivation\"6\n\nARQuantize\x12\x14\n\x0c\x63hannel_wise\x18\x01 \x01(\x08\x12\x12\n\nquant_bits\x18\n \x01(\r\"9\n\nNUQuantize\x12\x11\n\tnum_steps\x18\x01 \x01(\r\x12\x18\n\x10num_of_iteration\x18\x02 \x01(\r\"\x9c\x01\n\x0b\x46MRQuantize\x12\x1a\n\x12search_range_start\x18\x01 \x01(\x02\x12\x18\n\x10search_range_end\x18\x02 \x01(\x02\x12\x13\n\x0bsearch_step\x18\x03 \x01(\x02\x12\x16\n\x0emax_percentile\x18\x04 \x01(\x02\x12\x16\n\x0emin_percentile\x18\x05 \x01(\x02\x12\x12\n\nasymmetric\x18\x06 \x01(\x08\"7\n\x0cHFMGQuantize\x12\x13\n\x0bnum_of_bins\x18\x01 \x01(\r\x12\x12\n\nasymmetric\x18\x02 \x01(\x08')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,19 +24,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AMCTCONFIG']._serialized_start=54
   _globals['_AMCTCONFIG']._serialized_end=584
   _globals['_NUQCONFIG']._serialized_start=586
-  _globals['_NUQCONFIG']._serialized_end=681
-  _globals['_OVERRIDELAYERTYPE']._serialized_start=683
-  _globals['_OVERRIDELAYERTYPE']._serialized_end=783
-  _globals['_OVERRIDELAYER']._serialized_start=785
-  _globals['_OVERRIDELAYER']._serialized_end=881
-  _globals['_CALIBRATIONCONFIG']._serialized_start=884
-  _globals['_CALIBRATIONCONFIG']._serialized_end=1133
-  _globals['_ARQUANTIZE']._serialized_start=1135
-  _globals['_ARQUANTIZE']._serialized_end=1189
-  _globals['_NUQUANTIZE']._serialized_start=1191
-  _globals['_NUQUANTIZE']._serialized_end=1248
-  _globals['_FMRQUANTIZE']._serialized_start=1251
-  _globals['_FMRQUANTIZE']._serialized_end=1407
-  _globals['_HFMGQUANTIZE']._serialized_start=1409
-  _globals['_HFMGQUANTIZE']._serialized_end=1464
+  _globals['_NUQCONFIG']._serialized_end=711
+  _globals['_OVERRIDELAYERTYPE']._serialized_start=713
+  _globals['_OVERRIDELAYERTYPE']._serialized_end=813
+  _globals['_OVERRIDELAYER']._serialized_start=815
+  _globals['_OVERRIDELAYER']._serialized_end=911
+  _globals['_CALIBRATIONCONFIG']._serialized_start=914
+  _globals['_CALIBRATIONCONFIG']._serialized_end=1163
+  _globals['_ARQUANTIZE']._serialized_start=1165
+  _globals['_ARQUANTIZE']._serialized_end=1219
+  _globals['_NUQUANTIZE']._serialized_start=1221
+  _globals['_NUQUANTIZE']._serialized_end=1278
+  _globals['_FMRQUANTIZE']._serialized_start=1281
+  _globals['_FMRQUANTIZE']._serialized_end=1437
+  _globals['_HFMGQUANTIZE']._serialized_start=1439
+  _globals['_HFMGQUANTIZE']._serialized_end=1494
 # @@protoc_insertion_point(module_scope)

@@ -36,14 +36,18 @@ class AMCTConfig(_message.Message):
     def __init__(self, batch_num: _Optional[int] = ..., activation_offset: bool = ..., joint_quant: bool = ..., skip_layers: _Optional[_Iterable[str]] = ..., skip_layer_types: _Optional[_Iterable[str]] = ..., nuq_config: _Optional[_Union[NuqConfig, _Mapping]] = ..., common_config: _Optional[_Union[CalibrationConfig, _Mapping]] = ..., override_layer_types: _Optional[_Iterable[_Union[OverrideLayerType, _Mapping]]] = ..., conv_calibration_config: _Optional[_Union[CalibrationConfig, _Mapping]] = ..., fc_calibration_config: _Optional[_Union[CalibrationConfig, _Mapping]] = ..., override_layer_configs: _Optional[_Iterable[_Union[OverrideLayer, _Mapping]]] = ..., do_fusion: bool = ..., skip_fusion_layers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NuqConfig(_message.Message):
-    __slots__ = ("mapping_file", "nuq_quantize", "chip")
+    __slots__ = ("mapping_file", "nuq_quantize", "chip", "codec", "marks")
     MAPPING_FILE_FIELD_NUMBER: _ClassVar[int]
     NUQ_QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     CHIP_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    MARKS_FIELD_NUMBER: _ClassVar[int]
     mapping_file: str
     nuq_quantize: NUQuantize
     chip: str
-    def __init__(self, mapping_file: _Optional[str] = ..., nuq_quantize: _Optional[_Union[NUQuantize, _Mapping]] = ..., chip: _Optional[str] = ...) -> None: ...
+    codec: str
+    marks: str
+    def __init__(self, mapping_file: _Optional[str] = ..., nuq_quantize: _Optional[_Union[NUQuantize, _Mapping]] = ..., chip: _Optional[str] = ..., codec: _Optional[str] = ..., marks: _Optional[str] = ...) -> None: ...
 
 class OverrideLayerType(_message.Message):
     __slots__ = ("layer_type", "calibration_config")

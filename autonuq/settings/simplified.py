@@ -23,8 +23,7 @@ from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.model import Graph
 from autonuq.graph.text import unescape_bytes
-from autonuq.quant.atc.chips import DDR_RATES
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, WeightSettings
+from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
 from autonuq.settings import quant_config_pb2 as schema
 from autonuq.settings.config_json import (
     BATCH_NUM,
@@ -32,6 +31,7 @@ from autonuq.settings.config_json import (
     LoadedConfig,
     Place,
     build_activation,
+    build_target,
     build_weights,
     check_known_layers,
     check_skip_fusion_layers,
@@ -84,7 +84,8 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
     place = Place(path, spelling=_SPELLING)
     batch_num = message.batch_num if message.HasField("batch_num") else 1
     choices, warnings = _read_choices(message, capabilities, place)
-    marked, more = _read_marked(message, capabilities, path, graph)
+    target = _read_target(message, place)
+    marked, target, more = _read_marked(message, capabilities, path, graph, target)
     warnings += more
     skipped = check_skip_layers("skip_layers", message.skip_layers, capabilities, place)
     skipped_types = _check_types("skip_layer_types", message.skip_layer_types, place)
@@ -107,6 +108,7 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
         joint_quant=message.joint_quant,
         do_fusion=message.do_fusion if message.HasField("do_fusion") else True,
         skip_fusion_layers=check_skip_fusion_layers(message.skip_fusion_layers, capabilities, place),
+        target=target,
     )
     return LoadedConfig(config, warnings)
 
@@ -247,15 +249,24 @@ def _check_types(key: str, types: Iterable[str], place: Place) -> frozenset[str]
     return frozenset(found)
 
 
+def _read_target(message: schema.AMCTConfig, place: Place) -> Target:
+    block = message.nuq_config
+    given = {"codec": block.codec, "chip": block.chip.lower(), "marks": block.marks}
+    return build_target(given, place.under("nuq_config"))
+
+
 def _read_marked(
-    message: schema.AMCTConfig, capabilities: Sequence[Capability], path: Path, graph: Graph | None
-) -> tuple[dict[str, WeightSettings], tuple[str, ...]]:
-    """Return the weight settings of the layers that the mapping file marks, or that a chip is predicted to mark."""
+    message: schema.AMCTConfig, capabilities: Sequence[Capability], path: Path, graph: Graph | None, target: Target
+) -> tuple[dict[str, WeightSettings], Target, tuple[str, ...]]:
+    """Return the weight settings of the layers that are to have codebooks, and the target with its marks.
+
+    Those are what the mapping file marks; without one what the chip is predicted to mark, or all if it compresses all.
+    """
     if not message.HasField("nuq_config"):
-        return {}, ()
+        return {}, target, ()
     block = message.nuq_config
     place = Place(path, spelling=_SPELLING).under("nuq_config")
-    if not (block.HasField("mapping_file") or block.HasField("chip")):
+    if not (block.HasField("mapping_file") or target.chip):
         raise QuantizationError(
             "The 'nuq_config.mapping_file' key must be given, or 'nuq_config.chip' to predict the marks. Got nothing "
             "instead.",
@@ -264,29 +275,36 @@ def _read_marked(
     values = {"wts_algo": "nuq_quantize"} | _given(block.nuq_quantize)
     types = {capability.name: capability.type for capability in capabilities}
     wanted = {name: build_weights(values, name, place.under("nuq_quantize")) for name in QUANTIZABLE_TYPES}
-    predicted = _predict(block.chip, graph, place) if block.HasField("chip") else ()
-    if not block.HasField("mapping_file"):
-        layers = predicted
-        warnings: tuple[str, ...] = () if predicted else (_gains_nothing(path, block.chip),)
-    else:
+    layers: tuple[str, ...]
+    if block.HasField("mapping_file"):
         mapping_file = _find_mapping_file(block.mapping_file, path)
         marks = load_marks(mapping_file, capabilities)
-        layers = marks.layers
-        warnings = _unused_marks(mapping_file, marks)
-        if block.HasField("chip"):
-            warnings += _differences(mapping_file, layers, block.chip, predicted)
-    return {name: wanted[types[name]] for name in layers}, warnings
+        layers, warnings = marks.layers, _unused_marks(mapping_file, marks)
+        if target.chip:
+            target = replace(target, marked=layers)
+            warnings += _differences(mapping_file, layers, target.chip, _predicted(graph, target.chip))
+    else:
+        layers = _predicted(graph, target.chip)
+        warnings = () if layers or target.marking == "all" else (_gains_nothing(path, target.chip),)
+    if target.chip and target.marking == "all":
+        layers = tuple(capability.name for capability in capabilities if capability.nuq)
+    return {name: wanted[types[name]] for name in layers}, target, warnings
 
 
-def _predict(chip: str, graph: Graph | None, place: Place) -> tuple[str, ...]:
-    if chip.lower() not in DDR_RATES:
-        place.refuse("chip", f"one of {', '.join(DDR_RATES)}", chip, suggest_name(chip.lower(), DDR_RATES))
+def _predicted(graph: Graph | None, chip: str) -> tuple[str, ...]:
     if graph is None:
         raise ValueError("The 'graph' parameter of load_simplified must be given where nuq_config has a chip.")
-    return predicted_layers(graph, chip.lower())
+    return predicted_layers(graph, chip)
 
 
 def _unused_marks(mapping_file: Path, marks: Marks) -> tuple[str, ...]:
+    if marks.unmatched and not marks.layers:
+        raise QuantizationError(
+            f"The mapping file must be this network's. Got {len(marks.unmatched)} marked operators instead, "
+            f"'{marks.unmatched[0]}' the first, none of which holds a layer of it that can be quantized. Write it with "
+            "'atc --mode=1' from the .om of this network's deploy pair.",
+            path=mapping_file,
+        )
     warnings = tuple(
         f"{mapping_file}: the marked operator '{name}' holds no layer of the network that can be quantized."
         for name in marks.unmatched

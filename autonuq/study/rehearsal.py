@@ -14,6 +14,7 @@ import optuna
 
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
+from autonuq.compress.chip import say_unsearched
 from autonuq.compress.in_order import NetworkBuilder, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
@@ -170,8 +171,8 @@ class Rehearsal:
     def _quantization(self) -> str:
         self._model = quantized_model(self._task, self._graph)
         self._config = self._model.config
-        searched = len(self._model.nuq_layers)
-        return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {self._config.target.say()}"
+        searched, counted = len(self._model.nuq_layers), self._config.target.say()
+        return f"{len(self._model.factors)} layers to int8, {searched} of them searched; codec {counted}"
 
     def _resources(self) -> str:
         self._needs = needs_of(self._model)
@@ -248,8 +249,8 @@ class Rehearsal:
 
     def _curves(self) -> str:
         searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}
-        if not searched:
-            raise StudyError("no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'")
+        if unsearched := say_unsearched(self._model):
+            raise StudyError(unsearched)
         expected = {layer.layer: layer.seconds for layer in self._needs.layers}
         first = min(searched, key=expected.__getitem__)
         small = [name for name in searched if searched[name] <= max(_WEIGHTS_TIMED, searched[first])]

@@ -34,6 +34,7 @@ import optuna
 
 from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate, Plan
+from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
@@ -63,7 +64,7 @@ from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
 from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
-from autonuq.study.stored import FINISHED, Study, check_fingerprint
+from autonuq.study.stored import FINISHED, Study, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.trial_log import append_conclusion
@@ -369,6 +370,7 @@ class StudyRun:
             study = storage.create(task.name)
             study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
             study.set_user_attr(CODEC, self.model.config.target.codec_name)
+            store_chip(study, describe_chip(self.model))
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_user_attr(CONFIDENCE, task.confidence)
             study.set_user_attr(FLOAT_LAYERS, "")

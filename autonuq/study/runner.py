@@ -11,7 +11,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.chip import codecs_of
+from autonuq.compress.chip import codecs_of, say_unsearched
 from autonuq.errors import AutonuqError
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
@@ -104,6 +104,8 @@ class Runner:
             self._enter(scored)
         if floats.hopeless:
             self.study.set_user_attr(STOPPED, floats.say())
+        elif unsearched := say_unsearched(self.candidate.model):
+            self.study.set_user_attr(STOPPED, unsearched)
         elif self.task.sampler != RATE_DISTORTION:
             self.claims.enqueue(self.space.seeds(), "seed")
 

@@ -19,6 +19,7 @@ from autonuq.evaluate.samples import Score, samples_from_data
 from autonuq.notebook import html_table
 from autonuq.quant.curve import Curve
 from autonuq.records import (
+    CHIP,
     CODEC,
     CONFIDENCE,
     CONFIRMATION,
@@ -40,6 +41,7 @@ from autonuq.records import (
     TRIAL,
     UNIT,
     WAYS,
+    ChipRecord,
     Confirmation,
     FloatLayers,
     LayerCost,
@@ -134,6 +136,7 @@ class Study:
             samples=samples and samples["count"],
             float_layers=stored_float_layers(self.optuna) or FloatLayers(),
             rounding=stored_rounding(self.optuna),
+            chip=ChipRecord.from_data(load_long(attributes, CHIP)),
         )
 
     def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
@@ -246,6 +249,12 @@ def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
 def curve_error(rounding: Rounding) -> float:
     """Return how wrong a study's curves are against each other; see `RateDistortionSampler`."""
     return CORRECTED_CURVE_ERROR if rounding.factors else Prior.factor
+
+
+def store_chip(study: optuna.Study, found: ChipRecord | None) -> None:
+    """Store whose bytes are counted, if a chip's are."""
+    if found is not None:
+        store_long(study, CHIP, asdict(found))
 
 
 def store_rounding(study: optuna.Study, found: Rounding) -> None:

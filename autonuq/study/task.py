@@ -115,8 +115,8 @@ class Task:
     study_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if rule := broken_rule(self.target) if self.chip or not self.marks else "":
-            raise StudyError(rule, study=self.name)
+        if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
+            raise StudyError(str(broken), study=self.name)
         if not 0 <= self.confidence < 1:
             rule = "confidence must be in [0, 1)"
             raise StudyError(f"{rule}. Got {self.confidence} instead.", study=self.name)
@@ -268,8 +268,8 @@ def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
     graph = graph or load_graph(task.source.model, task.source.weights)
     config = _configuration(task, graph)
     config = replace(config, amct_levels=task.amct_levels, target=task.target.over(config.target))
-    if rule := broken_rule(config.target):
-        raise StudyError(rule, study=task.name)
+    if broken := broken_rule(config.target):
+        raise StudyError(str(broken), study=task.name)
     _check_named_floats(task, graph, config)
     quantized = {name: layer for name, layer in config.layers.items() if name not in task.named_float_layers}
     return aimed(quantize(graph, replace(config, layers=quantized)))

@@ -50,7 +50,7 @@ class Mark:
     reason : str
         Why, or why not; half a sentence.
     ratio : float
-        Loading by computing cycles; NaN of what is not judged by it.
+        Loading by computing cycles; NaN of groups.
     """
 
     is_marked: bool
@@ -115,13 +115,13 @@ def predict_mark(
             raise ValueError(f"The '{name}' parameter of predict_mark must be positive. Got {size} instead.")
     if group > 1:
         return Mark(False, f"{group} groups")
-    if is_fc:
-        return Mark(False, "fully connected: only newer compilers mark it")
     depth = kernel_height * kernel_width * channels
     size = depth * outputs
     blocks = (map_height * map_width, _CUBE), (depth, _CUBE_DEPTH[is_int8]), (outputs, _CUBE)
     cycles = np.prod([-(-extent // side) for extent, side in blocks], dtype=np.int64)
     ratio = size / DDR_RATES[chip] / float(cycles)
+    if is_fc:
+        return Mark(False, "fully connected: only newer compilers mark it", ratio)
     if size <= MARK_BYTES:
         return Mark(False, f"{size} bytes of weights, not over {MARK_BYTES}", ratio)
     if ratio < MARK_RATIO:

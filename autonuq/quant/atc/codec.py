@@ -92,10 +92,11 @@ class AscendCodec:
         """
         counts = histogram.copy()
         counts[_ZERO] = np.iinfo(counts.dtype).max
-        bits = np.empty(BINS)
-        bits[np.argsort(-counts, kind="stable")] = _UNIT_BITS * UNITS
+        in_pairs = np.empty(BINS)
+        in_pairs[np.argsort(-counts, kind="stable")] = _UNIT_BITS * UNITS
+        bits = in_pairs.copy()
         bits[_ZERO] = 0.0
-        return Prices(bits, zeros=float(_UNIT_BITS))
+        return Prices(bits, in_pairs)
 
     @property
     def floor_bytes(self) -> int:
