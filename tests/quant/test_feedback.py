@@ -8,7 +8,7 @@ from rounding import costs_of, inputs, moments_of
 
 from autonuq.errors import QuantizationError
 from autonuq.quant import feedback as rounding
-from autonuq.quant.feedback import Grid, build_feedback, damping_of, equal_outputs, factor_outputs, targets_of
+from autonuq.quant.feedback import Grid, Prices, build_feedback, damping_of, equal_outputs, factor_outputs, targets_of
 from autonuq.quant.inputs import InputMoments, InputRows, sampling_of
 
 LEVELS = np.array([-60, -21, 0, 20, 70], np.int8)
@@ -19,6 +19,10 @@ def assign(feedback, steps, levels, *, scale, outputs=None, **price):
     """Round weights that are given in steps of each row."""
     scale = np.broadcast_to(scale, len(steps)).astype(np.float64)
     return rounding.assign(targets_of(feedback, steps * scale[:, None], outputs), Grid(levels, scale, **price))
+
+
+def priced(bits, in_pairs=None):
+    return Prices(bits, bits if in_pairs is None else in_pairs)
 
 
 def nearest(steps):
@@ -82,11 +86,89 @@ def test_it_is_the_double_loop_of_the_notation(rows, columns, form, price, monke
     bits = np.abs(np.arange(-128.0, 128)) / 8 + 1
     expected, cost = round_by_definition(weights, given, costs, scale, LEVELS, price, bits)
     targets = targets_of(build_feedback(given), weights, factor_outputs(costs))
-    found = rounding.assign(targets, Grid(LEVELS, scale, price, bits))
+    found = rounding.assign(targets, Grid(LEVELS, scale, price, priced(bits)))
     assert (found.codes == expected).mean() > 0.99  # float32 decides otherwise between two levels that are as near
     if (found.codes == expected).all():
         assert found.cost == pytest.approx(cost, rel=1e-4)
     assert found.cost == pytest.approx(cost_of(weights - found.codes * scale[:, None], given, costs), rel=1e-4)
+
+
+def pairs_by_definition(weights, given, costs, scale, levels, price, prices, pairs):
+    """Round two columns at a time: one after the other by the definition, or both to zero where that costs less."""
+    others = sorted(set(range(given.inputs)) - set(pairs.ravel().tolist()), key=lambda column: given.squares[column])
+    order = [*sorted(pairs.tolist(), key=lambda pair: given.squares[pair].sum()), *([column] for column in others)]
+    columns, rows = np.concatenate(order), np.argsort(np.diag(costs), kind="stable")
+    left = np.linalg.cholesky(costs[np.ix_(rows, rows)])
+    right = np.linalg.cholesky(damped(given)[np.ix_(columns, columns)])
+    wanted, step = weights[np.ix_(rows, columns)], scale[rows]
+    found, places = np.zeros(wanted.shape), {column: place for place, column in enumerate(columns.tolist())}
+
+    def target(i, j, own):
+        """The module's t[i, j] in steps, given the codes so far."""
+        errors = wanted - own * step[:, None]
+        by_column = wanted[:, j] + errors[:, j + 1 :] @ right[j + 1 :, j] / right[j, j]
+        below = by_column[i + 1 :] - own[i + 1 :, j] * step[i + 1 :]
+        return (by_column[i] + below @ left[i + 1 :, i] / left[i, i]) / step[i]
+
+    for group in reversed(order):
+        bits = prices.in_pairs if len(group) == 2 else prices.bits
+        js = sorted((places[column] for column in group), reverse=True)
+        for i in reversed(range(len(wanted))):
+            units = {j: (left[i, i] * right[j, j] * step[i]) ** 2 for j in js}
+
+            def spent(codes, own, i=i, js=js, units=units):
+                trial = own.copy()
+                total = 0.0
+                for j, code in zip(js, codes, strict=True):
+                    total += units[j] * (target(i, j, trial) - code) ** 2
+                    trial[i, j] = code
+                return total
+
+            chosen = []
+            for j in js:
+                trial = found.copy()
+                trial[i, js[: len(chosen)]] = chosen
+                aim = target(i, j, trial)
+                closest = min(levels.tolist(), key=lambda level: (abs(aim - level), level))
+                candidates = [closest, inner_level(levels.tolist(), closest), 0]
+                chosen.append(min(candidates, key=lambda c: units[j] * (aim - c) ** 2 + price * bits[c + 128]))
+            if len(js) == 2:
+                apart = spent(chosen, found) + price * sum(bits[code + 128] for code in chosen)
+                if spent([0, 0], found) + price * bits[128] < apart:
+                    chosen = [0, 0]
+            found[i, js] = chosen
+    codes = np.empty(found.shape, np.int8)
+    codes[np.ix_(rows, columns)] = found
+    return codes
+
+
+@pytest.mark.parametrize("form", ["moments", "rows"])
+@pytest.mark.parametrize(("rows", "columns", "pairs"), [(1, 2, 1), (3, 5, 2), (5, 8, 4), (7, 70, 33), (4, 131, 60)])
+def test_pairs_go_to_zero_together_where_that_costs_less(rows, columns, pairs, form, monkeypatch):
+    monkeypatch.setattr(rounding, "_TILE", 3)
+    rng = np.random.default_rng(rows + columns)
+    x = inputs(40, columns).astype(np.float32)
+    given = InputRows(x) if form == "rows" else moments_of(x.astype(np.float64))
+    weights, scale, costs = rng.laplace(size=(rows, columns)), rng.uniform(0.03, 0.09, rows), costs_of(rows)
+    own = rng.permutation(columns)[: 2 * pairs].reshape(-1, 2)
+    in_pairs = np.where(np.arange(-128, 128) == 0, 3.0, 5.0)
+    prices = Prices(np.where(np.arange(-128, 128) == 0, 0.0, 5.0), in_pairs)
+    expected = pairs_by_definition(weights, given, costs, scale, LEVELS, 0.05, prices, own)
+    targets = targets_of(build_feedback(given, own), weights, factor_outputs(costs))
+    found = rounding.assign(targets, Grid(LEVELS, scale, 0.05, prices))
+    assert (found.codes == expected).mean() > 0.99
+    assert found.cost == pytest.approx(cost_of(weights - found.codes * scale[:, None], given, costs), rel=1e-4)
+
+
+def test_two_zeros_that_cost_one_become_more():
+    given, steps = moments_of(inputs(200, 60)), np.random.default_rng(1).laplace(size=(20, 60))
+    own, bits, levels = np.arange(60).reshape(-1, 2), np.full(256, 3.0), np.arange(-3, 4).astype(np.int8)
+    price = 0.2 * float(np.square(build_feedback(given).diagonal).mean())
+    cheap = assign(build_feedback(given, own), steps, levels, scale=1.0, price=price, prices=priced(bits))
+    dear = assign(build_feedback(given), steps, levels, scale=1.0, price=price, prices=priced(bits))
+    both = [(codes.reshape(20, -1, 2) == 0).all(axis=2).mean() for codes in (cheap.codes, dear.codes)]
+    assert both[0] > 1.2 * both[1]
+    assert cheap.cost > dear.cost
 
 
 def test_equal_outputs_are_the_identity():
@@ -114,7 +196,7 @@ def test_a_price_moves_levels_to_zero_and_costs_distortion():
     steps, feedback = rng.laplace(scale=4, size=(10, 80)), build_feedback(moments_of(x))
     bits = np.abs(np.arange(-128.0, 128)) / 8 + 1 - (np.arange(-128, 128) == 0)
     prices = [0.0, 0.1, 1.0, 10.0, 1e6]
-    found = [assign(feedback, steps, EVERY, scale=1.0, price=price, bits=bits) for price in prices]
+    found = [assign(feedback, steps, EVERY, scale=1.0, price=price, prices=priced(bits)) for price in prices]
     for before, after in pairwise(found):
         assert (after.codes == 0).mean() > (before.codes == 0).mean()
         assert bits[after.codes.astype(int) + 128].sum() < bits[before.codes.astype(int) + 128].sum()
@@ -126,7 +208,7 @@ def test_levels_without_zero_are_not_left_for_it():
     x, levels = inputs(500, 30), np.array([-50, -20, 20, 50], np.int8)
     steps = np.random.default_rng(0).laplace(scale=20, size=(4, 30))
     bits = np.where(np.arange(-128, 128) == 0, 0.0, 20.0)
-    found = assign(build_feedback(moments_of(x)), steps, levels, scale=1.0, price=1e3, bits=bits)
+    found = assign(build_feedback(moments_of(x)), steps, levels, scale=1.0, price=1e3, prices=priced(bits))
     assert set(np.unique(found.codes)) <= set(levels.tolist())
 
 

@@ -9,7 +9,7 @@ from autonuq.quant.codec import CODECS
 from autonuq.quant.codecs import make_codec
 from autonuq.quant.feedback import Grid, assign, build_feedback, damping_of, targets_of
 from autonuq.quant.inputs import InputMoments, InputRows
-from autonuq.quant.points import PackedCodes, Tuning, build_points, layer_targets
+from autonuq.quant.points import PackedCodes, Tuning, build_points, layer_targets, pairs_of
 from autonuq.quant.uniform import FLT_EPSILON, quantize_weights
 
 EVERY = np.arange(-128, 128).astype(np.int8)
@@ -166,24 +166,26 @@ def test_moments_of_another_layer_are_refused(layer):
 @pytest.mark.parametrize("costs", [costs_of(40), None], ids=["costs", "equal"])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("price", [0.0, 0.3])
-def test_a_points_grid_makes_its_codes_again(price, has_bias, costs, layer):
+@pytest.mark.parametrize("name", ["entropy", "ascend"])
+def test_a_points_grid_makes_its_codes_again(name, price, has_bias, costs, layer):
     """The very same ones."""
     weights, uniform, moments = layer
-    codec, tuning = make_codec("entropy", weights.shape), Tuning(price=price, steps=10)
+    codec, tuning = make_codec(name, weights.shape), Tuning(price=price, steps=10)
     points = build_points(
         "c", weights, uniform, codec, inputs=(moments,), costs=costs, tuning=tuning, has_bias=has_bias
     )
-    targets = layer_targets(weights, moments, has_bias, points.outputs)
+    targets = layer_targets(weights, moments, has_bias, points.outputs, pairs_of(codec))
     assert len(points.codes) > 4
     for point, codes in enumerate(points.codes):
-        again = assign(targets, points.grid(point, weights, uniform))
+        again = assign(targets, points.grid(point, weights, uniform, codec))
         assert (again.codes.reshape(codes.shape) == codes).all()
 
 
 @pytest.mark.parametrize("price", [0.3, 0.0])
-def test_own_grids_are_exact(price, layer):
+@pytest.mark.parametrize("name", ["entropy", "ascend"])
+def test_own_grids_are_exact(name, price, layer):
     weights, uniform, moments = layer
-    codec, costs, rows = make_codec("entropy", weights.shape), costs_of(40), weights.reshape(40, -1)
+    codec, costs, rows = make_codec(name, weights.shape), costs_of(40), weights.reshape(40, -1)
     tuning = Tuning(price=price, steps=10)
     points = build_points("conv", weights, uniform, codec, inputs=(moments,), costs=costs, tuning=tuning)
     curve = points.curve
@@ -226,10 +228,24 @@ def test_scales_fit_the_record(channel_axis, layer):
     assert all(codes.min() > -128 for codes in points.codes[1:])
 
 
-@pytest.mark.parametrize("name", ["fixed", "ascend"])
-def test_other_codecs_keep_int8_steps(name, layer):
+def test_on_the_chip_own_grids_lose_less_and_come_nearer_to_the_floor():
+    """Than codebooks of int8 steps do at equal bytes, where a network is: below a third of its int8 bytes."""
+    weights = np.random.default_rng(3).laplace(size=(64, 64, 3, 3)).astype(np.float32) / 30
+    uniform, codec, costs = quantize_weights(weights, channel_axis=0), make_codec("ascend", weights.shape), costs_of(64)
+    moments = moments_of(inputs(500, 576))
+    plain, own = (
+        build_points("conv", weights, uniform, codec, inputs=(moments,), costs=costs, tuning=tuning).curve
+        for tuning in (None, Tuning())
+    )
+    assert codec.floor_bytes <= own.rates_bytes[-1] <= plain.rates_bytes[-1]
+    rates = np.linspace(plain.rates_bytes[-1], codec.device_bytes / 3, 5)
+    before, after = (np.interp(rates, one.rates_bytes[::-1], one.distortions[::-1]) for one in (plain, own))
+    assert (after < before).all()
+
+
+def test_a_codec_of_indices_keeps_int8_steps(layer):
     weights, uniform, moments = layer
-    codec = make_codec(name, weights.shape)
+    codec = make_codec("fixed", weights.shape)
     points = build_points("c", weights, uniform, codec, inputs=(moments,), costs=costs_of(40), tuning=FEW_STEPS)
     assert (points.scale == uniform.scale).all() and not points.prices.any()
 
