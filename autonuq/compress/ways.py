@@ -195,7 +195,8 @@ def choose_way(
     compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
     comparison = _Comparison(model, record_file, compared, sides)
     tried: list[TriedWay] = []
-    for way in _ways(first, temperatures, weights > _MANY, lambda: _best(tried)):
+    few, priced = weights > _MANY, _has_prices(model)
+    for way in _ways(first, temperatures, lambda: _best(tried), few=few, priced=priced):
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
     best = _best(tried)
@@ -236,7 +237,15 @@ def _best(tried: Sequence[TriedWay]) -> Way:
     return min(tried, key=lambda one: one.at_equal_size).way
 
 
-def _ways(first: Way, temperatures: Collection[float], few: bool, best: Callable[[], Way]) -> Iterator[Way]:
+def _has_prices(model: QuantizedModel) -> bool:
+    """Say whether bits have a price in any layer's grids."""
+    codecs = codecs_of(model)
+    return not model.config.amct_levels and any(codecs[name].entropy_coded for name in model.nuq_layers)
+
+
+def _ways(
+    first: Way, temperatures: Collection[float], best: Callable[[], Way], *, few: bool, priced: bool
+) -> Iterator[Way]:
     """Yield one way after the other, each but for one thing the best so far."""
     yield first
     if first.side:
@@ -246,7 +255,7 @@ def _ways(first: Way, temperatures: Collection[float], few: bool, best: Callable
         if best().side and not few:
             yield replace(best(), side="image")
             yield replace(best(), by_largest=0.0, by_mean=1.0)
-    if not few:
+    if priced and not few:
         yield replace(best(), price=2 * Way.price)
         yield replace(best(), price=Way.price / 3)
 

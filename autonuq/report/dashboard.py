@@ -205,10 +205,12 @@ def _study_note(record: StudyRecord) -> str:
     best = record.best
     if best is None:
         return f"# {record.name}\n\nNo trial satisfied the constraint so far."
+    chip = f" {record.say_transfer()}." if record.chip is not None else ""
     return (
         f"# {record.name}: {best.ratio:.2f}× smaller\n\n"
         f"Trial {best.number}, codec {record.codec}: {record.original_bytes:,} → {best.size_bytes:,} bytes of weights, "
-        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {record.say_best()}.\n\n{_plan_table(record, best)}"
+        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {record.say_best()}.{chip}\n\n"
+        f"{_plan_table(record, best)}"
     )
 
 
