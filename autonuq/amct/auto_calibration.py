@@ -190,13 +190,13 @@ class _User:
             )
 
     def calibrate(self, pair: ModelPair) -> None:
-        self._call("calibration", str(pair.model), str(pair.weights))
+        call_evaluator(self._evaluator, "calibration", str(pair.model), str(pair.weights))
 
     def evaluate(self, pair: ModelPair) -> Any:
-        return self._call("evaluate", str(pair.model), str(pair.weights))
+        return call_evaluator(self._evaluator, "evaluate", str(pair.model), str(pair.weights))
 
     def verdict(self, metric: Any) -> Verdict:
-        answer = self._call("metric_eval", self._original, metric)
+        answer = call_evaluator(self._evaluator, "metric_eval", self._original, metric)
         try:
             satisfied, loss = answer
             return bool(satisfied), float(loss)
@@ -205,13 +205,21 @@ class _User:
                 f"metric_eval must return (bool, loss as a number). Got {answer!r} instead."
             ) from error
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self._evaluator, method)(*arguments)
-        except AutonuqError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise EvaluatorError(f"{method} raised {type(error).__name__}: {error}") from error
+
+def call_evaluator(evaluator: Any, method: str, *arguments: Any) -> Any:
+    """Call a method of the user's.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised; errors of our own pass through.
+    """
+    try:
+        return getattr(evaluator, method)(*arguments)
+    except AutonuqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EvaluatorError(f"{method} raised {type(error).__name__}: {error}") from error
 
 
 class _Trials:
