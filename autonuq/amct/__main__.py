@@ -28,18 +28,18 @@ def main() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in COMMANDS and not Path(first).is_file():
         run_command()
-    elif not first or first.startswith("-"):
+    elif first.startswith("-"):
         _change_stand_ins()
     elif Path(first).is_file():
         del sys.argv[0]
         run_script(Path(first))
     else:
-        sys.stderr.write(f"error: there is no script '{first}'\n")
+        sys.stderr.write(f"error: there is no script '{first}'\n" if first else f"usage: {_USAGE}\n")
         raise SystemExit(2)
 
 
 def _change_stand_ins() -> None:
-    parser = OneLineParser("autonuq.amct", usage=_USAGE, allow_abbrev=False)
+    parser = OneLineParser("python -m autonuq.amct", usage=_USAGE, allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--install", action="store_true", help="let 'import amct_caffe' and 'import caffe' find autonuq")
     what.add_argument("--uninstall", action="store_true", help="take away what --install wrote")

@@ -1,13 +1,14 @@
 """AMCT's automatic non-uniform quantization: one call from the float network to all outputs.
 
 The study behind the call lives beside the outputs, in `<save_dir>_study/`: a call that was interrupted goes on where
-it stopped; one that had finished, or was made for another network, configuration or evaluator, starts anew.
+it stopped, and one that had finished writes its outputs again. Where network, configuration or evaluator are others
+now, the study is kept beside a new one, as `<save_dir>_study_1` and so on; nothing is ever deleted.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
@@ -16,11 +17,13 @@ from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import Evaluator
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
-from autonuq.storage.open import default_url
+from autonuq.storage.open import default_url, storage_file
+from autonuq.study.locate import open_study
 from autonuq.study.run import StudyRun
 from autonuq.study.stored import Study
 from autonuq.study.task import Task
@@ -75,8 +78,7 @@ def auto_nuq(
     log_layers(able, config)
     source = ModelPair(Path(model_file), Path(weights_file))
     task = _task_of_call(source, nuq_evaluator, config, Path(save_dir), n_trials, codec, amct_levels)
-    run = StudyRun(task, ProgressLog(), graph=graph)
-    study = _run(run)
+    run, study = _run(task, graph)
     record = study.record()
     winner = record.best
     if winner is None:
@@ -134,8 +136,63 @@ def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> Quant
     return replace(config, layers=layers)
 
 
-def _run(run: StudyRun) -> Study:
-    if run.is_resumable():
-        return run.run(exists=True)
-    shutil.rmtree(run.task.out, ignore_errors=True)
-    return run.run(exists=False)
+def _run(task: Task, graph: Graph) -> tuple[StudyRun, Study]:
+    """Go on with the study that is there, or, where it is another one, keep it and begin anew."""
+    run = StudyRun(task, ProgressLog(), graph=graph)
+    if _goes_on(run):
+        return run, run.run(exists=True)
+    run = StudyRun(task, ProgressLog(), graph=graph)  # the first one took on what an older study's version had
+    return run, run.run(exists=False)
+
+
+def _goes_on(run: StudyRun) -> bool:
+    """Say whether the study's folder holds the study of this very call; move one that is another's out of the way.
+
+    Raises
+    ------
+    StudyError
+        A process is at work on the other one.
+    """
+    task = run.task
+    file = storage_file(task.storage)
+    if file is None or not file.exists():
+        return False
+    try:
+        standing = run.standing()
+    except StudyError as error:
+        _keep(task.out, f"it cannot be gone on with ({error})")
+        return False
+    changed = standing.changed
+    has_finished = standing.finished >= task.n_trials
+    if not changed and has_finished and not run.scores_as_before(open_study(task.name, task.storage)):
+        changed = ("score of the original network",)
+    if not changed:
+        _say_how_it_goes_on(task, standing.finished)
+        return True
+    if standing.worker is not None:
+        raise StudyError(
+            f"{standing.worker} is at work on it, with another {', another '.join(changed)}; wait for that, or give "
+            "another save_dir",
+            study=task.name,
+        )
+    _keep(task.out, f"it was made with another {', another '.join(changed)}; its {standing.finished} trials are there")
+    return False
+
+
+def _say_how_it_goes_on(task: Task, finished: int) -> None:
+    if finished < task.n_trials:
+        open_log().info("goes on with %d of %d trials, which %s holds", finished, task.n_trials, task.out)
+        return
+    open_log().info(
+        "all of %d trials had been made, as %s holds; nothing is searched again, the outputs are written again (for "
+        "another search, move that folder away)",
+        task.n_trials,
+        task.out,
+    )
+
+
+def _keep(out: Path, why: str) -> None:
+    """Move the folder of a study to the first free name beside it, and say so."""
+    kept = next(path for number in count(1) if not (path := out.with_name(f"{out.name}_{number}")).exists())
+    out.rename(kept)
+    warn_of([f"the study that was in {out} is kept in {kept}, and a new one is begun: {why}"])

@@ -42,7 +42,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say it and end with exit code 2."""
-        self.exit(2, f"error: {message}; usage: {' '.join(str(self.usage).split())}\n")
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def run_command() -> None:

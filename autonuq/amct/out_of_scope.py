@@ -9,8 +9,8 @@ from autonuq.errors import RuntimeFailure
 REFUSED_MODULES = ("tensor_decompose", "tensor_decomposition")
 _RETRAINING = "it quantizes trained networks without training them; train in Caffe and give the float network here"
 _DECOMPOSITION = (
-    "it keeps a network's layers, and what is decomposed has to be trained again; decompose and train elsewhere, and give "
-    "the float network here"
+    "it keeps a network's layers, and what is decomposed has to be trained again; decompose and train elsewhere, and "
+    "give the float network here"
 )
 _REASONS = {
     "create_quant_retrain_config": _RETRAINING,

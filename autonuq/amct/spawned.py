@@ -1,4 +1,4 @@
-"""What a process imports in place of the runner's script when that script's `multiprocessing` starts it without a fork."""
+"""What a process imports in place of the runner's script where `multiprocessing` starts it for that without a fork."""
 
 if __name__ == "__mp_main__":
     import os
