@@ -158,24 +158,24 @@ def _goes_on(run: StudyRun) -> bool:
     if file is None or not file.exists():
         return False
     try:
-        standing = run.standing()
+        found = run.resumability()
     except StudyError as error:
         _keep(task.out, f"it cannot be gone on with ({error})")
         return False
-    changed = standing.changed
-    has_finished = standing.finished >= task.n_trials
+    changed = found.changed
+    has_finished = found.finished >= task.n_trials
     if not changed and has_finished and not run.scores_as_before(open_study(task.name, task.storage)):
         changed = ("score of the original network",)
     if not changed:
-        _say_how_it_goes_on(task, standing.finished)
+        _say_how_it_goes_on(task, found.finished)
         return True
-    if standing.worker is not None:
+    if found.worker is not None:
         raise StudyError(
-            f"{standing.worker} is at work on it, with another {', another '.join(changed)}; wait for that, or give "
+            f"{found.worker} is at work on it, with another {', another '.join(changed)}; wait for that, or give "
             "another save_dir",
             study=task.name,
         )
-    _keep(task.out, f"it was made with another {', another '.join(changed)}; its {standing.finished} trials are there")
+    _keep(task.out, f"it was made with another {', another '.join(changed)}; its {found.finished} trials are there")
     return False
 
 

@@ -274,7 +274,7 @@ def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeou
 
 
 @dataclass(frozen=True)
-class Standing:
+class Resumability:
     """How far a study is that exists, beside the task that would go on with it.
 
     Attributes
@@ -328,7 +328,7 @@ class StudyRun:
         """Digests of everything that changes a measurement."""
         return fingerprint_of(self.task, self.model)
 
-    def standing(self) -> Standing:
+    def resumability(self) -> Resumability:
         """Say how the study stands that exists.
 
         Raises
@@ -342,7 +342,7 @@ class StudyRun:
         changed = changed_parts(study.optuna, self.fingerprint)
         if not changed and self._judges_otherwise(study.record()):
             changed = ["limit of is_satisfied"]
-        return Standing(
+        return Resumability(
             finished=sum(trial.state in FINISHED for trial in trials),
             changed=tuple(changed),
             worker=None if working is None else working.user_attrs[LEASE]["worker"],

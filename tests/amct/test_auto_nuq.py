@@ -185,7 +185,7 @@ def test_another_study_under_the_same_path_is_kept(tiny, call, run_in, first, ch
     assert shown["trials"]["complete"] == 4
     if change is not None:
         return
-    resumed = autonuq.resume(tiny / "T_study_2", evaluator=AutoNuqEvaluator(8) if first is not second else first)
+    resumed = autonuq.resume(tiny / "T_study_2", evaluator=type(first)(8))
     assert resumed.record().trials == before.trials
 
 
