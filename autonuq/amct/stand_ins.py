@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import invalidate_caches
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -41,7 +42,7 @@ def write_stand_ins(folder: Path, path: Iterable[str] = ()) -> list[str]:
     ValueError
         There is an `amct_caffe` that is not ours.
     """
-    places = [str(folder), *path]
+    places = [str(folder.resolve()), *path]
     if other := _foreign("amct_caffe", places):
         raise ValueError(f"there is another amct_caffe, {other}; nothing was written")
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ def _is_own(file: Path) -> bool:
 
 def _foreign(name: str, places: Iterable[str]) -> str:
     """Return where a module of this name is that is not ours, nothing where there is none."""
+    invalidate_caches()
     for place in places:
         spec = PathFinder.find_spec(name, [place])
         if spec is not None and _is_loadable(spec) and not _is_own(Path(str(spec.origin))):
