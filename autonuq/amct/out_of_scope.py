@@ -17,6 +17,7 @@ _REASONS = {
     "create_quant_retrain_model": _RETRAINING,
     "save_quant_retrain_model": _RETRAINING,
     "auto_decomposition": _DECOMPOSITION,
+    "quantize_preprocess": "it belongs to AMCT for PyTorch, and no page of AMCT for Caffe has it",
     **dict.fromkeys(REFUSED_MODULES, _DECOMPOSITION),
 }
 
