@@ -23,8 +23,7 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
 from autonuq.storage.open import default_url, storage_file
-from autonuq.study.locate import open_study
-from autonuq.study.run import StudyRun
+from autonuq.study.run import Resumability, StudyRun
 from autonuq.study.stored import Study
 from autonuq.study.task import Task
 
@@ -162,21 +161,23 @@ def _goes_on(run: StudyRun) -> bool:
     except StudyError as error:
         _keep(task.out, f"it cannot be gone on with ({error})")
         return False
-    changed = found.changed
-    has_finished = found.finished >= task.n_trials
-    if not changed and has_finished and not run.scores_as_before(open_study(task.name, task.storage)):
-        changed = ("score of the original network",)
+    changed = _changed(run, found)
     if not changed:
         _say_how_it_goes_on(task, found.finished)
         return True
+    why = f"{', '.join(changed)} changed since"
     if found.worker is not None:
-        raise StudyError(
-            f"{found.worker} is at work on it, with another {', another '.join(changed)}; wait for that, or give "
-            "another save_dir",
-            study=task.name,
-        )
-    _keep(task.out, f"it was made with another {', another '.join(changed)}; its {found.finished} trials are there")
+        hint = "wait for that, or give another save_dir"
+        raise StudyError(f"{found.worker} is at work on it, but {why}; {hint}", study=task.name)
+    _keep(task.out, f"{why}; its {found.finished} trials are there")
     return False
+
+
+def _changed(run: StudyRun, found: Resumability) -> tuple[str, ...]:
+    """Return what is not what it was when the study began; of a finished one, the data are looked at, too."""
+    if found.changed or found.finished < run.task.n_trials or run.scores_as_before():
+        return found.changed
+    return ("the score of the original network",)
 
 
 def _say_how_it_goes_on(task: Task, finished: int) -> None:

@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -128,19 +129,16 @@ def _calibrate(given: argparse.Namespace) -> None:
     if given.gpu_id is not None:
         pycaffe.set_device(given.gpu_id)
         pycaffe.set_mode_gpu()
-    if given.evaluator is not None:
-        prepare()
-        evaluator = load_calibrating(given.evaluator)
-
-        def feed(modified: ModelPair, batch_num: int) -> None:
-            call_evaluator(evaluator, "calibration", str(modified.model), str(modified.weights))
-    else:
-
-        def feed(modified: ModelPair, batch_num: int) -> None:
-            _run_data(modified, given.input_shape, given.data_dir, given.data_types, batch_num)
-
     source = ModelPair(Path(given.model), Path(given.weights))
-    quantize_fed(source, given.save_path, feed, batch_num=given.batch_num or 1, cfg=given.calibration_config)
+    quantize_fed(source, given.save_path, _feed_of(given), batch_num=given.batch_num or 1, cfg=given.calibration_config)
+
+
+def _feed_of(given: argparse.Namespace) -> Feed:
+    if given.evaluator is None:
+        return partial(_run_data, given.input_shape, given.data_dir, given.data_types)
+    prepare()
+    evaluator = load_calibrating(given.evaluator)
+    return lambda modified, _: call_evaluator(evaluator, "calibration", str(modified.model), str(modified.weights))
 
 
 def quantize_fed(source: ModelPair, save_path: str, feed: Feed, *, batch_num: int = 1, cfg: str | None = None) -> None:
@@ -178,7 +176,7 @@ def quantize_fed(source: ModelPair, save_path: str, feed: Feed, *, batch_num: in
 
 
 def _run_data(
-    modified: ModelPair, shapes: Mapping[str, list[int]], folders: list[str], types: list[str], batch_num: int
+    shapes: Mapping[str, list[int]], folders: list[str], types: list[str], modified: ModelPair, batch_num: int
 ) -> None:
     net = Net(str(modified.model), str(modified.weights), pycaffe.TEST)
     if set(shapes) != set(net.inputs):

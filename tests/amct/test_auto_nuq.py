@@ -162,11 +162,11 @@ class OtherData(AutoNuqEvaluator):
 @pytest.mark.parametrize(
     ("first", "change", "second", "what"),
     [
-        (AutoNuqEvaluator(8), change_weights, AutoNuqEvaluator(8), "another weights"),
-        (AutoNuqEvaluator(8), change_config, AutoNuqEvaluator(8), "another quantization"),
-        (AutoNuqEvaluator(8), None, OtherEvaluator(8), "another evaluator"),
-        (AutoNuqEvaluator(8, limit=0.5), None, AutoNuqEvaluator(8), "another limit of is_satisfied"),
-        (OtherData(8), None, OtherData(8, 0.5), "another score of the original network"),
+        (AutoNuqEvaluator(8), change_weights, AutoNuqEvaluator(8), "weights"),
+        (AutoNuqEvaluator(8), change_config, AutoNuqEvaluator(8), "quantization"),
+        (AutoNuqEvaluator(8), None, OtherEvaluator(8), "evaluator"),
+        (AutoNuqEvaluator(8, limit=0.5), None, AutoNuqEvaluator(8), "the limit of is_satisfied"),
+        (OtherData(8), None, OtherData(8, 0.5), "the score of the original network"),
     ],
     ids=["weights", "config", "evaluator", "limit", "data"],
 )
@@ -178,7 +178,7 @@ def test_another_study_under_the_same_path_is_kept(tiny, call, run_in, first, ch
     (tiny / "T_study_1").mkdir()  # somebody else's
     _, said = call(second, n_trials=3)
     assert f"the study that was in {tiny}/T_study is kept in {tiny}/T_study_2" in said
-    assert f"{what}; its 4 trials are there" in said
+    assert f"{what} changed since; its 4 trials are there" in said
     assert load_study(tiny / "T_study_2").record() == before
     assert len(load_study(tiny / "T_study").record().trials) == 3
     shown = json.loads(run_in(tiny, "status", "T_study_2", "--json").stdout)
@@ -217,7 +217,7 @@ def test_a_study_that_a_process_works_on_is_left_to_it(tiny, call, config):
                 call(AutoNuqEvaluator(8))
             return super().eval_model(model_file, weights_file, batch_num)
 
-    with pytest.raises(EvaluatorError, match="is at work on it, with another quantization, another evaluator"):
+    with pytest.raises(EvaluatorError, match="is at work on it, but quantization, evaluator changed since; wait"):
         call(Calls(8))
 
 
