@@ -231,7 +231,13 @@ class _Trials:
         self._kept: _Trial | None = None
 
     def run(self, quantized: Mapping[str, bool]) -> _Trial:
-        """Make the network in which the layers of a mapping are quantized or float."""
+        """Make the network in which the layers of a mapping are quantized or float.
+
+        Raises
+        ------
+        QuantizationError
+            It satisfies, but cannot be deployed; that is said now, and not when the search is over.
+        """
         folder = self._scratch / str(self._count)
         folder.mkdir()
         layers = {name: layer for name, layer in self._config.layers.items() if quantized[name]}
@@ -244,12 +250,14 @@ class _Trials:
         write_calibration_model(restrict_levels(uniform), modified, record_file, uniform.nuq_layers)
         self._user.calibrate(modified)
         model = restrict_levels(calibrated(uniform, record_file), record_file)
-        pair = fake_quant_pair(str(folder / "probe"))
-        write_fake_quant(Candidate(model), pair)
+        pair, candidate = fake_quant_pair(str(folder / "probe")), Candidate(model)
+        write_fake_quant(candidate, pair)
         metric = self._user.evaluate(pair)
         trial = _Trial(quantized, model, metric, self._user.verdict(metric), record_file)
-        self._kept = trial if trial.verdict[0] else self._kept
         _log_trial(trial)
+        if trial.verdict[0]:
+            candidate.deploy_graph()  # raises where a bias does not fit: with still fewer float layers, none will
+            self._kept = trial
         return trial
 
     def made(self, quantized: Mapping[str, bool]) -> _Trial | None:

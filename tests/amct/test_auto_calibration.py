@@ -192,6 +192,30 @@ def test_as_many_layers_become_float_as_it_takes(tmp_path, spoilt):
     assert {name for name in SHAPES if stored[name][0].values.dtype == np.float32} == set(spoilt)
 
 
+def test_a_bias_that_cannot_be_deployed_ends_the_search_at_once(tmp_path):
+    write_chain(("c2",))
+    graph = load_graph("chain.prototxt", "chain.caffemodel")
+    weights, bias = graph.by_name["f5"].blobs
+    layers = [layer.with_(blobs=(weights, bias + 1e9)) if layer.name == "f5" else layer for layer in graph.layers]
+    write_caffemodel(graph.with_layers(layers), Path("chain.caffemodel"))
+
+    class Counts(OutputError):
+        verdicts = 0
+
+        def metric_eval(self, original_metric, new_metric):
+            self.verdicts += 1
+            return super().metric_eval(original_metric, new_metric)
+
+    evaluator = Counts()
+    amct.create_quant_config("config.json", "chain.prototxt", "chain.caffemodel", None, 2, True)
+    with pytest.raises(QuantizationError, match="layer 'f5': the bias does not fit int32 .*; skip this layer"):
+        amct.accuracy_based_auto_calibration(
+            "chain.prototxt", "chain.caffemodel", evaluator, "config.json", "record.txt", "out/chain"
+        )
+    assert evaluator.verdicts == 2  # on the original, and on all layers quantized: beside such a bias c2 counts nothing
+    assert not list(Path("out").iterdir())
+
+
 def test_own_sensitivity_decides_the_order(calibrate):
     class Loudest:
         def compare(self, data, other):
