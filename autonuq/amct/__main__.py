@@ -1,35 +1,57 @@
-"""Run a script written for AMCT: `python -m autonuq.amct script.py arguments ...`."""
+"""What can be run of `autonuq.amct`: a script written for AMCT, AMCT's own command, and the opting in.
+
+::
+
+    python -m autonuq.amct script.py [arguments ...]             see `runner`
+    python -m autonuq.amct calibration --model ...               see `command`, which is called amct_caffe, too
+    python -m autonuq.amct --install | --uninstall [--target DIR]    see `stand_ins`
+"""
 
 from __future__ import annotations
 
-import runpy
 import sys
-import traceback
+import sysconfig
 from pathlib import Path
 
-from autonuq.amct import install
-from autonuq.errors import AutonuqError
+from autonuq.amct.command import COMMANDS, OneLineParser, run_command
+from autonuq.amct.runner import run_script
+from autonuq.amct.stand_ins import remove_stand_ins, search_path, write_stand_ins
+
+_USAGE = (
+    "python -m autonuq.amct script.py [arguments ...] | calibration [options] | --install [--target DIR] | "
+    "--uninstall [--target DIR]"
+)
 
 
 def main() -> None:
-    """Run the script of the command line as Python itself would; an error of ours is one line."""
-    if len(sys.argv) < 2:
-        sys.stderr.write("usage: python -m autonuq.amct script.py [arguments ...]\n")
+    """Do what the command line says."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first in COMMANDS and not Path(first).is_file():
+        run_command()
+    elif first.startswith("-"):
+        _change_stand_ins()
+    elif Path(first).is_file():
+        del sys.argv[0]
+        run_script(Path(first))
+    else:
+        sys.stderr.write(f"error: there is no script '{first}'\n" if first else f"usage: {_USAGE}\n")
         raise SystemExit(2)
-    script = Path(sys.argv[1])
-    if not script.is_file():
-        sys.stderr.write(f"error: there is no script '{script}'\n")
-        raise SystemExit(2)
-    install()
-    del sys.argv[0]
-    sys.path[0] = str(script.resolve().parent)
+
+
+def _change_stand_ins() -> None:
+    parser = OneLineParser("python -m autonuq.amct", usage=_USAGE, allow_abbrev=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--install", action="store_true", help="let 'import amct_caffe' and 'import caffe' find autonuq")
+    what.add_argument("--uninstall", action="store_true", help="take away what --install wrote")
+    parser.add_argument("--target", type=Path, help="where to; this environment's packages by default")
+    given = parser.parse_args()
+    folder = given.target or Path(sysconfig.get_path("purelib"))
     try:
-        runpy.run_path(str(script), run_name="__main__")
-    except AutonuqError as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(script)]
-        where = f" ({script}, line {own[-1].lineno})" if own else ""
-        sys.stderr.write(f"error: {error}{where}\n")
-        raise SystemExit(error.exit_code) from error
+        said = write_stand_ins(folder, search_path()) if given.install else remove_stand_ins(folder)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
+    sys.stdout.write("\n".join(said) + "\n")
 
 
 if __name__ == "__main__":

@@ -190,13 +190,13 @@ class _User:
             )
 
     def calibrate(self, pair: ModelPair) -> None:
-        self._call("calibration", str(pair.model), str(pair.weights))
+        call_evaluator(self._evaluator, "calibration", str(pair.model), str(pair.weights))
 
     def evaluate(self, pair: ModelPair) -> Any:
-        return self._call("evaluate", str(pair.model), str(pair.weights))
+        return call_evaluator(self._evaluator, "evaluate", str(pair.model), str(pair.weights))
 
     def verdict(self, metric: Any) -> Verdict:
-        answer = self._call("metric_eval", self._original, metric)
+        answer = call_evaluator(self._evaluator, "metric_eval", self._original, metric)
         try:
             satisfied, loss = answer
             return bool(satisfied), float(loss)
@@ -205,13 +205,21 @@ class _User:
                 f"metric_eval must return (bool, loss as a number). Got {answer!r} instead."
             ) from error
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self._evaluator, method)(*arguments)
-        except AutonuqError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise EvaluatorError(f"{method} raised {type(error).__name__}: {error}") from error
+
+def call_evaluator(evaluator: Any, method: str, *arguments: Any) -> Any:
+    """Call a method of the user's.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised; errors of our own pass through.
+    """
+    try:
+        return getattr(evaluator, method)(*arguments)
+    except AutonuqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EvaluatorError(f"{method} raised {type(error).__name__}: {error}") from error
 
 
 class _Trials:
@@ -223,7 +231,13 @@ class _Trials:
         self._kept: _Trial | None = None
 
     def run(self, quantized: Mapping[str, bool]) -> _Trial:
-        """Make the network in which the layers of a mapping are quantized or float."""
+        """Make the network in which the layers of a mapping are quantized or float.
+
+        Raises
+        ------
+        QuantizationError
+            It satisfies, but cannot be deployed; that is said now, and not when the search is over.
+        """
         folder = self._scratch / str(self._count)
         folder.mkdir()
         layers = {name: layer for name, layer in self._config.layers.items() if quantized[name]}
@@ -236,12 +250,14 @@ class _Trials:
         write_calibration_model(restrict_levels(uniform), modified, record_file, uniform.nuq_layers)
         self._user.calibrate(modified)
         model = restrict_levels(calibrated(uniform, record_file), record_file)
-        pair = fake_quant_pair(str(folder / "probe"))
-        write_fake_quant(Candidate(model), pair)
+        pair, candidate = fake_quant_pair(str(folder / "probe")), Candidate(model)
+        write_fake_quant(candidate, pair)
         metric = self._user.evaluate(pair)
         trial = _Trial(quantized, model, metric, self._user.verdict(metric), record_file)
-        self._kept = trial if trial.verdict[0] else self._kept
         _log_trial(trial)
+        if trial.verdict[0]:
+            candidate.deploy_graph()  # raises where a bias does not fit: with still fewer float layers, none will
+            self._kept = trial
         return trial
 
     def made(self, quantized: Mapping[str, bool]) -> _Trial | None:

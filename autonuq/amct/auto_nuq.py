@@ -1,14 +1,15 @@
 """AMCT's automatic non-uniform quantization: one call from the float network to all outputs.
 
 The study behind the call lives beside the outputs, in `<save_dir>_study/`: a call that was interrupted goes on where
-it stopped; one that had finished, or was made for another network, configuration or evaluator, starts anew.
+it stopped, and one that had finished writes its outputs again. Where network, configuration or evaluator are others
+now, the study is kept beside a new one, as `<save_dir>_study_1` and so on; nothing is ever deleted.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
@@ -17,14 +18,15 @@ from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import Evaluator
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codecs import CODEC_NAMES
 from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
-from autonuq.storage.open import default_url
-from autonuq.study.run import StudyRun
+from autonuq.storage.open import default_url, storage_file
+from autonuq.study.run import Resumability, StudyRun
 from autonuq.study.stored import Study
 from autonuq.study.task import Task
 
@@ -86,8 +88,7 @@ def auto_nuq(
     _log_target(target)
     source = ModelPair(Path(model_file), Path(weights_file))
     task = _task_of_call(source, nuq_evaluator, config, Path(save_dir), n_trials, amct_levels)
-    run = StudyRun(task, ProgressLog(), graph=graph)
-    study = _run(run)
+    run, study = _run(task, graph)
     record = study.record()
     winner = record.best
     if winner is None:
@@ -170,8 +171,65 @@ def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> Quant
     return replace(config, layers=layers)
 
 
-def _run(run: StudyRun) -> Study:
-    if run.is_resumable():
-        return run.run(exists=True)
-    shutil.rmtree(run.task.out, ignore_errors=True)
-    return run.run(exists=False)
+def _run(task: Task, graph: Graph) -> tuple[StudyRun, Study]:
+    """Go on with the study that is there, or, where it is another one, keep it and begin anew."""
+    run = StudyRun(task, ProgressLog(), graph=graph)
+    if _goes_on(run):
+        return run, run.run(exists=True)
+    run = StudyRun(task, ProgressLog(), graph=graph)  # the first one took on what an older study's version had
+    return run, run.run(exists=False)
+
+
+def _goes_on(run: StudyRun) -> bool:
+    """Say whether the study's folder holds the study of this very call; move one that is another's out of the way.
+
+    Raises
+    ------
+    StudyError
+        A process is at work on the other one.
+    """
+    task = run.task
+    file = storage_file(task.storage)
+    if file is None or not file.exists():
+        return False
+    try:
+        found = run.resumability()
+    except StudyError as error:
+        _keep(task.out, f"it cannot be gone on with ({error})")
+        return False
+    changed = _changed(run, found)
+    if not changed:
+        _say_how_it_goes_on(task, found.finished)
+        return True
+    why = f"{', '.join(changed)} changed since"
+    if found.worker is not None:
+        hint = "wait for that, or give another save_dir"
+        raise StudyError(f"{found.worker} is at work on it, but {why}; {hint}", study=task.name)
+    _keep(task.out, f"{why}; its {found.finished} trials are there")
+    return False
+
+
+def _changed(run: StudyRun, found: Resumability) -> tuple[str, ...]:
+    """Return what is not what it was when the study began; of a finished one, the data are looked at, too."""
+    if found.changed or found.finished < run.task.n_trials or run.scores_as_before():
+        return found.changed
+    return ("the score of the original network",)
+
+
+def _say_how_it_goes_on(task: Task, finished: int) -> None:
+    if finished < task.n_trials:
+        open_log().info("goes on with %d of %d trials, which %s holds", finished, task.n_trials, task.out)
+        return
+    open_log().info(
+        "all of %d trials had been made, as %s holds; nothing is searched again, the outputs are written again (for "
+        "another search, move that folder away)",
+        task.n_trials,
+        task.out,
+    )
+
+
+def _keep(out: Path, why: str) -> None:
+    """Move the folder of a study to the first free name beside it, and say so."""
+    kept = next(path for number in count(1) if not (path := out.with_name(f"{out.name}_{number}")).exists())
+    out.rename(kept)
+    warn_of([f"the study that was in {out} is kept in {kept}, and a new one is begun: {why}"])

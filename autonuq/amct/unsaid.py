@@ -136,6 +136,15 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "the earlier ones scored; as many as n_trials says. An interrupted call goes on where it stopped.",
             "Neither order nor stopping rule is published.",
         ),
+        "auto_nuq called again": Choice(
+            "free",
+            "The outputs are overwritten, the study never: an unfinished one goes on. Of a finished one nothing is "
+            "searched again, its outputs are written again, if network, configuration, evaluator, the verdicts on its "
+            "trials and the score of the original network are what they were. Otherwise its folder is kept as "
+            "<save_dir>_study_1, _2, ..., with a warning of what is another now, and a new study is begun.",
+            "Only that the outputs are overwritten is documented. A search costs hours, and the same search finds the "
+            "same; the limit may be an argument and the data a file, which no digest of the evaluator's code sees.",
+        ),
         "calibration in auto_nuq": Choice(
             "inferred",
             "eval_model also feeds the calibration, with config.json's batch_num; its number is then "
@@ -232,8 +241,27 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
         ),
         "quantize_preprocess": Choice(
             "inferred",
-            "Not offered.",
+            "Not offered; asking for it says so, as for retraining and tensor decomposition.",
             "No Caffe page mentions it; it belongs to the PyTorch tool.",
+        ),
+        "Python and NumPy of the samples": Choice(
+            "inferred",
+            "A script of `python -m autonuq.amct` and an evaluator of `amct_caffe calibration` get the names of Python "
+            "3.7, NumPy 1.16 and the Pillow of that time that are gone since, `old_names` lists them, and the binary "
+            "np.fromstring. A process that merely calls autonuq.amct.install() does not: it may hold other code.",
+            "AMCT is bound to Python 3.7, and its samples read LMDB by np.fromstring.",
+        ),
+        "evaluator's file of the command line": Choice(
+            "inferred",
+            "The object customize_evaluator; elsewhere the one object with a method calibration, or an object of the "
+            "one class that has one. A file's data and --evaluator exclude each other.",
+            "The samples of three front ends call it that; the pages only speak of an evaluator in the file.",
+        ),
+        "data of the command line": Choice(
+            "inferred",
+            "One file is one batch, in the order of the names, batch_num of them; hidden files and folders are passed "
+            "over. Several inputs are separated by semicolons. Config and record are not kept.",
+            "Sister code reads a folder so, and the sample's result lists no other files.",
         ),
         "compression and accuracy figures": Choice(
             "free",

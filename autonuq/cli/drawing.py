@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autonuq.cli.console import OutOption, StorageOption, StudyArgument, say, shown, unknown
-from autonuq.cli.looking import task_and_study
+from autonuq.cli.looking import folder_and_study
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.report.dashboard import open_dashboard
 
@@ -29,10 +29,10 @@ def plot(
         raise unknown("KIND", kind, FIGURES)
     if kind is None and output is not None:
         raise typer.BadParameter("-o needs a KIND")
-    task, opened = task_and_study(study, storage, out)
+    folder, opened = folder_and_study(study, storage, out)
     record = opened.record()
     for name in [kind] if kind else list(FIGURES):
-        targets = [output] if output else [task.out / f"{name}{suffix}" for suffix in (".html", ".png")]
+        targets = [output] if output else [folder / f"{name}{suffix}" for suffix in (".html", ".png")]
         for target in targets:
             try:
                 write_figure(FIGURES[name](record), target)
@@ -51,8 +51,8 @@ def report(
 
     Example: `autonuq report studies/fashion_lenet.toml -o report.html`
     """
-    task, opened = task_and_study(study, storage, out)
-    target = output or task.out / "report.html"
+    folder, opened = folder_and_study(study, storage, out)
+    target = output or folder / "report.html"
     write_report(opened.record(), target)
     say(str(shown(target)))
 
@@ -69,8 +69,8 @@ def dashboard(
 
     Example: `autonuq dashboard studies/fashion_lenet.toml --port 8081`
     """
-    task, opened = task_and_study(study, storage, out)
-    with open_dashboard(opened, task.out, port) as (server, url):
+    folder, opened = folder_and_study(study, storage, out)
+    with open_dashboard(opened, folder, port) as (server, url):
         say(f"{url}; end it with Ctrl-C")
         with suppress(KeyboardInterrupt):
             server.serve_forever()

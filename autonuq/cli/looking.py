@@ -14,16 +14,17 @@ from rich.text import Text
 from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, show
 from autonuq.cli.display import Standing, standing
 from autonuq.records import StudyRecord, format_metric
-from autonuq.study.locate import open_study
+from autonuq.study.locate import load_study, open_study
 from autonuq.study.stored import Study
 from autonuq.study.study_file import load_task
-from autonuq.study.task import Task
 
 
-def task_and_study(study: Path, storage: str | None, out: Path | None) -> tuple[Task, Study]:
-    """Read a study file and open its study."""
+def folder_and_study(study: Path, storage: str | None, out: Path | None) -> tuple[Path, Study]:
+    """Open the study of a study file, or the one that left a folder, as AMCT's call does; its folder comes first."""
+    if study.is_dir():
+        return out or study, load_study(study, storage)
     task = load_task(study, out=out, storage=storage)
-    return task, open_study(task.name, task.storage)
+    return task.out, open_study(task.name, task.storage)
 
 
 def status(
@@ -31,9 +32,11 @@ def status(
 ) -> None:
     """Say how far a study is.
 
+    In place of its file, here and in plot, report and dashboard, the folder that a study left will do, too.
+
     Example: `autonuq status studies/fashion_lenet.toml --json`
     """
-    opened = task_and_study(study, storage, out)[1]
+    opened = folder_and_study(study, storage, out)[1]
     record = opened.record()
     if as_json:
         typer.echo(json.dumps(_status(record)))

@@ -98,7 +98,7 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
     source, _, name = reference.rpartition(":")
     if not source or not name:
         raise EvaluatorError(f"evaluator '{reference}' must read file.py:Class or package.module:Class")
-    module = _load_module(source, folder)
+    module = load_module(source, folder)
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -117,8 +117,14 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
     return evaluator
 
 
-def _load_module(source: str, folder: Path) -> ModuleType:
-    """Import a file or a module; a file's own folder is importable meanwhile."""
+def load_module(source: str, folder: Path) -> ModuleType:
+    """Import a file or a module; a file's own folder is importable meanwhile.
+
+    Raises
+    ------
+    EvaluatorError
+        It is not there, or loading it fails.
+    """
     if not source.endswith(".py"):
         try:
             return importlib.import_module(source)

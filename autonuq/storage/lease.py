@@ -153,6 +153,12 @@ class LeaseWatch:
         return found
 
 
+def works_here(trial: FrozenTrial) -> bool:
+    """Say whether the worker of a running trial is a process of this machine and alive."""
+    lease = trial.user_attrs.get(LEASE, {})
+    return bool(lease.get("machine")) and lease["machine"] == _machine() and not _is_gone(lease)
+
+
 def _is_gone(lease: Mapping[str, object]) -> bool:
     """Say whether the worker ran in this machine's processes and is there no more."""
     machine, pid = lease.get("machine"), int(str(lease.get("pid", 0)))

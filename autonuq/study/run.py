@@ -22,15 +22,18 @@ finishes a trial by one transaction, and a trial whose worker died goes back int
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate, Plan
@@ -38,7 +41,7 @@ from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
+from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
 from autonuq.quant.config import QuantizationConfig
@@ -47,6 +50,7 @@ from autonuq.records import (
     CONFIDENCE,
     FINGERPRINT,
     FLOAT_LAYERS,
+    LEASE,
     PROVENANCE,
     STOPPED,
     TARGET_TRIALS,
@@ -54,6 +58,7 @@ from autonuq.records import (
     StudyRecord,
     TrialRecord,
 )
+from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
@@ -64,7 +69,7 @@ from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
 from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
-from autonuq.study.stored import FINISHED, Study, check_fingerprint, store_chip
+from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.trial_log import append_conclusion
@@ -279,6 +284,25 @@ def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeou
     return study
 
 
+@dataclass(frozen=True)
+class Resumability:
+    """How far a study is that exists, beside the task that would go on with it.
+
+    Attributes
+    ----------
+    finished : int
+        Trials, failed ones included.
+    changed : tuple of str
+        What the task has another of; nothing if it can go on.
+    worker : str or None
+        Who is at work on a trial, on this machine.
+    """
+
+    finished: int
+    changed: tuple[str, ...]
+    worker: str | None
+
+
 class StudyRun:
     """A study in this process; what was read, hashed and built for it serves until its files are written.
 
@@ -315,14 +339,39 @@ class StudyRun:
         """Digests of everything that changes a measurement."""
         return fingerprint_of(self.task, self.model)
 
-    def is_resumable(self) -> bool:
-        """Say whether the study exists, is of the same model, configuration and evaluator, and is unfinished."""
-        try:
-            study = open_study(self.task.name, self.task.storage).optuna
-            check_fingerprint(study, self.fingerprint)
-        except StudyError:
-            return False
-        return len(study.get_trials(deepcopy=False, states=FINISHED)) < self.task.n_trials
+    def resumability(self) -> Resumability:
+        """Say how the study stands that exists.
+
+        Raises
+        ------
+        StudyError
+            There is none, or its storage cannot be read.
+        """
+        study = open_study(self.task.name, self.task.storage)
+        trials = study.optuna.get_trials(deepcopy=False)
+        working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
+        changed = changed_parts(study.optuna, self.fingerprint)
+        if not changed and self._judges_otherwise(study.record()):
+            changed = ["the limit of is_satisfied"]
+        return Resumability(
+            finished=sum(trial.state in FINISHED for trial in trials),
+            changed=tuple(changed),
+            worker=None if working is None else working.user_attrs[LEASE]["worker"],
+        )
+
+    def _judges_otherwise(self, record: StudyRecord) -> bool:
+        """Say whether the evaluator, asked again, would give a trial another verdict: its limit may be an argument."""
+        original = record.original_metric
+        return original is not None and any(
+            is_satisfied(self.task.evaluator, original, trial.metric) != trial.satisfied
+            for trial in record.trials
+            if trial.state == "complete" and trial.metric is not None
+        )
+
+    def scores_as_before(self) -> bool:
+        """Score the original network once more and say whether that gives what the study began with, but for noise."""
+        before = open_study(self.task.name, self.task.storage).record().original_metric
+        return before is not None and math.isclose(score(self.task.evaluator, self.task.source), before, rel_tol=1e-6)
 
     def run(self, *, exists: bool, timeout: float | None = None, jobs: int = 1) -> Study:
         """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""

@@ -358,13 +358,17 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> No
     StudyError
         A digest differs from the stored one.
     """
-    stored = study.user_attrs.get(FINGERPRINT, {})
-    different = [key for key, value in fingerprint.items() if stored.get(key) != value]
-    if different:
+    if different := changed_parts(study, fingerprint):
         raise StudyError(
             f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
             study=study.study_name,
         )
+
+
+def changed_parts(study: optuna.Study, fingerprint: Mapping[str, str]) -> list[str]:
+    """Return what a study was started with another of."""
+    stored = study.user_attrs.get(FINGERPRINT, {})
+    return [key for key, value in fingerprint.items() if stored.get(key) != value]
 
 
 def id_of(trial: optuna.Trial | FrozenTrial) -> int:

@@ -1,13 +1,17 @@
 """A script in the shape of AMCT's sample runs on `autonuq.amct` and gets all its files."""
 
 import json
+import sys
+import warnings
 
 import numpy as np
 import pytest
 
+import autonuq
 import autonuq.amct as amct
 from autonuq.amct.auto_nuq import AutoNuqEvaluatorBase
-from autonuq.errors import ModelError, QuantizationError, StudyError
+from autonuq.errors import EvaluatorError, ModelError, QuantizationError, StudyError
+from autonuq.graph.files import load_graph, write_caffemodel
 from autonuq.graph.record import load_record
 from autonuq.runtime.net import Net
 from autonuq.storage.open import default_url
@@ -86,12 +90,135 @@ def test_layers_of_the_fake_quant_model_have_amcts_names(tiny, files, config):
     assert '"bn"' not in text
 
 
-def test_a_finished_call_starts_anew_and_gives_the_same(tiny, files, config):
-    def run():
-        amct.auto_nuq(*files, AutoNuqEvaluator(8), config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=4)
-        return (tiny / "T_deploy_weights.caffemodel").read_bytes()
+@pytest.fixture
+def call(tiny, files, config, monkeypatch, capsys):
+    """Return a function that calls auto_nuq with an evaluator and returns the deploy weights and what was said."""
+    monkeypatch.setenv("AMCT_LOG_LEVEL", "INFO")
 
-    assert run() == run()
+    def run(evaluator, n_trials=4):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            amct.auto_nuq(*files, evaluator, config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=n_trials)
+        said = [str(warning.message) for warning in warned] + capsys.readouterr().err.splitlines()
+        return (tiny / "T_deploy_weights.caffemodel").read_bytes(), "\n".join(said)
+
+    return run
+
+
+def counted(evaluator):
+    """Let an evaluator count its calls."""
+    evaluator.calls = 0
+    inner = evaluator.eval_model
+
+    def eval_model(*arguments):
+        evaluator.calls += 1
+        return inner(*arguments)
+
+    evaluator.eval_model = eval_model
+    return evaluator
+
+
+def test_a_finished_call_searches_nothing_again_and_gives_the_same(tiny, call):
+    first, said = call(AutoNuqEvaluator(8))
+    assert "goes on" not in said
+    (tiny / "T_deploy_weights.caffemodel").unlink()
+    evaluator = counted(AutoNuqEvaluator(8))
+    again, said = call(evaluator)
+    assert again == first
+    assert evaluator.calls == 1  # the original network: whether its score is what it was
+    assert "all of 4 trials had been made" in said
+    assert not list(tiny.glob("T_study_*"))
+    _, said = call(AutoNuqEvaluator(8), n_trials=6)
+    assert "goes on with 4 of 6 trials" in said
+
+
+def change_weights(tiny):
+    graph = load_graph(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
+    fc = graph.by_name["fc"]
+    changed = fc.with_(blobs=[fc.blobs[0] * np.float32(1.25), fc.blobs[1]])
+    layers = [changed if layer.name == "fc" else layer for layer in graph.layers]
+    write_caffemodel(graph.with_layers(layers), tiny / "tiny.caffemodel")
+
+
+def change_config(tiny):
+    document = json.loads((tiny / "config.json").read_text())
+    document["batch_num"] = 1
+    (tiny / "config.json").write_text(json.dumps(document))
+
+
+class OtherEvaluator(AutoNuqEvaluator):
+    """The same under another name."""
+
+
+class OtherData(AutoNuqEvaluator):
+    def __init__(self, evaluate_batch_num, metric=1.0):
+        super().__init__(evaluate_batch_num)
+        self.metric = metric
+
+    def eval_model(self, model_file, weights_file, batch_num):
+        return super().eval_model(model_file, weights_file, batch_num) * self.metric
+
+
+@pytest.mark.parametrize(
+    ("first", "change", "second", "what"),
+    [
+        (AutoNuqEvaluator(8), change_weights, AutoNuqEvaluator(8), "weights"),
+        (AutoNuqEvaluator(8), change_config, AutoNuqEvaluator(8), "quantization"),
+        (AutoNuqEvaluator(8), None, OtherEvaluator(8), "evaluator"),
+        (AutoNuqEvaluator(8, limit=0.5), None, AutoNuqEvaluator(8), "the limit of is_satisfied"),
+        (OtherData(8), None, OtherData(8, 0.5), "the score of the original network"),
+    ],
+    ids=["weights", "config", "evaluator", "limit", "data"],
+)
+def test_another_study_under_the_same_path_is_kept(tiny, call, run_in, first, change, second, what):
+    call(first)
+    before = load_study(tiny / "T_study").record()
+    if change is not None:
+        change(tiny)
+    (tiny / "T_study_1").mkdir()  # somebody else's
+    _, said = call(second, n_trials=3)
+    assert f"the study that was in {tiny}/T_study is kept in {tiny}/T_study_2" in said
+    assert f"{what} changed since; its 4 trials are there" in said
+    assert load_study(tiny / "T_study_2").record() == before
+    assert len(load_study(tiny / "T_study").record().trials) == 3
+    shown = json.loads(run_in(tiny, "status", "T_study_2", "--json").stdout)
+    assert shown["trials"]["complete"] == 4
+    if change is not None:
+        return
+    resumed = autonuq.resume(tiny / "T_study_2", evaluator=type(first)(8))
+    assert resumed.record().trials == before.trials
+
+
+def test_a_study_that_cannot_be_read_is_kept(tiny, call):
+    (tiny / "T_study").mkdir()
+    (tiny / "T_study" / "study.journal").write_text("no journal\n")
+    _, said = call(AutoNuqEvaluator(8))
+    assert "T_study_1, and a new one is begun: it cannot be gone on with" in said
+    assert (tiny / "T_study_1" / "study.journal").read_text() == "no journal\n"
+
+
+def test_a_study_in_a_database_is_kept_whole(tiny, call):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys.modules["autonuq.amct.auto_nuq"], "default_url", lambda folder: f"sqlite:///{folder}/study.db"
+        )
+        call(AutoNuqEvaluator(8))
+    call(OtherEvaluator(8), n_trials=2)
+    assert [len(load_study(tiny / name).record().trials) for name in ("T_study_1", "T_study")] == [4, 2]
+
+
+def test_a_study_that_a_process_works_on_is_left_to_it(tiny, call, config):
+    class Calls(AutoNuqEvaluator):
+        """Calls the same with another configuration in the middle of a trial."""
+
+        def eval_model(self, model_file, weights_file, batch_num):
+            if "trial" in model_file:
+                change_config(tiny)
+                call(AutoNuqEvaluator(8))
+            return super().eval_model(model_file, weights_file, batch_num)
+
+    with pytest.raises(EvaluatorError, match="is at work on it, but quantization, evaluator changed since; wait"):
+        call(Calls(8))
 
 
 def test_without_nuq_layers_every_capable_layer_is_searched(tiny, files):

@@ -123,6 +123,7 @@ def test_auto_calibration(folder):
 @pytest.mark.slow
 def test_installed_by_hand(folder, uniform):
     code = "import sys, runpy, autonuq.amct; autonuq.amct.install(); del sys.argv[0];"
+    code += "from autonuq.amct.old_names import restore_old_names; restore_old_names();"
     code += "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
     run(folder, "fashion_convert_model.py", launcher=("-c", code))
 

@@ -10,7 +10,7 @@ from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.records import TASK
 from autonuq.storage.open import open_storage
-from autonuq.study.run import StudyRun
+from autonuq.study.run import Resumability, StudyRun
 from autonuq.study.study_file import load_task
 
 
@@ -117,7 +117,7 @@ def test_a_file_of_the_studys_name_is_not_taken_for_its_study_file(tuned, tmp_pa
     (tmp_path / "tiny").write_text("a file that has nothing to do with the study")
     assert count(nuq.load_study("tiny", storage)) == 2
     assert count(nuq.resume("tiny", storage, trials=3)) == 3
-    assert StudyRun(load_task(file)).is_resumable()  # how AMCT's call finds what it left
+    assert StudyRun(load_task(file)).resumability() == Resumability(3, (), None)  # how AMCT's call finds what it left
 
 
 def test_relative_paths_are_those_of_the_start(tiny, monkeypatch):

@@ -57,7 +57,7 @@ def read_batches(path, batch_size, batches):
                 if not cursor.next():
                     cursor.first()
                 datum.ParseFromString(cursor.value())
-                pixels = np.frombuffer(datum.data, dtype=np.uint8)
+                pixels = np.fromstring(datum.data, np.uint8)
                 images.append(pixels.reshape(datum.channels, datum.height, datum.width))
                 labels.append(datum.label)
             yield np.array(images), np.array(labels)
