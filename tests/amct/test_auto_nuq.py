@@ -95,7 +95,7 @@ def call(tiny, files, config, monkeypatch, capsys):
     """Return a function that calls auto_nuq with an evaluator and returns the deploy weights and what was said."""
     monkeypatch.setenv("AMCT_LOG_LEVEL", "INFO")
 
-    def run(evaluator, n_trials=4):
+    def run(evaluator, n_trials=3):
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             amct.auto_nuq(*files, evaluator, config, str(tiny / "r.txt"), str(tiny / "T"), n_trials=n_trials)
@@ -126,10 +126,10 @@ def test_a_finished_call_searches_nothing_again_and_gives_the_same(tiny, call):
     again, said = call(evaluator)
     assert again == first
     assert evaluator.calls == 1  # the original network: whether its score is what it was
-    assert "all of 4 trials had been made" in said
+    assert "all of 3 trials had been made" in said
     assert not list(tiny.glob("T_study_*"))
-    _, said = call(AutoNuqEvaluator(8), n_trials=6)
-    assert "goes on with 4 of 6 trials" in said
+    _, said = call(AutoNuqEvaluator(8), n_trials=4)
+    assert "goes on with 3 of 4 trials" in said
 
 
 def change_weights(tiny):
@@ -176,13 +176,13 @@ def test_another_study_under_the_same_path_is_kept(tiny, call, run_in, first, ch
     if change is not None:
         change(tiny)
     (tiny / "T_study_1").mkdir()  # somebody else's
-    _, said = call(second, n_trials=3)
+    _, said = call(second)
     assert f"the study that was in {tiny}/T_study is kept in {tiny}/T_study_2" in said
-    assert f"{what} changed since; its 4 trials are there" in said
+    assert f"{what} changed since; its 3 trials are there" in said
     assert load_study(tiny / "T_study_2").record() == before
     assert len(load_study(tiny / "T_study").record().trials) == 3
     shown = json.loads(run_in(tiny, "status", "T_study_2", "--json").stdout)
-    assert shown["trials"]["complete"] == 4
+    assert shown["trials"]["complete"] == 3
     if change is not None:
         return
     resumed = autonuq.resume(tiny / "T_study_2", evaluator=type(first)(8))
@@ -203,8 +203,8 @@ def test_a_study_in_a_database_is_kept_whole(tiny, call):
             sys.modules["autonuq.amct.auto_nuq"], "default_url", lambda folder: f"sqlite:///{folder}/study.db"
         )
         call(AutoNuqEvaluator(8))
-    call(OtherEvaluator(8), n_trials=2)
-    assert [len(load_study(tiny / name).record().trials) for name in ("T_study_1", "T_study")] == [4, 2]
+    call(OtherEvaluator(8), n_trials=4)
+    assert [len(load_study(tiny / name).record().trials) for name in ("T_study_1", "T_study")] == [3, 4]
 
 
 def test_a_study_that_a_process_works_on_is_left_to_it(tiny, call, config):

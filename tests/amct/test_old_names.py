@@ -52,9 +52,8 @@ def sum_of(content):
 
 
 if __name__ == "__main__":
-    for method in multiprocessing.get_all_start_methods():
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.map(sum_of, [b"\\1\\2"]) == [3]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(sum_of, [b"\\1\\2"]) == [3]
     print("done", __file__)
 """
 
