@@ -389,6 +389,7 @@ class StudyRun:
         floats = decide_float_layers(task, study, whole, on_progress)
         foretell(task, study, whole.leaving_float(floats.layers), on_progress)
         candidate = self._candidate = settled(task, study, whole)
+        candidate.deploy_graph()  # refuses now, before all trials, what the export would refuse after them
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)

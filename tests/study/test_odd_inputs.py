@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autonuq.errors import QuantizationError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph, write_caffemodel
+from autonuq.study.locate import open_study
 from autonuq.study.run import StudyRun
 
 IMAGES = "np.random.default_rng(5).standard_normal((8, 4, 2, 8, 8), np.float32)"
@@ -83,3 +85,11 @@ def test_a_study_ends_and_says_what_is_not_known(kind, task):
     assert record.rounding.unknown.keys() == UNKNOWN.get(kind, set())
     said = " ".join(str(step) for step in told if step.stage == "ways")
     assert all(f"'{layer}'" in said and reason in said for layer, reason in record.rounding.unknown.items())
+
+
+def test_a_bias_that_the_device_cannot_hold_ends_the_study_before_its_trials(task):
+    """The deploy pair is written when it ends; that is not the time to learn of it."""
+    task = replace(change_blobs(task, "fc", lambda blob: blob + 1e9 * (blob.ndim == 1)), float_layers="never")
+    with pytest.raises(QuantizationError, match="layer 'fc': the bias does not fit int32"):
+        StudyRun(task).run(exists=False)
+    assert [trial.state for trial in open_study(task.name, task.storage).record().trials] == []
