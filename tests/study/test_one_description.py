@@ -102,6 +102,8 @@ calibration = { folder = "pictures", labels = "pictures.txt" }
 transform = { resize = [10, 9], crop = 8, channels = "BGR", mean_file = "means.npy", scale = 0.5 }
 [quantization]
 cfg = "quant.cfg"
+chip = "ascend310"
+marks = "all"
 [search]
 trials = 3
 [confirm]
@@ -188,6 +190,8 @@ def expected_built_in(folder):
         out=folder / "out/built-in",
         storage=f"journal://{folder}/out/built-in/study.journal",
         cfg=folder / "quant.cfg",
+        chip="ascend310",
+        marks="all",
         n_trials=3,
         provenance={"study file": BUILT_IN},
         confirm=EvaluatorRecipe(top1, folder),
