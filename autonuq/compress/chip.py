@@ -98,13 +98,13 @@ def describe_chip(model: QuantizedModel) -> ChipRecord | None:
 def compressed_layers(candidate: Candidate) -> tuple[str, ...]:
     """Return the layers whose weights a compiler is to compress, in network order.
 
-    Without a chip those with a codebook; with one all whose compressed bytes are counted.
+    Those with a codebook, as AMCT has it; for a chip all whose compressed bytes are counted, too.
     """
-    model = candidate.model
-    if not model.config.target.chip:
-        return candidate.nuq_layers
-    left = uncompressed_layers(model)
-    return tuple(name for name in model.weights if name not in left and judge_layer(candidate.codes(name)).is_kept)
+    model, found = candidate.model, set(candidate.nuq_layers)
+    if model.config.target.chip:
+        left = uncompressed_layers(model)
+        found |= {name for name in model.weights if name not in left and judge_layer(candidate.codes(name)).is_kept}
+    return tuple(name for name in model.weights if name in found)
 
 
 def aimed(model: QuantizedModel) -> QuantizedModel:

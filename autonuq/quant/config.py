@@ -109,12 +109,13 @@ class Target:
         return self.marks or "compiler"
 
     def over(self, other: Target) -> Target:
-        """Return what is said here, and for the rest what is said there."""
+        """Return what is said here, and for the rest what is said there; what one chip's compiler marks is no other's."""
+        shared = other.marked if self.chip in ("", other.chip) else None
         return Target(
             self.codec or other.codec,
             self.chip or other.chip,
             self.marks or other.marks,
-            other.marked if self.marked is None else self.marked,
+            shared if self.marked is None else self.marked,
         )
 
     def say(self) -> str:

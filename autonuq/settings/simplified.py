@@ -51,7 +51,9 @@ _DEPRECATED = {
 _SPELLING = {"num_bits": "quant_bits", "search_range": "search_range_start, search_range_end"}
 
 
-def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None) -> LoadedConfig:
+def load_simplified(
+    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None, said: Target = Target()
+) -> LoadedConfig:
     """Read a simplified configuration and resolve it to settings per layer.
 
     Parameters
@@ -63,6 +65,8 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
         Every layer of the folded network, in network order.
     graph : Graph, optional
         The network, with or without blobs; what `nuq_config.chip` marks is predicted from it.
+    said : Target, optional
+        What the study says itself; it comes before what `nuq_config` says, and decides with it on layers.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
     place = Place(path, spelling=_SPELLING)
     batch_num = message.batch_num if message.HasField("batch_num") else 1
     choices, warnings = _read_choices(message, capabilities, place)
-    target = _read_target(message, place)
+    target = _read_target(message, place, said)
     marked, target, more = _read_marked(message, capabilities, path, graph, target)
     warnings += more
     skipped = check_skip_layers("skip_layers", message.skip_layers, capabilities, place)
@@ -249,10 +253,10 @@ def _check_types(key: str, types: Iterable[str], place: Place) -> frozenset[str]
     return frozenset(found)
 
 
-def _read_target(message: schema.AMCTConfig, place: Place) -> Target:
+def _read_target(message: schema.AMCTConfig, place: Place, said: Target) -> Target:
     block = message.nuq_config
     given = {"codec": block.codec, "chip": block.chip.lower(), "marks": block.marks}
-    return build_target(given, place.under("nuq_config"))
+    return build_target(given, place.under("nuq_config"), said)
 
 
 def _read_marked(
@@ -261,6 +265,7 @@ def _read_marked(
     """Return the weight settings of the layers that are to have codebooks, and the target with its marks.
 
     Those are what the mapping file marks; without one what the chip is predicted to mark, or all if it compresses all.
+    The file is of the chip that stands beside it, if one does: for another one that the study says it does not count.
     """
     if not message.HasField("nuq_config"):
         return {}, target, ()
@@ -276,7 +281,8 @@ def _read_marked(
     types = {capability.name: capability.type for capability in capabilities}
     wanted = {name: build_weights(values, name, place.under("nuq_quantize")) for name in QUANTIZABLE_TYPES}
     layers: tuple[str, ...]
-    if block.HasField("mapping_file"):
+    is_of_other = block.HasField("mapping_file") and block.chip.lower() not in ("", target.chip)
+    if block.HasField("mapping_file") and not is_of_other:
         mapping_file = _find_mapping_file(block.mapping_file, path)
         marks = load_marks(mapping_file, capabilities)
         layers, warnings = marks.layers, _unused_marks(mapping_file, marks)
@@ -286,6 +292,8 @@ def _read_marked(
     else:
         layers = _predicted(graph, target.chip)
         warnings = () if layers or target.marking == "all" else (_gains_nothing(path, target.chip),)
+        if is_of_other:
+            warnings += (f"{path}: mapping_file is of {block.chip}; what {target.chip} marks is predicted.",)
     if target.chip and target.marking == "all":
         layers = tuple(capability.name for capability in capabilities if capability.nuq)
     return {name: wanted[types[name]] for name in layers}, target, warnings
