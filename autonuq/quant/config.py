@@ -109,7 +109,7 @@ class Target:
         return self.marks or "compiler"
 
     def over(self, other: Target) -> Target:
-        """Return what is said here, and for the rest what is said there; what one chip's compiler marks is no other's."""
+        """Return what is said here, and for the rest what is said there; marks of one chip are not another's."""
         shared = other.marked if self.chip in ("", other.chip) else None
         return Target(
             self.codec or other.codec,
@@ -127,6 +127,10 @@ class Target:
         if self.marking == "all":
             return "its compiler compresses all layers"
         return "its compiler compresses the layers that it marks"
+
+
+NO_TARGET = Target()
+"""Nobody said anything."""
 
 
 @dataclass(frozen=True)
@@ -160,4 +164,4 @@ class QuantizationConfig:
     do_fusion: bool = True
     skip_fusion_layers: tuple[str, ...] = ()
     amct_levels: bool = False
-    target: Target = Target()
+    target: Target = NO_TARGET

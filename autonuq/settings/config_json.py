@@ -23,7 +23,14 @@ from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.quant.codecs import broken_rule, unknown_word
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
+from autonuq.quant.config import (
+    NO_TARGET,
+    ActivationSettings,
+    LayerSettings,
+    QuantizationConfig,
+    Target,
+    WeightSettings,
+)
 
 # AMCT's table of uniformly quantizable layer types (Caffe PTQ pages).
 QUANTIZABLE_TYPES = (*CHANNEL_WISE_TYPES, "InnerProduct", "Pooling")
@@ -450,7 +457,7 @@ def _target_object(target: Target) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in ("", None)}
 
 
-def build_target(values: Mapping[str, Any], place: Place, said: Target = Target()) -> Target:
+def build_target(values: Mapping[str, Any], place: Place, said: Target = NO_TARGET) -> Target:
     """Check what bytes are counted with.
 
     Parameters
@@ -570,10 +577,18 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
         layers,
         batch_num=place.check("batch_num", BATCH_NUM, document.get("batch_num", usual.batch_num)),
         skip_fusion_layers=check_skip_fusion_layers(unfolded, capabilities, place),
-        target=build_target(aim, place),
+        target=_checked_target(aim, capabilities, place),
         **flags,
     )
     return LoadedConfig(config, warnings)
+
+
+def _checked_target(values: Mapping[str, Any], capabilities: Sequence[Capability], place: Place) -> Target:
+    target = build_target(values, place)
+    if target.marked is not None and not target.chip:
+        place.refuse("marked_layers", "left out without a chip, whose compiler marks them", list(target.marked))
+    check_known_layers("marked_layers", target.marked or (), capabilities, place)
+    return target
 
 
 def _is_layer(key: str, document: Mapping[str, Any], known: Container[str]) -> bool:

@@ -23,7 +23,14 @@ from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.model import Graph
 from autonuq.graph.text import unescape_bytes
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
+from autonuq.quant.config import (
+    NO_TARGET,
+    ActivationSettings,
+    LayerSettings,
+    QuantizationConfig,
+    Target,
+    WeightSettings,
+)
 from autonuq.settings import quant_config_pb2 as schema
 from autonuq.settings.config_json import (
     BATCH_NUM,
@@ -52,7 +59,7 @@ _SPELLING = {"num_bits": "quant_bits", "search_range": "search_range_start, sear
 
 
 def load_simplified(
-    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None, said: Target = Target()
+    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None, said: Target = NO_TARGET
 ) -> LoadedConfig:
     """Read a simplified configuration and resolve it to settings per layer.
 

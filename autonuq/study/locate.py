@@ -72,8 +72,9 @@ def task_of_study(task: Task) -> Task:
 
 
 def task_as_stored(task: Task, study: optuna.Study) -> Task:
-    """Return the task as it has to be for this study: earlier versions counted for no chip, had no confidence, and
-    left no layer float.
+    """Return the task as it has to be for this study.
+
+    Earlier versions counted for no chip, had no confidence, and left no layer float.
     """
     stored = study.user_attrs
     if FINGERPRINT in stored and CHIP not in stored:

@@ -21,7 +21,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.codecs import broken_rule
-from autonuq.quant.config import QuantizationConfig, Target
+from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
@@ -300,7 +300,7 @@ def _configuration(task: Task, graph: Graph) -> QuantizationConfig:
         return task.config
     if task.cfg is None:
         return default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    said = task.target if task.counts_chip else Target()
+    said = task.target if task.counts_chip else NO_TARGET
     loaded = load_simplified(task.cfg, capabilities(graph), graph, said)
     for warning in loaded.warnings:
         warnings.warn(warning, stacklevel=2)
