@@ -25,9 +25,7 @@ MARK_BYTES = 10_000
 REAL = (
     NETWORK.replace("dim: 4 dim: 2 dim: 8 dim: 8", "dim: 1 dim: 8 dim: 28 dim: 28")
     .replace("num_output: 32", "num_output: 128")
-    .replace(
-        'top: "large"\n        convolution_param { num_output: 64', 'top: "large" convolution_param { num_output: 256'
-    )
+    .replace("num_output: 64 kernel_size: 3 pad: 1 }", "num_output: 256 kernel_size: 3 pad: 1 }")
 )
 
 

@@ -66,14 +66,9 @@ def test_what_is_counted_is_what_the_device_holds_and_what_is_packed(marks, chip
     assert unpacked.model.read_bytes() == pair.model.read_bytes()
     assert unpacked.weights.read_bytes() == pair.weights.read_bytes()
     listed = write_nuq_layers(candidate, f"{chip_network}/net").read_text().split(";")
-    assert listed == [
-        name for name in model.weights if name in compressed and counted[name] < codecs_plain(model)[name]
-    ]
+    plain = {layer.layer: layer.device_bytes for layer in describe_chip(model).layers}
+    assert listed == [name for name in model.weights if name in compressed and counted[name] < plain[name]]
     assert "large" in listed
-
-
-def codecs_plain(model):
-    return {layer.layer: layer.device_bytes for layer in describe_chip(model).layers}
 
 
 def test_layers_that_are_left_alone_have_one_point_and_a_reason(chip_network):
