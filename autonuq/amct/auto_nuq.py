@@ -20,7 +20,7 @@ from autonuq.graph.capability import Capability
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.codec import AscendCodec
-from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
@@ -106,8 +106,10 @@ def _target(asked: Target) -> Target:
     Raises
     ------
     StudyError
-        The environment names no codec that there is.
+        The environment names no codec that there is, or chip, marks and codec do not go together.
     """
+    if broken := broken_rule(asked):
+        raise StudyError(str(broken))
     named = os.environ.get(CODEC_VARIABLE, "")
     if asked.codec or asked.chip or not named:
         return asked

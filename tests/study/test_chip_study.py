@@ -7,6 +7,7 @@ import pytest
 
 from autonuq import load_study, tune
 from autonuq.compress.packed_file import load_packed
+from autonuq.compress.quantized import default_config
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph
@@ -115,6 +116,22 @@ def test_without_a_mark_the_study_ends_after_int8(chip_file, run, monkeypatch):
     assert why in " ".join(checked.stdout.split() + checked.stderr.split())
     again = run("resume", "study.toml", "--trials", 5)
     assert again.returncode == 0 and load_study(path).record().counts.complete == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("sampler", ["rate-distortion", "tpe"])
+@pytest.mark.parametrize("float_layers", ["never", ["small"]])
+def test_where_int8_was_not_scored_before_it_is_the_one_trial(sampler, float_layers, jobs, chip_task, monkeypatch):
+    """AMCT's call asks for no float layers, so that nothing scores int8 before the trials."""
+    task = replace(chip_task, sampler=sampler, float_layers=float_layers, chip="", codec="fixed")
+    config = default_config(load_graph(task.source.model, task.source.weights))
+    layers = {name: replace(own, weights=replace(own.weights, algorithm="arq")) for name, own in config.layers.items()}
+    task = replace(task, config=replace(config, layers=layers))  # other processes know the real size of marks
+    record = StudyRun(task).run(exists=False, jobs=jobs).record()
+    assert record.best is not None and record.counts.complete in range(1, 1 + jobs)
+    assert "nothing to search" in record.stopped
+    again = StudyRun(replace(task, n_trials=9)).run(exists=True).record()
+    assert again.trials == record.trials and again.stopped == record.stopped
 
 
 def test_check_says_what_is_counted(chip_file, run):
