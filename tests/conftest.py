@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chip_network import MARK_BYTES, write_chip_network
 
 from autonuq.cli import main
 from autonuq.evaluate.evaluator import load_evaluator
@@ -143,3 +144,11 @@ def run_in(monkeypatch, capsys):
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def chip_network(tiny, monkeypatch):
+    """Put a network in the place of `tiny` of which every chip's compiler marks the layer `large` alone."""
+    monkeypatch.setattr("autonuq.quant.atc.chips.MARK_BYTES", MARK_BYTES)
+    write_chip_network(tiny)
+    return tiny

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autonuq.amct.log import ProgressLog, log_layers, open_log, warn_of
 from autonuq.amct.static import warn_of_gain
+from autonuq.compress.chip import aimed_config
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import Evaluator
 from autonuq.graph.capability import Capability
@@ -21,7 +22,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.codec import AscendCodec
-from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.settings.config_json import load_config_json
@@ -83,7 +84,7 @@ def auto_nuq(
     loaded = load_config_json(config_file, able)
     warn_of(loaded.warnings)
     target = _target(Target(codec, chip, marks).over(loaded.config.target))
-    config = replace(_searched(loaded.config, able), target=target)
+    config = aimed_config(replace(_searched(loaded.config, able, target), target=target), graph)
     log_layers(able, config)
     _log_target(target)
     source = ModelPair(Path(model_file), Path(weights_file))
@@ -106,8 +107,10 @@ def _target(asked: Target) -> Target:
     Raises
     ------
     StudyError
-        The environment names no codec that there is.
+        The environment names no codec that there is, or chip, marks and codec do not go together.
     """
+    if broken := broken_rule(asked):
+        raise StudyError(str(broken))
     named = os.environ.get(CODEC_VARIABLE, "")
     if asked.codec or asked.chip or not named:
         return asked
@@ -153,17 +156,20 @@ def _say_winner(record: StudyRecord, winner: TrialRecord, save_dir: str) -> None
         log.info("layer '%s': %d levels", name, levels)
     log.info("trial %d wins: ratio %.2f, metric %g", winner.number, winner.ratio, winner.metric)
     log.info("%s", record.say_best())
+    if record.stopped:
+        log.info("stopped: %s", record.stopped)
     if record.chip is not None:
         log.info("%s", record.say_transfer())
     log.info("the quantized model is stored as %s_*", save_dir)
 
 
-def _searched(config: QuantizationConfig, able: tuple[Capability, ...]) -> QuantizationConfig:
+def _searched(config: QuantizationConfig, able: tuple[Capability, ...], target: Target) -> QuantizationConfig:
     """Return the configuration to search: where it names no NUQ layer, every layer that can carry a codebook."""
     if any(settings.weights.algorithm == "nuq" for settings in config.layers.values()):
         return config
     capable = {capability.name for capability in able if capability.nuq}
-    warn_of(["the configuration names no nuq_quantize layer; every layer that can carry a codebook is searched"])
+    what = f" and that {target.chip} compresses" if target.chip else ""
+    warn_of([f"the configuration names no nuq_quantize layer; every layer that can carry a codebook{what} is searched"])
     layers = {
         name: replace(settings, weights=replace(settings.weights, algorithm="nuq")) if name in capable else settings
         for name, settings in config.layers.items()

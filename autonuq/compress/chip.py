@@ -23,7 +23,7 @@ from autonuq.quant.atc.chips import Judgement, Mark, judge, predict_mark
 from autonuq.quant.atc.codec import AscendCodec
 from autonuq.quant.codec import Codec
 from autonuq.quant.codecs import PLAIN, make_codec
-from autonuq.quant.config import Target
+from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import ChipLayer, ChipRecord
 
 
@@ -34,7 +34,7 @@ def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
     for name, uniform in model.weights.items():
         codec = make_codec(target.codec_name, uniform.codes.shape)
         if isinstance(codec, AscendCodec):
-            plain = _groups(model, name) > 1
+            plain = _groups(model.graph, name) > 1
             codec = make_codec(PLAIN, codec.shape) if plain else replace(codec, is_compressed=name not in left)
         found[name] = codec
     return found
@@ -42,18 +42,22 @@ def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
 
 def uncompressed_layers(model: QuantizedModel) -> dict[str, str]:
     """Return the layers whose int8 weights the target's chip holds as they are -> the reason; none without a chip."""
-    target = model.config.target
+    return _uncompressed(model.graph, model.weights, model.config.target)
+
+
+def _uncompressed(graph: Graph, names: Iterable[str], target: Target) -> dict[str, str]:
     if not target.chip:
         return {}
-    found = {name: "the chip compresses no groups" for name in model.weights if _groups(model, name) > 1}
+    names = tuple(names)
+    found = {name: "the chip compresses no groups" for name in names if _groups(graph, name) > 1}
     if target.marking == "all":
         return found
-    reasons = mark_reasons(model.graph, model.weights, target)
+    reasons = mark_reasons(graph, names, target)
     return {**{name: f"not compressed on {target.chip}: {reason}" for name, reason in reasons.items()}, **found}
 
 
-def _groups(model: QuantizedModel, name: str) -> int:
-    layer = model.graph.by_name[name]
+def _groups(graph: Graph, name: str) -> int:
+    layer = graph.by_name[name]
     return 1 if layer.type == "InnerProduct" else input_window(layer).groups
 
 
@@ -98,23 +102,32 @@ def describe_chip(model: QuantizedModel) -> ChipRecord | None:
 def compressed_layers(candidate: Candidate) -> tuple[str, ...]:
     """Return the layers whose weights a compiler is to compress, in network order.
 
-    Without a chip those with a codebook; with one all whose compressed bytes are counted.
+    Those with a codebook, as AMCT has it; for a chip all whose compressed bytes are counted, too.
     """
-    model = candidate.model
-    if not model.config.target.chip:
-        return candidate.nuq_layers
-    left = uncompressed_layers(model)
-    return tuple(name for name in model.weights if name not in left and judge_layer(candidate.codes(name)).is_kept)
+    model, found = candidate.model, set(candidate.nuq_layers)
+    if model.config.target.chip:
+        left = uncompressed_layers(model)
+        found |= {name for name in model.weights if name not in left and judge_layer(candidate.codes(name)).is_kept}
+    return tuple(name for name in model.weights if name in found)
 
 
 def aimed(model: QuantizedModel) -> QuantizedModel:
     """Return the model without codebooks for layers that the target's chip does not compress."""
-    left = uncompressed_layers(model)
+    return replace(model, config=aimed_config(model.config, model.graph))
+
+
+def aimed_config(config: QuantizationConfig, graph: Graph) -> QuantizationConfig:
+    """Return the configuration of a network, folded or not, without codebooks for such layers."""
+    if not config.target.chip:
+        return config
+    able = {capability.name for capability in capabilities(graph) if capability.nuq}
+    searched = [name for name, layer in config.layers.items() if layer.weights.algorithm == "nuq" and name in able]
+    left = _uncompressed(graph, searched, config.target)
     layers = {
         name: replace(settings, weights=replace(settings.weights, algorithm="arq")) if name in left else settings
-        for name, settings in model.config.layers.items()
+        for name, settings in config.layers.items()
     }
-    return replace(model, config=replace(model.config, layers=layers))
+    return replace(config, layers=layers)
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,20 @@ class BrokenRule:
         return f"{self.key} must be {self.words}. Got '{self.got}' instead.{self.hint}"
 
 
-def broken_rule(target: Target) -> BrokenRule | None:
-    """Return what is wrong with a target, if anything is."""
+def unknown_word(target: Target) -> BrokenRule | None:
+    """Return what a target says that nobody knows, if anything is."""
     choices = {"chip": tuple(DDR_RATES), "marks": MARKS, "codec": CODEC_NAMES}
     for key, known in choices.items():
         got = getattr(target, key)
         if got and got not in known:
             return BrokenRule(key, f"one of {', '.join(known)}", got, suggest_name(got, known))
+    return None
+
+
+def broken_rule(target: Target) -> BrokenRule | None:
+    """Return what is wrong with a target, if anything is."""
+    if unknown := unknown_word(target):
+        return unknown
     if target.chip and target.codec_name != AscendCodec.name:
         return BrokenRule(
             "codec", f"'{AscendCodec.name}' or left out for {target.chip}, which reads no other", target.codec

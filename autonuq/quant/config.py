@@ -109,12 +109,13 @@ class Target:
         return self.marks or "compiler"
 
     def over(self, other: Target) -> Target:
-        """Return what is said here, and for the rest what is said there."""
+        """Return what is said here, and for the rest what is said there; marks of one chip are not another's."""
+        shared = other.marked if self.chip in ("", other.chip) else None
         return Target(
             self.codec or other.codec,
             self.chip or other.chip,
             self.marks or other.marks,
-            other.marked if self.marked is None else self.marked,
+            shared if self.marked is None else self.marked,
         )
 
     def say(self) -> str:
@@ -126,6 +127,10 @@ class Target:
         if self.marking == "all":
             return "its compiler compresses all layers"
         return "its compiler compresses the layers that it marks"
+
+
+NO_TARGET = Target()
+"""Nobody said anything."""
 
 
 @dataclass(frozen=True)
@@ -159,4 +164,4 @@ class QuantizationConfig:
     do_fusion: bool = True
     skip_fusion_layers: tuple[str, ...] = ()
     amct_levels: bool = False
-    target: Target = Target()
+    target: Target = NO_TARGET

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -22,8 +22,15 @@ import numpy as np
 from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
-from autonuq.quant.codecs import broken_rule
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
+from autonuq.quant.codecs import broken_rule, unknown_word
+from autonuq.quant.config import (
+    NO_TARGET,
+    ActivationSettings,
+    LayerSettings,
+    QuantizationConfig,
+    Target,
+    WeightSettings,
+)
 
 # AMCT's table of uniformly quantizable layer types (Caffe PTQ pages).
 QUANTIZABLE_TYPES = (*CHANNEL_WISE_TYPES, "InnerProduct", "Pooling")
@@ -420,8 +427,10 @@ def write_config_json(path: str | Path, config: QuantizationConfig, capabilities
     for name in config.layers:
         if name not in known:
             raise _unknown_layer(name, known, path)
-        if name in (*_GLOBAL_KEYS, *_TARGET_KEYS):
+        if name in _GLOBAL_KEYS:
             place.refuse(name, "a global setting; rename the layer of this name", name)
+        if name in (aim := _target_object(config.target)):
+            place.refuse(name, "the layer of this name; say it to auto_nuq instead", aim[name])
     document: dict[str, Any] = {
         "version": 1,
         "batch_num": config.batch_num,
@@ -448,7 +457,7 @@ def _target_object(target: Target) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in ("", None)}
 
 
-def build_target(values: Mapping[str, Any], place: Place) -> Target:
+def build_target(values: Mapping[str, Any], place: Place, said: Target = NO_TARGET) -> Target:
     """Check what bytes are counted with.
 
     Parameters
@@ -457,6 +466,13 @@ def build_target(values: Mapping[str, Any], place: Place) -> Target:
         By our JSON keys; any of them may be missing.
     place : Place
         Named in messages.
+    said : Target, optional
+        What comes before it: of a study that says more than this file.
+
+    Returns
+    -------
+    Target
+        Both together.
 
     Raises
     ------
@@ -468,9 +484,11 @@ def build_target(values: Mapping[str, Any], place: Place) -> Target:
     marked = values.get("marked_layers")
     names = None if marked is None else tuple(place.check("marked_layers", NAMES, marked))
     target = Target(values.get("codec", ""), values.get("chip", ""), values.get("marks", ""), names)
-    if broken := broken_rule(target):
+    whole = said.over(target)
+    broken = unknown_word(target) or (broken_rule(whole) and broken_rule(target))
+    if broken:
         place.refuse(broken.key, broken.words, broken.got, broken.hint)
-    return target
+    return whole
 
 
 def _layer_object(settings: LayerSettings) -> _Object:
@@ -529,6 +547,7 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
     place = Place(path)
     known = {capability.name: capability for capability in capabilities}
     _refuse_repeated(document, place)
+    aim = {key: document[key] for key in _TARGET_KEYS if key in document and not _is_layer(key, document, known)}
     every = (*_GLOBAL_KEYS, *_TARGET_KEYS)
     for key, value in document.items():
         if key in every or key in known:
@@ -548,7 +567,7 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
     layers: dict[str, LayerSettings] = {}
     warnings: tuple[str, ...] = ()
     for name, capability in known.items():
-        if name not in document or name in every:
+        if name not in document or name in _GLOBAL_KEYS or name in aim:
             continue
         settings, more = _build_layer(document[name], capability, path)
         warnings += more
@@ -558,10 +577,23 @@ def _build_config(document: _Object, capabilities: Sequence[Capability], path: P
         layers,
         batch_num=place.check("batch_num", BATCH_NUM, document.get("batch_num", usual.batch_num)),
         skip_fusion_layers=check_skip_fusion_layers(unfolded, capabilities, place),
-        target=build_target({key: document[key] for key in _TARGET_KEYS if key in document}, place),
+        target=_checked_target(aim, capabilities, place),
         **flags,
     )
     return LoadedConfig(config, warnings)
+
+
+def _checked_target(values: Mapping[str, Any], capabilities: Sequence[Capability], place: Place) -> Target:
+    target = build_target(values, place)
+    if target.marked is not None and not target.chip:
+        place.refuse("marked_layers", "left out without a chip, whose compiler marks them", list(target.marked))
+    check_known_layers("marked_layers", target.marked or (), capabilities, place)
+    return target
+
+
+def _is_layer(key: str, document: Mapping[str, Any], known: Container[str]) -> bool:
+    """Say whether a key of ours is a layer's name there: AMCT knows nothing of such keys, and layers are objects."""
+    return key in known and isinstance(document[key], _Object)
 
 
 def _build_layer(values: object, capability: Capability, path: Path) -> tuple[LayerSettings | None, tuple[str, ...]]:

@@ -23,7 +23,14 @@ from autonuq.errors import QuantizationError, suggest_name
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
 from autonuq.graph.model import Graph
 from autonuq.graph.text import unescape_bytes
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
+from autonuq.quant.config import (
+    NO_TARGET,
+    ActivationSettings,
+    LayerSettings,
+    QuantizationConfig,
+    Target,
+    WeightSettings,
+)
 from autonuq.settings import quant_config_pb2 as schema
 from autonuq.settings.config_json import (
     BATCH_NUM,
@@ -51,7 +58,9 @@ _DEPRECATED = {
 _SPELLING = {"num_bits": "quant_bits", "search_range": "search_range_start, search_range_end"}
 
 
-def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None) -> LoadedConfig:
+def load_simplified(
+    path: str | Path, capabilities: Sequence[Capability], graph: Graph | None = None, said: Target = NO_TARGET
+) -> LoadedConfig:
     """Read a simplified configuration and resolve it to settings per layer.
 
     Parameters
@@ -63,6 +72,8 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
         Every layer of the folded network, in network order.
     graph : Graph, optional
         The network, with or without blobs; what `nuq_config.chip` marks is predicted from it.
+    said : Target, optional
+        What the study says itself; it comes before what `nuq_config` says, and decides with it on layers.
 
     Returns
     -------
@@ -84,7 +95,7 @@ def load_simplified(path: str | Path, capabilities: Sequence[Capability], graph:
     place = Place(path, spelling=_SPELLING)
     batch_num = message.batch_num if message.HasField("batch_num") else 1
     choices, warnings = _read_choices(message, capabilities, place)
-    target = _read_target(message, place)
+    target = _read_target(message, place, said)
     marked, target, more = _read_marked(message, capabilities, path, graph, target)
     warnings += more
     skipped = check_skip_layers("skip_layers", message.skip_layers, capabilities, place)
@@ -249,10 +260,10 @@ def _check_types(key: str, types: Iterable[str], place: Place) -> frozenset[str]
     return frozenset(found)
 
 
-def _read_target(message: schema.AMCTConfig, place: Place) -> Target:
+def _read_target(message: schema.AMCTConfig, place: Place, said: Target) -> Target:
     block = message.nuq_config
     given = {"codec": block.codec, "chip": block.chip.lower(), "marks": block.marks}
-    return build_target(given, place.under("nuq_config"))
+    return build_target(given, place.under("nuq_config"), said)
 
 
 def _read_marked(
@@ -261,6 +272,7 @@ def _read_marked(
     """Return the weight settings of the layers that are to have codebooks, and the target with its marks.
 
     Those are what the mapping file marks; without one what the chip is predicted to mark, or all if it compresses all.
+    The file is of the chip that stands beside it, if one does: for another one that the study says it does not count.
     """
     if not message.HasField("nuq_config"):
         return {}, target, ()
@@ -276,7 +288,8 @@ def _read_marked(
     types = {capability.name: capability.type for capability in capabilities}
     wanted = {name: build_weights(values, name, place.under("nuq_quantize")) for name in QUANTIZABLE_TYPES}
     layers: tuple[str, ...]
-    if block.HasField("mapping_file"):
+    is_of_other = block.HasField("mapping_file") and block.chip.lower() not in ("", target.chip)
+    if block.HasField("mapping_file") and not is_of_other:
         mapping_file = _find_mapping_file(block.mapping_file, path)
         marks = load_marks(mapping_file, capabilities)
         layers, warnings = marks.layers, _unused_marks(mapping_file, marks)
@@ -286,6 +299,8 @@ def _read_marked(
     else:
         layers = _predicted(graph, target.chip)
         warnings = () if layers or target.marking == "all" else (_gains_nothing(path, target.chip),)
+        if is_of_other:
+            warnings += (f"{path}: mapping_file is of {block.chip}; what {target.chip} marks is predicted.",)
     if target.chip and target.marking == "all":
         layers = tuple(capability.name for capability in capabilities if capability.nuq)
     return {name: wanted[types[name]] for name in layers}, target, warnings

@@ -10,7 +10,7 @@ import optuna
 
 from autonuq.errors import StudyError
 from autonuq.graph.files import ModelPair
-from autonuq.records import CONFIDENCE, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
+from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
@@ -72,8 +72,13 @@ def task_of_study(task: Task) -> Task:
 
 
 def task_as_stored(task: Task, study: optuna.Study) -> Task:
-    """Return the task as it has to be for this study: earlier versions had no confidence, and left no layer float."""
+    """Return the task as it has to be for this study.
+
+    Earlier versions counted for no chip, had no confidence, and left no layer float.
+    """
     stored = study.user_attrs
+    if FINGERPRINT in stored and CHIP not in stored:
+        task = replace(task, counts_chip=False)
     if ORIGINAL_METRIC not in stored:
         return task
     if FLOAT_LAYERS not in stored and task.float_layers == "auto":

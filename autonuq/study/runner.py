@@ -6,9 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import codecs_of, say_unsearched
@@ -57,7 +59,7 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
-        self.codecs = codecs_of(candidate.model)
+        self.codecs, self.unsearched = codecs_of(candidate.model), say_unsearched(candidate.model)
         self.networks = PlanNetworks(task, candidate)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
@@ -104,9 +106,7 @@ class Runner:
             self._enter(scored)
         if floats.hopeless:
             self.study.set_user_attr(STOPPED, floats.say())
-        elif unsearched := say_unsearched(self.candidate.model):
-            self.study.set_user_attr(STOPPED, unsearched)
-        elif self.task.sampler != RATE_DISTORTION:
+        elif not self.unsearched and self.task.sampler != RATE_DISTORTION:
             self.claims.enqueue(self.space.seeds(), "seed")
 
     def _enter(self, scored: TrialRecord) -> None:
@@ -131,13 +131,18 @@ class Runner:
         share = self.task.stop_gain
         if self.study.user_attrs.get(STOPPED):
             return True
+        if self.unsearched and self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            return self._stop(self.unsearched)
         if self.task.sampler != RATE_DISTORTION or share <= 0:
             return False
         if not LEAST_TRIALS <= self._finished() < self.claims.total():
             return False
         if self.predictor.has_gain_left(self.study, share):
             return False
-        self.study.set_user_attr(STOPPED, f"with 90 % probability no plan is more than {share:.1%} above the best")
+        return self._stop(f"with 90 % probability no plan is more than {share:.1%} above the best")
+
+    def _stop(self, reason: str) -> Literal[True]:
+        self.study.set_user_attr(STOPPED, reason)
         self.tell_end()
         return True
 

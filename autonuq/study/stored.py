@@ -252,9 +252,8 @@ def curve_error(rounding: Rounding) -> float:
 
 
 def store_chip(study: optuna.Study, found: ChipRecord | None) -> None:
-    """Store whose bytes are counted, if a chip's are."""
-    if found is not None:
-        store_long(study, CHIP, asdict(found))
+    """Store whose bytes are counted, if a chip's are, and else that none are."""
+    store_long(study, CHIP, None if found is None else asdict(found))
 
 
 def store_rounding(study: optuna.Study, found: Rounding) -> None:

@@ -13,7 +13,8 @@ from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph.files import ModelPair
 from autonuq.quant.atc.chips import DDR_RATES, MARKS
-from autonuq.quant.codecs import CODEC_NAMES
+from autonuq.quant.codecs import CODEC_NAMES, broken_rule
+from autonuq.quant.config import Target
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
 from autonuq.study.task import FLOAT_RULES, Task
@@ -334,6 +335,16 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         extra = [key for key in ("batch_num", "activation_offset") if ("quantization", key) in values]
         if extra:
             raise StudyError(f"'quantization.{extra[0]}' comes from the cfg file; remove it here", path=path)
+    _check_target(values, path)
+
+
+def _check_target(values: Mapping[tuple[str, str], Any], path: Path) -> None:
+    """Check that chip, marks and codec go together; a cfg may have the chip."""
+    codec, chip, marks = (values.get(("quantization", key), "") for key in ("codec", "chip", "marks"))
+    broken = broken_rule(Target(codec, chip, marks))
+    if broken and (chip or ("quantization", "cfg") not in values):
+        words = f"must be {broken.words}. Got '{broken.got}' instead.{broken.hint}"
+        raise StudyError(f"'quantization.{broken.key}' {words}", path=path)
 
 
 def _check_float_layers(value: str | list[Any], path: Path) -> None:

@@ -21,7 +21,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.codecs import broken_rule
-from autonuq.quant.config import QuantizationConfig, Target
+from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
@@ -64,6 +64,8 @@ class Task:
         A key of `quant.atc.chips.DDR_RATES`: bytes are those that this chip stores. Empty: no chip's.
     marks : str
         Out of `quant.atc.chips.MARKS`: which layers the chip's compiler compresses; empty: those that it marks.
+    counts_chip : bool
+        Whether a chip in the configuration counts. For studies of earlier versions it only said which layers to search.
     sampler : str
         Key of `search.sampler.SAMPLERS`.
     seed : int
@@ -103,6 +105,7 @@ class Task:
     codec: str = ""
     chip: str = ""
     marks: str = ""
+    counts_chip: bool = True
     sampler: str = RATE_DISTORTION
     seed: int = 0
     n_trials: int = 40
@@ -267,7 +270,8 @@ def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
     """
     graph = graph or load_graph(task.source.model, task.source.weights)
     config = _configuration(task, graph)
-    config = replace(config, amct_levels=task.amct_levels, target=task.target.over(config.target))
+    target = task.target.over(config.target) if task.counts_chip else task.target
+    config = replace(config, amct_levels=task.amct_levels, target=target)
     if broken := broken_rule(config.target):
         raise StudyError(str(broken), study=task.name)
     _check_named_floats(task, graph, config)
@@ -296,7 +300,8 @@ def _configuration(task: Task, graph: Graph) -> QuantizationConfig:
         return task.config
     if task.cfg is None:
         return default_config(graph, batch_num=task.batch_num, activation_offset=task.activation_offset)
-    loaded = load_simplified(task.cfg, capabilities(graph), graph)
+    said = task.target if task.counts_chip else NO_TARGET
+    loaded = load_simplified(task.cfg, capabilities(graph), graph, said)
     for warning in loaded.warnings:
         warnings.warn(warning, stacklevel=2)
     return loaded.config

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from targets import counted_with
 
 import autonuq as nuq
 from autonuq.compress.candidate import Candidate
@@ -32,11 +33,11 @@ def exported(tiny):
         name: replace(model.factors[name], scale_d=float(np.float32(scale)), offset_d=offset)
         for name, (scale, offset) in scales.items()
     }
-    model = replace(model, factors=factors)
-    points = dict(build_network_points(model, "fixed", tiny / "none.txt"))
+    model = counted_with(replace(model, factors=factors), "fixed")
+    points = dict(build_network_points(model, tiny / "none.txt"))
     plan = {name: len(found.curve.codebooks) // 2 for name, found in points.items()}
     candidate = Candidate(model, points, plan)
-    written = export(candidate, str(tiny / "out/net"), "fixed", FORMATS, provenance={"study": "tiny"})
+    written = export(candidate, str(tiny / "out/net"), FORMATS, provenance={"study": "tiny"})
     assert all(path.exists() for path in written)
     assert len(written) == len(set(written)) == 15
     return candidate, str(tiny / "out/net")
@@ -177,4 +178,4 @@ def test_a_layer_without_an_operator_is_named(tiny):
 
 def test_a_bad_format_is_an_error_of_the_caller(exported):
     with pytest.raises(ValueError, match="no format 'cafe', only caffe, .*Did you mean 'caffe'"):
-        export(*exported, "fixed", ["cafe"])
+        export(*exported, ["cafe"])

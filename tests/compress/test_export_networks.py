@@ -78,7 +78,7 @@ def test_top1_is_the_same_everywhere(shared, tmp_path, name):
     scores(pair, images[-BATCH:])
     model = calibrated(model, tmp_path / "record.txt")
     prefix = str(tmp_path / "net")
-    export(Candidate(model), prefix, "fixed", ("caffe", "pycaffe", "weights", "onnx", "onnx-codebook"))
+    export(Candidate(model), prefix, ("caffe", "pycaffe", "weights", "onnx", "onnx-codebook"))
 
     def top1(found):
         return 100 * np.mean(found.argmax(1) == labels)

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from halved import MODULE
+from targets import counted_with
 
 import autonuq as nuq
 from autonuq.compress.candidate import Candidate
@@ -128,7 +129,8 @@ def plan_of(points, share=0.5):
 
 
 def candidate_of(model, record, codec="entropy", share=0.5):
-    points = dict(build_network_points(model, codec, record, tuning=Tuning(steps=10)))
+    model = counted_with(model, codec)
+    points = dict(build_network_points(model, record, tuning=Tuning(steps=10)))
     return Candidate(model, points, plan_of(points, share))
 
 
@@ -186,7 +188,7 @@ def test_what_is_built_is_what_is_written(network, tmp_path, request):
     """The divergences are those of the fake-quant pair against the original, computed by the definition."""
     _, built, passes = network
     heads = HEADS.get(request.node.callspec.params["network"], {"fc": "softmax"})
-    export(built.candidate, str(tmp_path / "out/net"), "entropy", ("caffe",))
+    export(built.candidate, str(tmp_path / "out/net"), ("caffe",))
     pairs = (
         ModelPair(tmp_path / "net.prototxt", tmp_path / "net.caffemodel"),
         fake_quant_pair(str(tmp_path / "out/net")),
@@ -223,7 +225,7 @@ def test_exports_hold_the_network_that_was_built(network, tmp_path, request):
     name, prefix = request.node.callspec.params["network"], str(tmp_path / "out/net")
     formats = ("caffe", "deploy", "packed", "weights", *(() if name == "python" else ("onnx",)))
     candidate = built.candidate
-    export(candidate, prefix, "entropy", formats)
+    export(candidate, prefix, formats)
     scored = load_graph(*as_files(fake_quant_pair(prefix)))
     network_file = load_packed(packed_path(prefix))
     unpacked = load_graph(*as_files(unpack(network_file, str(tmp_path / "again/net"))))
@@ -382,16 +384,15 @@ def test_inputs_that_say_nothing(kind, tmp_path, calibrate):
     assert all(np.isfinite(made.bias).all() for made in built.candidate.made.values())
 
 
-@pytest.mark.parametrize("codec", ["fixed", "ascend"])
-def test_other_codecs_keep_their_levels(codec, tmp_path, calibrate):
+def test_without_a_grid_of_its_own_a_layer_keeps_its_levels(tmp_path, calibrate):
     model, record, passes = calibrate(tmp_path, NETWORKS["chain"])
-    candidate = candidate_of(model, record, codec)
+    candidate = candidate_of(model, record, "fixed")
     built = NetworkBuilder(model, passes).build(candidate)
     assert built.candidate.made.keys() == {"b", "fc"}
     for name, made in built.candidate.made.items():
         levels = candidate.points[name].curve.codebooks[candidate.plan[name]].levels
         assert set(np.unique(made.codes)) <= set(levels.tolist())
-        assert make_codec(codec, made.codes.shape).size_bytes(made.codes) > 0
+        assert make_codec("fixed", made.codes.shape).size_bytes(made.codes) > 0
 
 
 def test_one_pass_and_one_image_are_enough(tmp_path, calibrate):

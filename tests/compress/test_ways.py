@@ -102,7 +102,7 @@ def test_few_passes_and_few_images(items, count, compared, tmp_path, calibrate):
     found = choose_way(model, record, passes)
     assert bool(found.tried) == compared
     assert found.way.side or compared
-    points = dict(build_network_points(model, "entropy", record, costs=found.costs, tuning=found.way.tuning))
+    points = dict(build_network_points(model, record, costs=found.costs, tuning=found.way.tuning))
     assert all(np.isfinite(one.curve.distortions).all() for one in points.values())
 
 
@@ -112,7 +112,7 @@ def test_inputs_that_say_little(kind, tmp_path, calibrate):
     for one in passes:
         one["data"][:, slice(1, None) if kind == "dead channels" else slice(None)] = 0.5 if kind == "constant" else 0
     found = choose_way(model, record, passes)
-    points = dict(build_network_points(model, "entropy", record, costs=found.costs, tuning=found.way.tuning))
+    points = dict(build_network_points(model, record, costs=found.costs, tuning=found.way.tuning))
     assert all(np.isfinite(one.curve.distortions).all() for one in points.values())
     assert kind == "dead channels" or all(found.unknown.values())
 
@@ -164,7 +164,7 @@ def test_plans_of_a_size():
 
 def test_the_size_that_ways_are_compared_at_diverges_as_is_aimed_at(tmp_path, calibrate):
     model, record, passes = calibrate(tmp_path, net(), passes=6)
-    candidate = Candidate(model, dict(build_network_points(model, "entropy", record, tuning=Way().tuning)))
+    candidate = Candidate(model, dict(build_network_points(model, record, tuning=Way().tuning)))
     builder, judging = NetworkBuilder(model, passes, range(3)), range(3, 6)
     size = divergent_size(builder, candidate, judging)
     real, divergence = built_at(builder, candidate, size, judging)

@@ -34,7 +34,7 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
     assert task.source.weights == tmp_path / "sub/a.caffemodel"
     assert task.out == tmp_path / "out/lenet"
     assert task.storage == f"journal://{tmp_path}/out/lenet/study.journal"
-    assert (task.batch_num, task.codec, task.n_trials, task.seed) == (1, "entropy", 40, 0)
+    assert (task.batch_num, task.target.codec_name, task.n_trials, task.seed) == (1, "entropy", 40, 0)
 
 
 def test_storage_file_is_relative_to_the_study_file(write, tmp_path):
