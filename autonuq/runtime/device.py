@@ -20,7 +20,9 @@ PACKAGES = {"CUDAExecutionProvider": "onnxruntime-gpu", "CANNExecutionProvider":
 _CPU_PROVIDER = "CPUExecutionProvider"
 # Products keep the digits of float32, as on the CPU; TF32 would leave 10 bits. Every trial has a session of its own for
 # a few passes: to time all algorithms of its convolutions takes longer than these do, and chooses by the clock.
-_SETTINGS: dict[str, dict[str, int | str]] = {"CUDAExecutionProvider": {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}}
+_SETTINGS: dict[str, dict[str, int | str]] = {
+    "CUDAExecutionProvider": {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+}
 
 
 @dataclass(frozen=True)
