@@ -1,7 +1,8 @@
 """An evaluator in a process of its own, which is killed when it takes too long.
 
 Python cannot stop a thread that hangs, so a limit on the time of an evaluation needs a process. It makes its own
-evaluator, keeps it from one evaluation to the next, and is made anew after it was killed or died.
+evaluator, keeps it from one evaluation to the next, and is made anew after it was killed or died. It runs on the device
+that was selected here when it was made.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, run_evaluator_call
+from autonuq.runtime.device import selection
 
 _kept: list[Any] = []  # in the process: its evaluator
 
 
-def _keep(make: Callable[[], Any]) -> None:
+def _keep(make: Callable[[], Any], select: Callable[[], None]) -> None:
+    select()
     _kept.append(make())
 
 
@@ -74,7 +77,7 @@ class IsolatedEvaluator:
             It raised, took longer than it may, or its process died.
         """
         if self._process is None:
-            self._process = ProcessPoolExecutor(max_workers=1, initializer=_keep, initargs=(self._make,))
+            self._process = ProcessPoolExecutor(1, initializer=_keep, initargs=(self._make, selection()))
             self._wait(self._process.submit(int), None)  # making the evaluator does not count
         future = self._process.submit(_call, "eval_model", model_file, weights_file, batch_num)
         return self._wait(future, self._timeout_s)

@@ -6,7 +6,9 @@ device only, so the process stays with the first accelerator that it ran on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from autonuq.errors import RuntimeFailure
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 PACKAGES = {"CUDAExecutionProvider": "onnxruntime-gpu", "CANNExecutionProvider": "onnxruntime-cann"}
 _CPU_PROVIDER = "CPUExecutionProvider"
+# Products keep the digits of float32, as on the CPU; TF32 would leave 10 bits. Every trial has a session of its own for
+# a few passes: to time all algorithms of its convolutions takes longer than these do, and chooses by the clock.
+_SETTINGS: dict[str, dict[str, int | str]] = {
+    "CUDAExecutionProvider": {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,11 @@ class Device:
         return self.provider == _CPU_PROVIDER
 
     @property
-    def providers(self) -> list[str | tuple[str, dict[str, int]]]:
+    def providers(self) -> list[str | tuple[str, dict[str, int | str]]]:
         """What onnxruntime is told; operators that an accelerator lacks run on the CPU."""
-        return [_CPU_PROVIDER] if self.is_cpu else [(self.provider, {"device_id": self.number}), _CPU_PROVIDER]
+        if self.is_cpu:
+            return [_CPU_PROVIDER]
+        return [(self.provider, {"device_id": self.number, **_SETTINGS.get(self.provider, {})}), _CPU_PROVIDER]
 
 
 _selected = Device()
@@ -68,8 +77,23 @@ def select_accelerator() -> None:
     RuntimeFailure
         The installed onnxruntime has no provider for one, or the process ran on another card already.
     """
-    global _selected
-    _selected = _checked(Device(find_accelerator(), _card))
+    _select(Device(find_accelerator(), _card), _card)
+
+
+def selection() -> Callable[[], None]:
+    """Return what selects in another process, which it can be sent to, the mode and the card of this one.
+
+    It raises a `RuntimeFailure` where the installed onnxruntime has no provider for an accelerator.
+    """
+    return partial(_select, _selected, _card)
+
+
+def _select(device: Device, card: int) -> None:
+    global _selected, _card
+    if not device.is_cpu:
+        find_accelerator()
+        _write_errors_only()
+    _selected, _card = _checked(device), card
 
 
 def select_card(number: int) -> None:
@@ -113,6 +137,21 @@ def find_accelerator() -> str:
         f"a GPU is asked for, but the installed onnxruntime has only {', '.join(available)}: install onnxruntime-gpu "
         "(NVIDIA) or onnxruntime-cann (Ascend) in place of onnxruntime, or run on the CPU (set_mode_cpu)"
     )
+
+
+@cache
+def _write_errors_only() -> None:
+    """Spare the user a warning that onnxruntime writes for every session on a GPU; which library is missing stays."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+
+
+def engine_version() -> str:
+    """Return onnxruntime's version; it says it itself, for the names of its packages differ (`PACKAGES`)."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
 
 
 def _checked(device: Device) -> Device:

@@ -28,7 +28,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerpri
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.trial_log import append_conclusion
-from autonuq.study.workers import PACKAGES, make_runner, run_local
+from autonuq.study.workers import make_runner, package_versions, run_local
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
 
@@ -507,7 +506,6 @@ def _finished_trial(record: StudyRecord, number: int | None) -> TrialRecord:
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
-    packages = {name: version(name) for name in PACKAGES}
     return {
         **task.provenance,
         "prototxt": str(task.source.model),
@@ -517,7 +515,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "sampler": task.sampler,
         "seed": str(task.seed),
         **_hashes(fingerprint),
-        **{f"{name} version": number for name, number in packages.items()},
+        **{f"{name} version": number for name, number in package_versions().items()},
         "python version": platform.python_version(),
     }
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
 from autonuq.records import ARTIFACTS, FINGERPRINT, PROVENANCE
+from autonuq.runtime.device import engine_version, selection
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage
@@ -36,9 +37,6 @@ from autonuq.study.preparation import points_key, settled
 from autonuq.study.runner import POLL_S, Runner
 from autonuq.study.stored import FINISHED, Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
-
-PACKAGES = ("autonuq", "optuna", "numpy", "onnxruntime")
-"""What can change a proposal or a measurement: all workers of a study have the same versions of these."""
 
 OPENING_S = 30.0
 """How long a worker tries to reach a storage that is out of reach, in seconds: a server that is being restarted."""
@@ -83,6 +81,11 @@ def work(
     return Study(study)
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of what can change a proposal or a measurement: all workers of a study have the same."""
+    return {name: version(name) for name in ("autonuq", "optuna", "numpy")} | {"onnxruntime": engine_version()}
+
+
 def check_versions(study: optuna.Study) -> None:
     """Refuse to work beside other versions.
 
@@ -93,9 +96,9 @@ def check_versions(study: optuna.Study) -> None:
     """
     there = study.user_attrs.get(PROVENANCE, {})
     wrong = [
-        f"{name} {there[f'{name} version']} (here: {version(name)})"
-        for name in PACKAGES
-        if f"{name} version" in there and there[f"{name} version"] != version(name)
+        f"{name} {there[f'{name} version']} (here: {number})"
+        for name, number in package_versions().items()
+        if there.get(f"{name} version", number) != number
     ]
     if wrong:
         raise StudyError(f"is worked on with {', '.join(wrong)}; install the same here", study=study.study_name)
@@ -196,7 +199,7 @@ def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             joblib.Parallel(n_jobs=jobs, batch_size=1)(
-                joblib.delayed(_work_quietly)(task, timeout, os.getpid()) for _ in range(jobs)
+                joblib.delayed(_work_quietly)(task, timeout, os.getpid(), selection()) for _ in range(jobs)
             )
             return
         except TerminatedWorkerError as error:
@@ -210,8 +213,9 @@ def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
                 ) from error
 
 
-def _work_quietly(task: Task, timeout: float | None, parent: int) -> None:
-    """Work in a process of joblib's; on Ctrl-C the parent ends it."""
+def _work_quietly(task: Task, timeout: float | None, parent: int, select: Callable[[], None]) -> None:
+    """Work in a process of joblib's, on the parent's device; on Ctrl-C the parent ends it."""
+    select()
     if os.getpid() != parent and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     work(task, timeout=timeout, is_sent=True)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, is_satisfied, load_evaluator, score
 from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.graph.files import ModelPair
+from autonuq.runtime import device
 from autonuq.study.run import StudyRun
 from autonuq.study.study_file import load_task
 
@@ -62,6 +64,26 @@ def test_a_process_is_kept_killed_and_made_anew(isolated):
         with pytest.raises(EvaluatorError, match=message):
             score(isolated, replace(PAIR, model=Path(model)))
     assert score(isolated, PAIR) == 1.0
+
+
+@pytest.mark.slow
+def test_the_process_has_the_card_that_is_selected_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_card", 2)
+    text = """
+        from autonuq.runtime import device
+
+        class Card:
+            evaluate_batch_num = 1
+
+            def eval_model(self, model_file, weights_file, batch_num):
+                return float(device._card)
+
+            def is_satisfied(self, original_metric, new_metric):
+                return True
+    """
+    (tmp_path / "card.py").write_text(dedent(text))
+    make = partial(load_evaluator, "card.py:Card", tmp_path, 1)
+    assert score(IsolatedEvaluator(make(), make, timeout_s=20), PAIR) == 2.0
 
 
 def test_a_time_limit_does_not_make_another_evaluator(isolated, tmp_path):

@@ -1,5 +1,7 @@
 """One accelerator where onnxruntime has one, and never the CPU in its place without a word."""
 
+import pickle
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -40,6 +42,12 @@ def build(monkeypatch):
     return pretend
 
 
+def asked_of(provider, card):
+    """Return the settings: on NVIDIA's cards, float32 and convolutions whose algorithms no clock chooses."""
+    settings = {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"} if provider.startswith("CUDA") else {}
+    return {"device_id": card, **settings}
+
+
 def scored(tiny):
     net = nuq.Net(tiny / "tiny.prototxt", tiny / "tiny.caffemodel")
     return net, net.forward(data=np.ones((4, 2, 8, 8), np.float32))["prob"].copy()
@@ -54,11 +62,11 @@ def test_sessions_get_the_provider_and_the_card(tiny, build, provider):
     assert asked == []  # the mode decides; the session on the CPU is still there
     pycaffe.set_mode_gpu()
     found = net.forward()["prob"]
-    assert asked == [[(provider, {"device_id": 2}), CPU]]
+    assert asked == [[(provider, asked_of(provider, 2)), CPU]]
     np.testing.assert_allclose(found, on_cpu, rtol=1e-5)
     pycaffe.set_mode_cpu()
     scored(tiny)
-    assert [(provider, {"device_id": 2}), CPU] not in asked[1:]
+    assert (provider, asked_of(provider, 2)) not in [first for first, *_ in asked[1:]]
 
 
 def test_hosted_layers_run_between_parts_on_the_device(tiny, build):
@@ -75,7 +83,9 @@ def test_hosted_layers_run_between_parts_on_the_device(tiny, build):
     asked = build("CUDAExecutionProvider")
     pycaffe.set_mode_gpu()
     np.testing.assert_allclose(net.forward()["prob"], on_cpu, rtol=1e-5)
-    assert asked == [[("CUDAExecutionProvider", {"device_id": 0}), CPU]] * 2  # before the layer, and behind it
+    assert (
+        asked == [[("CUDAExecutionProvider", asked_of("CUDAExecutionProvider", 0)), CPU]] * 2
+    )  # before the layer, and behind it
 
 
 @pytest.mark.parametrize("ask", [pycaffe.set_mode_gpu, lambda: pycaffe.set_device(1)], ids=["mode", "card"])
@@ -112,3 +122,26 @@ def test_a_second_device_is_refused(tiny, build):
 def test_a_card_is_one_number(card, error):
     with pytest.raises(error, match="set_device takes"):
         pycaffe.set_device(card)
+
+
+@pytest.mark.parametrize("select", [pycaffe.set_mode_cpu, pycaffe.set_mode_gpu])
+def test_another_process_goes_on_where_this_one_is(build, monkeypatch, select):
+    build("CUDAExecutionProvider")
+    pycaffe.set_device(2)
+    select()
+    here, sent = device.selected_device(), pickle.dumps(device.selection())
+    monkeypatch.setattr(device, "_selected", device.Device())
+    monkeypatch.setattr(device, "_card", 0)
+    pickle.loads(sent)()
+    assert device.selected_device() == here
+    pycaffe.set_mode_gpu()
+    assert device.selected_device() == device.Device("CUDAExecutionProvider", 2)
+
+
+def test_a_selection_that_another_process_lacks_is_an_error(build, monkeypatch):
+    build("CUDAExecutionProvider")
+    pycaffe.set_mode_gpu()
+    select = device.selection()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    with pytest.raises(nuq.RuntimeFailure, match="onnxruntime-gpu"):
+        select()

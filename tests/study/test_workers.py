@@ -226,7 +226,7 @@ def test_another_evaluator_is_refused(logging_study, elsewhere):
 
 def test_other_versions_are_refused_by_name(logging_study, elsewhere, monkeypatch):
     StudyRun(task_of(logging_study, n_trials=2)).run(exists=False)
-    monkeypatch.setattr(workers, "version", lambda name: "0.1" if name == "onnxruntime" else "1.0")
+    monkeypatch.setattr(workers, "engine_version", lambda: "0.1")
     with pytest.raises(StudyError, match=r"onnxruntime \S+ \(here: 0.1\)"):
         work(joined(logging_study, elsewhere))
 
