@@ -12,12 +12,13 @@ from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph
 from autonuq.quant.config import Target
-from autonuq.records import CHIP, FINGERPRINT, TASK
+from autonuq.records import CHIP, FINGERPRINT, TARGET_TRIALS, TASK
 from autonuq.report.page import build_page
 from autonuq.study.locate import load_stored_task
 from autonuq.study.run import StudyRun, resume
 from autonuq.study.study_file import load_task
 from autonuq.study.task import quantized_model
+from autonuq.study.workers import work
 
 CFG = "nuq_config {{ {} nuq_quantize {{ num_steps: 32 }} }}"
 
@@ -181,6 +182,21 @@ def test_a_worker_elsewhere_counts_the_same(chip_network, chip_task, tmp_path):
     assert model.config.target == Target(chip="ascend310", marked=("small",))
     assert model.nuq_layers == ("small",)
     assert StudyRun(there).fingerprint == study.optuna.user_attrs[FINGERPRINT]
+
+
+def test_a_worker_joins_and_one_of_another_chip_does_not(chip_task, tmp_path):
+    study = StudyRun(chip_task).run(exists=False)
+    study.optuna.set_user_attr(TARGET_TRIALS, 5)
+    there = replace(chip_task, out=tmp_path / "there", artifacts=chip_task.artifacts_location)
+    with pytest.raises(StudyError, match="was started with another codec"):
+        work(replace(there, chip="ascend910"))
+    record = work(replace(there, chip="")).record()  # what it does not say, the study does
+    assert record.counts.complete == 5
+    large = next(layer for layer in record.layers if layer.name == "large")
+    for trial in record.trials:
+        sizes = {row.layer.name: row.size_bytes for row in record.layer_rows(trial)}
+        assert trial.size_bytes == sum(sizes.values())
+        assert sizes["large"] <= large.rates_bytes[0]
 
 
 def write_marks(folder, marked):
