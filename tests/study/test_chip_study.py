@@ -12,7 +12,7 @@ from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph
 from autonuq.quant.config import Target
-from autonuq.records import CHIP, FINGERPRINT, TARGET_TRIALS, TASK
+from autonuq.records import CHIP, FINGERPRINT, TARGET_TRIALS, TASK, FloatLayers
 from autonuq.report.page import build_page
 from autonuq.study.locate import load_stored_task
 from autonuq.study.run import StudyRun, resume
@@ -79,14 +79,25 @@ def model_files(folder):
     return folder / "tiny.prototxt", folder / "tiny.caffemodel"
 
 
-def test_layers_left_float_are_float_in_both_numbers(chip_task):
-    run = StudyRun(replace(chip_task, float_layers=["small", "grouped"]))
-    record = run.run(exists=False).record()
+@pytest.mark.parametrize("found_by", ["user", "study"])
+def test_layers_left_float_are_float_in_both_numbers(found_by, chip_task, monkeypatch):
+    floats = ["small", "grouped"]
+    if found_by == "study":  # it decides after it was made, with all layers at int8
+        found = FloatLayers(tuple(floats), "int8 costs too much")
+        monkeypatch.setattr("autonuq.study.run.decide_float_layers", lambda *rest: found)
+        monkeypatch.setattr("autonuq.study.preparation.stored_float_layers", lambda study: found)
+    task = replace(chip_task, float_layers=floats if found_by == "user" else "auto")
+    record = StudyRun(task).run(exists=False).record()
     layers = loaded_bytes(record)
     assert (layers["small"], layers["grouped"]) == (4 * 576, 4 * 18_432)
     assert record.int8_bytes == 4 * (576 + 18_432) + 9 * 64 * 32 + 16 * 256
     assert record.best.size_bytes == sum(layers.values())
     assert record.int8_bytes - record.best.size_bytes == 9 * 64 * 32 - layers["large"] > 0
+    loaded = {layer.layer: layer for layer in record.chip.layers}
+    assert sum(layer.device_bytes for layer in loaded.values()) == record.int8_bytes
+    assert loaded.keys() == layers.keys() and [name for name in loaded if loaded[name].is_compressed] == ["large"]
+    page = build_page(record)
+    assert f"<td>{loaded['small'].reason}</td>" in page[page.index("What ascend310 loads") :]
 
 
 def test_layers_that_the_chip_leaves_alone_are_not_searched(chip_task):
