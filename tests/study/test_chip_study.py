@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import jsonschema
 import pytest
 
 from autonuq import load_study, tune
+from autonuq.cli.documents import SCHEMAS
 from autonuq.compress.packed_file import load_packed
 from autonuq.compress.quantized import default_config
 from autonuq.errors import StudyError
@@ -63,6 +65,7 @@ def test_the_three_numbers_are_the_sums_of_the_layers(marks, chip_file, run):
     packed = load_packed(folder / "out/tiny/tiny.nuq").layers
     assert {name: len(packed[name].stream) for name in layers} == layers
     status = json.loads(run("status", "study.toml", "--json").stdout)
+    jsonschema.validate(status, SCHEMAS["status"])
     assert (status["best"]["bytes"], status["best"]["original_bytes"]) == (now, 4 * weights)
     assert (status["chip"]["chip"], status["chip"]["int8_bytes"]) == ("ascend310", int8)
     assert said in " ".join(run("status", "study.toml").stdout.replace("│", " ").split())
