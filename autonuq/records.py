@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 # Words in storages; those of ours carry the prefix `autonuq:`.
@@ -496,7 +496,7 @@ class ChipRecord:
     marks : str
         Which layers its compiler compresses, in words.
     layers : tuple of ChipLayer
-        Every layer with int8 weights, in network order.
+        Every layer with int8 weights, in network order; of a `StudyRecord` those that stay float, too.
     """
 
     chip: str
@@ -509,6 +509,16 @@ class ChipRecord:
         if not entry:
             return None
         return ChipRecord(**{**entry, "layers": tuple(ChipLayer(**layer) for layer in entry["layers"])})
+
+    def of_study(self, layers: Iterable[LayerRecord]) -> ChipRecord:
+        """Return what the chip does with all layers of a study: those that stay float it loads as float32."""
+        known = {layer.layer: layer for layer in self.layers}
+        floats = {
+            layer.name: ChipLayer(layer.name, False, layer.reason, layer.original_bytes)
+            for layer in layers
+            if layer.treatment == "float"
+        }
+        return replace(self, layers=tuple((known | floats).values()))
 
 
 @dataclass(frozen=True)
@@ -570,9 +580,7 @@ class StudyRecord:
         """Bytes that the chip would load with int8 alone, layers that stay float as float32; None without a chip."""
         if self.chip is None:
             return None
-        plain = {layer.layer: layer.device_bytes for layer in self.chip.layers}
-        kept = {layer.name: layer.original_bytes for layer in self.layers if layer.treatment == "float"}
-        return sum((plain | kept).values())
+        return sum(layer.device_bytes for layer in self.chip.of_study(self.layers).layers)
 
     def say_transfer(self) -> str:
         """Say what the chip loads now, with int8 only and with float32; empty without a chip, or a best trial."""

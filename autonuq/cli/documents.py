@@ -1,7 +1,8 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
 `inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights. `status --json` adds those in
-`_WHEN_THERE` for studies that ended early, confirmed their winner, or left layers float or found that nothing helps.
+`_WHEN_THERE` for studies that ended early, confirmed their winner, left layers float or found that nothing helps, or
+count what a chip loads.
 """
 
 from __future__ import annotations
@@ -61,6 +62,25 @@ _WHEN_THERE = {
             "probability": _MAYBE,
             "holds": {"type": ["boolean", "null"]},
             "finished": {"type": "integer"},
+        }
+    ),
+    "chip": _object(
+        {
+            "chip": _TEXT,
+            "marks": _TEXT,
+            "layers": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "layer": _TEXT,
+                        "is_compressed": _BOOL,
+                        "reason": _TEXT,
+                        "device_bytes": _COUNT,
+                        "load": _MAYBE,
+                    }
+                ),
+            },
+            "int8_bytes": _COUNT,
         }
     ),
 }

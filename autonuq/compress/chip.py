@@ -72,15 +72,18 @@ def mark_reasons(graph: Graph, names: Iterable[str], target: Target) -> dict[str
 
 def say_unsearched(model: QuantizedModel) -> str:
     """Say why there is nothing to search; empty where a layer can have a codebook."""
-    target = model.config.target
+    target, left = model.config.target, uncompressed_layers(model)
     if model.nuq_layers:
         return ""
-    if not uncompressed_layers(model):
+    if not left:
         return "no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'"
-    return (
-        f"{target.chip} loads every layer as int8, so there is nothing to search: {target.say_marks()}, none; "
-        'marks = "all" counts as if it were told to compress all (--enable_compress_weight)'
-    )
+    if len(left) < len(model.weights):
+        return f"no layer that {target.chip} compresses is to carry a codebook, so there is nothing to search"
+    loads = f"{target.chip} loads every layer as int8, so there is nothing to search"
+    if target.marking == "all":
+        return f"{loads}: all of them have groups"
+    more = 'marks = "all" counts as if it were told to compress all (--enable_compress_weight)'
+    return f"{loads}: {target.say_marks()}, none; {more}"
 
 
 def describe_chip(model: QuantizedModel) -> ChipRecord | None:

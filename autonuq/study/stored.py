@@ -120,6 +120,7 @@ class Study:
         """Read the study as plain data."""
         attributes = self.optuna.user_attrs
         layers, samples = _layers(attributes), load_long(attributes, ORIGINAL_SAMPLES)
+        chip = ChipRecord.from_data(load_long(attributes, CHIP))
         return StudyRecord(
             name=self.name,
             codec=attributes.get(CODEC, ""),
@@ -136,7 +137,7 @@ class Study:
             samples=samples and samples["count"],
             float_layers=stored_float_layers(self.optuna) or FloatLayers(),
             rounding=stored_rounding(self.optuna),
-            chip=ChipRecord.from_data(load_long(attributes, CHIP)),
+            chip=chip and chip.of_study(layers),
         )
 
     def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:

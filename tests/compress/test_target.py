@@ -123,6 +123,22 @@ def test_without_marks_nothing_is_searched(chip_network, monkeypatch):
     assert not say_unsearched(model_of(chip_network, chip="ascend910", marks="all"))
 
 
+def test_other_reasons_for_searching_nothing_are_said(chip_network):
+    """Nobody is told to say what was said, or that a layer is left alone which is not."""
+    graph = load_graph(chip_network / "tiny.prototxt", chip_network / "tiny.caffemodel")
+    config = default_config(graph)
+    uniform = {name: replace(own, weights=replace(own.weights, algorithm="arq")) for name, own in config.layers.items()}
+    grouped, every = {"grouped": uniform["grouped"]}, counted_with(quantize(graph, config), "fixed")
+    for layers, target, words in (
+        (uniform, {"chip": "ascend310"}, "no layer that ascend310 compresses is to carry a codebook"),
+        (grouped, {"chip": "ascend310", "marks": "all"}, "as int8, so there is nothing to search: all of them have gr"),
+        (grouped, {"codec": "ascend"}, "no layer can carry a codebook"),
+    ):
+        model = aimed(counted_with(quantize(graph, replace(config, layers=layers)), **target))
+        assert words in say_unsearched(model)
+    assert say_unsearched(every) == ""
+
+
 def test_no_chip_is_described_without_one(chip_network):
     model = model_of(chip_network, codec="ascend")
     assert describe_chip(model) is None and uncompressed_layers(model) == {}

@@ -3,21 +3,24 @@
 import json
 from dataclasses import replace
 
+import jsonschema
 import pytest
 
 from autonuq import load_study, tune
+from autonuq.cli.documents import SCHEMAS
 from autonuq.compress.packed_file import load_packed
 from autonuq.compress.quantized import default_config
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph
 from autonuq.quant.config import Target
-from autonuq.records import CHIP, FINGERPRINT, TASK
+from autonuq.records import CHIP, FINGERPRINT, TARGET_TRIALS, TASK, FloatLayers
 from autonuq.report.page import build_page
 from autonuq.study.locate import load_stored_task
 from autonuq.study.run import StudyRun, resume
 from autonuq.study.study_file import load_task
 from autonuq.study.task import quantized_model
+from autonuq.study.workers import work
 
 CFG = "nuq_config {{ {} nuq_quantize {{ num_steps: 32 }} }}"
 
@@ -62,6 +65,7 @@ def test_the_three_numbers_are_the_sums_of_the_layers(marks, chip_file, run):
     packed = load_packed(folder / "out/tiny/tiny.nuq").layers
     assert {name: len(packed[name].stream) for name in layers} == layers
     status = json.loads(run("status", "study.toml", "--json").stdout)
+    jsonschema.validate(status, SCHEMAS["status"])
     assert (status["best"]["bytes"], status["best"]["original_bytes"]) == (now, 4 * weights)
     assert (status["chip"]["chip"], status["chip"]["int8_bytes"]) == ("ascend310", int8)
     assert said in " ".join(run("status", "study.toml").stdout.replace("│", " ").split())
@@ -78,14 +82,25 @@ def model_files(folder):
     return folder / "tiny.prototxt", folder / "tiny.caffemodel"
 
 
-def test_layers_left_float_are_float_in_both_numbers(chip_task):
-    run = StudyRun(replace(chip_task, float_layers=["small", "grouped"]))
-    record = run.run(exists=False).record()
+@pytest.mark.parametrize("found_by", ["user", "study"])
+def test_layers_left_float_are_float_in_both_numbers(found_by, chip_task, monkeypatch):
+    floats = ["small", "grouped"]
+    if found_by == "study":  # it decides after it was made, with all layers at int8
+        found = FloatLayers(tuple(floats), "int8 costs too much")
+        monkeypatch.setattr("autonuq.study.run.decide_float_layers", lambda *rest: found)
+        monkeypatch.setattr("autonuq.study.preparation.stored_float_layers", lambda study: found)
+    task = replace(chip_task, float_layers=floats if found_by == "user" else "auto")
+    record = StudyRun(task).run(exists=False).record()
     layers = loaded_bytes(record)
     assert (layers["small"], layers["grouped"]) == (4 * 576, 4 * 18_432)
     assert record.int8_bytes == 4 * (576 + 18_432) + 9 * 64 * 32 + 16 * 256
     assert record.best.size_bytes == sum(layers.values())
     assert record.int8_bytes - record.best.size_bytes == 9 * 64 * 32 - layers["large"] > 0
+    loaded = {layer.layer: layer for layer in record.chip.layers}
+    assert sum(layer.device_bytes for layer in loaded.values()) == record.int8_bytes
+    assert loaded.keys() == layers.keys() and [name for name in loaded if loaded[name].is_compressed] == ["large"]
+    page = build_page(record)
+    assert f"<td>{loaded['small'].reason}</td>" in page[page.index("What ascend310 loads") :]
 
 
 def test_layers_that_the_chip_leaves_alone_are_not_searched(chip_task):
@@ -181,6 +196,21 @@ def test_a_worker_elsewhere_counts_the_same(chip_network, chip_task, tmp_path):
     assert model.config.target == Target(chip="ascend310", marked=("small",))
     assert model.nuq_layers == ("small",)
     assert StudyRun(there).fingerprint == study.optuna.user_attrs[FINGERPRINT]
+
+
+def test_a_worker_joins_and_one_of_another_chip_does_not(chip_task, tmp_path):
+    study = StudyRun(chip_task).run(exists=False)
+    study.optuna.set_user_attr(TARGET_TRIALS, 5)
+    there = replace(chip_task, out=tmp_path / "there", artifacts=chip_task.artifacts_location)
+    with pytest.raises(StudyError, match="was started with another codec"):
+        work(replace(there, chip="ascend910"))
+    record = work(replace(there, chip="")).record()  # what it does not say, the study does
+    assert record.counts.complete == 5
+    large = next(layer for layer in record.layers if layer.name == "large")
+    for trial in record.trials:
+        sizes = {row.layer.name: row.size_bytes for row in record.layer_rows(trial)}
+        assert trial.size_bytes == sum(sizes.values())
+        assert sizes["large"] <= large.rates_bytes[0]
 
 
 def write_marks(folder, marked):
