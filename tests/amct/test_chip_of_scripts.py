@@ -30,10 +30,19 @@ def script(chip_network):
         amct.create_quant_config(config, *files, config_defination=str(chip_network / "quant.cfg"))
         evaluator = load_evaluator("evaluate.py:Agreement", chip_network, 8)
         amct.auto_nuq(*files, evaluator, config, str(chip_network / "r.txt"), prefix, n_trials=2, **keywords)
-        log = Path("amct_log/amct_caffe.log").read_text()
-        return load_study("T", default_url(chip_network / "T_study")).record(), log
+        return left_of(chip_network)
 
     return call
+
+
+def left_of(folder):
+    """Return the record of a script's study, and the log."""
+    log = Path("amct_log/amct_caffe.log").read_text()
+    return load_study("T", default_url(folder / "T_study")).record(), log
+
+
+def end_early(*_):
+    raise StudyError("that is enough")
 
 
 MARKED = "ascend on ascend310, its compiler compresses the layers that it marks"
@@ -70,8 +79,11 @@ CASES = {
 def test_who_says_it_first_and_what_the_log_says(case, script, monkeypatch, chip_network):
     cfg, keywords, variable, said = CASES[case]
     monkeypatch.setenv("AUTONUQ_CODEC", variable)
+    monkeypatch.setattr("autonuq.study.run.score_original", end_early)
     write_marks(chip_network, ["large"])
-    record, log = script(cfg, **keywords)
+    with pytest.raises(StudyError, match="that is enough"):
+        script(cfg, **keywords)
+    record, log = left_of(chip_network)
     assert f"weights are counted with {said}" in log
     assert record.codec == said.split()[0].rstrip(";")
     assert (record.chip is None) == ("on ascend310" not in said)
