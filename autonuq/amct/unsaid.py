@@ -82,6 +82,20 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
             "rule. With both, the file counts and the differences are shown.",
             "A mapping file needs a uniformly quantized deploy model, ATC and its chip first.",
         ),
+        "unmarked layers in --compress_weight_conf": Choice(
+            "inferred",
+            "A study for a chip counts int8 for layers that its compiler does not mark, and does not search them, by "
+            'default or with marks = "compiler"; with "all" every layer without groups counts as compressed, as with '
+            "--enable_compress_weight. The layer list names what is to be compressed.",
+            "AMCT gives codebooks to marked layers only. The published compiler takes any layer of the list; whether "
+            "the part that is not published compresses one without a mark is unknown, and it would run no faster: it "
+            "loads sooner than it is used.",
+        ),
+        "nuq_quantize on an unmarked layer": Choice(
+            "inferred",
+            "Static calls give it a codebook and list it; a study for a chip leaves it int8, and says why.",
+            "The list is of NUQ layers, and a study counts what the chip loads.",
+        ),
         "fully connected layers in the prediction": Choice(
             "inferred",
             "nuq_config.chip marks convolutions only; override_layer_configs adds others.",

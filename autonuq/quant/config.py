@@ -126,7 +126,7 @@ class Target:
         """Say which layers the chip's compiler compresses."""
         if self.marking == "all":
             return "its compiler compresses all layers"
-        return "its compiler compresses the layers that it marks"
+        return f"its compiler compresses the layers that {'it' if self.marked is None else 'a file of its own'} marks"
 
 
 NO_TARGET = Target()
