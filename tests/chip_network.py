@@ -8,24 +8,24 @@ NETWORK = """
 name: "chip"
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 2 dim: 8 dim: 8 } } }
 layer { name: "small" type: "Convolution" bottom: "data" top: "small"
-        convolution_param { num_output: 32 kernel_size: 3 pad: 1 } }
+        convolution_param { num_output: 16 kernel_size: 3 pad: 1 } }
 layer { name: "relu" type: "ReLU" bottom: "small" top: "small" }
 layer { name: "pool" type: "Pooling" bottom: "small" top: "pool" pooling_param { pool: AVE kernel_size: 4 stride: 4 } }
 layer { name: "large" type: "Convolution" bottom: "pool" top: "large"
-        convolution_param { num_output: 64 kernel_size: 3 pad: 1 } }
+        convolution_param { num_output: 32 kernel_size: 3 pad: 1 } }
 layer { name: "grouped" type: "Convolution" bottom: "large" top: "grouped"
-        convolution_param { num_output: 64 kernel_size: 3 pad: 1 group: 2 } }
+        convolution_param { num_output: 32 kernel_size: 1 group: 2 } }
 layer { name: "fc" type: "InnerProduct" bottom: "grouped" top: "fc" inner_product_param { num_output: 10 } }
 layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 """
-MARK_BYTES = 10_000
-"""Where `predict_mark` takes this for the size from which on a layer is marked, `large` alone is: 18,432 weights."""
+MARK_BYTES = 3_000
+"""Where `predict_mark` takes this for the size from which on a layer is marked, `large` alone is: 4,608 weights."""
 
 # The same at the real size: 294,912 weights on a 7 x 7 map are marked on every chip.
 REAL = (
     NETWORK.replace("dim: 4 dim: 2 dim: 8 dim: 8", "dim: 1 dim: 8 dim: 28 dim: 28")
-    .replace("num_output: 32", "num_output: 128")
-    .replace("num_output: 64 kernel_size: 3 pad: 1 }", "num_output: 256 kernel_size: 3 pad: 1 }")
+    .replace("num_output: 16", "num_output: 128")
+    .replace("num_output: 32 kernel_size: 3 pad: 1 }", "num_output: 256 kernel_size: 3 pad: 1 }")
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chip_network import MARK_BYTES, write_chip_network
+from threadpoolctl import threadpool_limits
 
 from autonuq.cli import main
 from autonuq.evaluate.evaluator import load_evaluator
@@ -19,6 +20,12 @@ pytest_plugins = ("servers",)
 
 # Whoever runs the tests behind a shell's `&` ignores Ctrl-C, and so would every program that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # each worker has a core: threads would wait for each other
+        threadpool_limits(limits=1)
+
 
 TINY = """
 name: "tiny"
