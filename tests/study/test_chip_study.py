@@ -133,7 +133,7 @@ def test_without_a_mark_the_study_ends_after_int8(chip_file, run, monkeypatch):
     assert again.returncode == 0 and load_study(path).record().counts.complete == 1
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sampler", ["rate-distortion", "tpe"])
 @pytest.mark.parametrize("float_layers", ["never", ["small"]])
 def test_where_int8_was_not_scored_before_it_is_the_one_trial(sampler, float_layers, jobs, chip_task, monkeypatch):
