@@ -40,6 +40,12 @@ def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
     return found
 
 
+def floor_bytes(model: QuantizedModel) -> int:
+    """Return the bytes of a network of zeros, below which no plan of it gets."""
+    codecs = codecs_of(model)
+    return sum(codecs[name].size_bytes(np.zeros_like(uniform.codes)) for name, uniform in model.weights.items())
+
+
 def uncompressed_layers(model: QuantizedModel) -> dict[str, str]:
     """Return the layers whose int8 weights the target's chip holds as they are -> the reason; none without a chip."""
     return _uncompressed(model.graph, model.weights, model.config.target)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.chip import codecs_of
+from autonuq.compress.chip import codecs_of, floor_bytes
 from autonuq.compress.in_order import NetworkBuilder, affordable_passes, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
@@ -333,9 +333,9 @@ class _Fall:
 
     @staticmethod
     def of(model: QuantizedModel) -> _Fall:
-        """Return a model's: a codec that packs zeros into nothing has no floor."""
-        floor = sum(codec.floor_bytes for codec in codecs_of(model).values() if isinstance(codec, AscendCodec))
-        return _Fall(floor, _SLOPE_ABOVE_FLOOR if floor else _SLOPE)
+        """Return a model's: other codecs than the chip's pack zeros into next to nothing."""
+        is_ascend = model.config.target.codec_name == AscendCodec.name
+        return _Fall(floor_bytes(model), _SLOPE_ABOVE_FLOOR) if is_ascend else _Fall(0, _SLOPE)
 
     def at_equal_size(self, size: float, divergence: float) -> float:
         """Return the logarithm of the divergence at some bytes, less what they explain of it."""

@@ -1,11 +1,11 @@
 """What a chip loads after a study that counts its bytes: the ratio, its floor, and int8 alone beside it.
 
     python studies/bench/chip.py --shared ../shared [--networks lenet-fashion ...] [--chip ascend310] [--marks all]
-                                 [--trials 40] [--seed 0] [--images 1000]
+                                 [--trials 40] [--seed 0] [--images 1000] [--amct-levels]
 
 Less than one point of top-1 may be lost, on the whole test set, every measurement at its word. *Floor* is the ratio of
 a network of zeros: ATC's packets hold 42 of them at most, and headers, padding and rounding come on top. `--images`
-limits the calibration.
+limits the calibration; `--amct-levels` gives the peer, which chooses from what AMCT can.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from networks import BATCH, NETWORKS, Top1
 
 import autonuq as nuq
-from autonuq.compress.chip import codecs_of
+from autonuq.compress.chip import floor_bytes
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.graph.files import load_graph
 from autonuq.quant.config import Target
@@ -29,13 +28,12 @@ from autonuq.quant.config import Target
 SCORED = ("lenet-fashion", "resnet20-fashion", "cifar10-quick")
 
 
-def floor_bytes(model: Path, weights: Path) -> int:
-    """Return what zeros take where the compiler compresses all layers."""
+def floor_ratio(model: Path, weights: Path) -> float:
+    """Return the ratio of a network of zeros where the compiler compresses all layers."""
     graph = load_graph(model, weights)
     quantized = quantize(graph, default_config(graph))
     aimed = replace(quantized, config=replace(quantized.config, target=Target("ascend")))
-    zeros = {name: np.zeros_like(uniform.codes) for name, uniform in aimed.weights.items()}
-    return sum(codec.size_bytes(zeros[name]) for name, codec in codecs_of(aimed).items())
+    return 4 * sum(quantized.weight_counts.values()) / floor_bytes(aimed)
 
 
 def main() -> None:
@@ -47,6 +45,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--amct-levels", action="store_true", help="32 or 16 levels or uniform steps, as AMCT has it")
     options = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, seed {options.seed}, {options.trials} trials\n")
     sizes = f"{'float32':>10} {'int8':>9} {'now':>9}"
@@ -63,6 +62,7 @@ def main() -> None:
                 out=Path(folder) / name,
                 chip=options.chip,
                 marks=options.marks,
+                amct_levels=options.amct_levels,
                 n_trials=options.trials,
                 seed=options.seed,
                 batch_num=max(1, min(10, batches)),
@@ -73,10 +73,9 @@ def main() -> None:
         if best is None:
             print(f"{name:18} no trial satisfied")
             continue
-        floor = record.original_bytes / floor_bytes(*pair)
         print(
             f"{name:18} {record.original_bytes:10,} {record.int8_bytes:9,} {best.size_bytes:9,} {best.ratio:6.2f} "
-            f"{floor:6.2f} {record.int8_bytes / best.size_bytes:8.2f} {best.loss:5.2f} {spent_s:4.0f}",
+            f"{floor_ratio(*pair):6.2f} {record.int8_bytes / best.size_bytes:8.2f} {best.loss:5.2f} {spent_s:4.0f}",
             flush=True,
         )
 

@@ -237,7 +237,7 @@ def test_on_the_chip_own_grids_lose_less_and_come_nearer_to_the_floor():
         build_points("conv", weights, uniform, codec, inputs=(moments,), costs=costs, tuning=tuning).curve
         for tuning in (None, Tuning())
     )
-    assert codec.floor_bytes <= own.rates_bytes[-1] <= plain.rates_bytes[-1]
+    assert codec.size_bytes(np.zeros(weights.shape, np.int8)) <= own.rates_bytes[-1] <= plain.rates_bytes[-1]
     rates = np.linspace(plain.rates_bytes[-1], codec.device_bytes / 3, 5)
     before, after = (np.interp(rates, one.rates_bytes[::-1], one.distortions[::-1]) for one in (plain, own))
     assert (after < before).all()

@@ -98,11 +98,6 @@ class AscendCodec:
         bits[_ZERO] = 0.0
         return Prices(bits, in_pairs)
 
-    @property
-    def floor_bytes(self) -> int:
-        """Bytes of a layer of zeros: no codes take less."""
-        return self.size_bytes(np.zeros(self.shape, np.int8))
-
     def encode(self, codes: NDArray[np.int8]) -> bytes:
         """Return the bytes of codes of the layer's shape."""
         weights = self._layout(codes)
