@@ -13,6 +13,7 @@ from autonuq.compress.chip import (
     codecs_of,
     compressed_layers,
     describe_chip,
+    floor_bytes,
     say_unsearched,
     uncompressed_layers,
 )
@@ -69,6 +70,15 @@ def test_what_is_counted_is_what_the_device_holds_and_what_is_packed(marks, chip
     plain = {layer.layer: layer.device_bytes for layer in describe_chip(model).layers}
     assert listed == [name for name in model.weights if name in compressed and counted[name] < plain[name]]
     assert "large" in listed
+
+
+def test_zeros_take_least_and_layers_that_are_not_compressed_all_the_same(chip_network):
+    model = model_of(chip_network, chip="ascend310")
+    zeros = atc_bytes(np.zeros_like(model.weights["large"].codes))
+    assert floor_bytes(model) == sum(PLAIN.values()) + zeros
+    assert floor_bytes(model) < sum(
+        points.curve.rates_bytes[0] for points in candidate_of(model, chip_network).points.values()
+    )
 
 
 def test_layers_that_are_left_alone_have_one_point_and_a_reason(chip_network):
