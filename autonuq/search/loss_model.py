@@ -175,9 +175,9 @@ class Posterior:
         """What remains unknown, shape (P, P)."""
         scaled = self.pulls * self.deviations
         if _is_wide(scaled):
-            whitened = np.eye(len(self.mean)) - scaled.T @ np.linalg.solve(_curvature(scaled), scaled)
+            whitened: Floats = np.eye(len(self.mean)) - scaled.T @ np.linalg.solve(_curvature(scaled), scaled)
         else:
-            whitened = np.linalg.inv(_curvature(scaled))
+            whitened = np.asarray(np.linalg.inv(_curvature(scaled)), dtype=np.float64)
         return np.asarray(self.deviations[:, None] * ((whitened + whitened.T) / 2) * self.deviations)
 
     def after(self, slopes: Floats, deviations: Floats) -> Posterior:
@@ -320,7 +320,7 @@ def fit(model: Model, evidence: Evidence, start: Floats) -> Posterior:
 
 
 def _is_wide(scaled: Floats) -> bool:
-    return scaled.shape[0] < scaled.shape[1]
+    return bool(len(scaled) < scaled.shape[-1])
 
 
 def _curvature(scaled: Floats) -> Floats:
@@ -333,7 +333,7 @@ def _solve(scaled: Floats, right: Floats) -> Floats:
     """Solve (I + B^T B) x = right; where I + B B^T is smaller, by it (Woodbury)."""
     if _is_wide(scaled):
         return np.asarray(right - scaled.T @ np.linalg.solve(_curvature(scaled), scaled @ right))
-    return np.linalg.solve(_curvature(scaled), right)
+    return np.asarray(np.linalg.solve(_curvature(scaled), right), dtype=np.float64)
 
 
 def _loss(model: Model, evidence: Evidence, trust: Floats, theta: Floats, deviations: Floats) -> float:

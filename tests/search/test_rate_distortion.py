@@ -59,7 +59,7 @@ class Problem:
 
     def optimum(self):
         layers = stack_layers([c.rates_bytes for c in self.curves], [c.distortions for c in self.curves])
-        best = frontier(layers, self.factors, np.ones(1), bins=20000)[0]
+        best = frontier(layers, self.factors, np.ones(1), bins=20000, tolerance=0)[0]
         return self.ratio({c.layer: int(i) for c, i in zip(self.curves, best, strict=True)})
 
     def __call__(self, trial):
@@ -113,7 +113,7 @@ def test_frontier_equals_brute_force(raw):
     plans = np.array(list(itertools.product(*(range(len(own)) for own in rates))))
     costs, sizes = layers.distortions_of(plans).sum(axis=1), layers.rates_of(plans).sum(axis=1)
     budgets = np.arange(1, 61)
-    found = frontier(layers, np.ones(len(rates)), budgets.astype(float), bins=60)
+    found = frontier(layers, np.ones(len(rates)), budgets.astype(float), bins=60, tolerance=0)
     for budget, plan in zip(budgets, found, strict=True):
         if costs.min() > budget:
             assert not plan.any()
@@ -128,9 +128,11 @@ def test_relaxed_plans_minimize_the_lagrangian(seed, log_lambda):
     curves = build_curves(4, seed)
     layers = stack_layers([c.rates_bytes for c in curves], [c.distortions for c in curves])
     log_weights = np.random.default_rng(seed).standard_normal((1, 4))
-    plan = Relaxed(layers).plans(log_weights, np.array([log_lambda]))[0]
+    relaxed = Relaxed(layers)
+    prices = relaxed.in_steps(log_lambda + log_weights)
+    plan = relaxed.plans(prices)[0]
     for index, curve in enumerate(curves):
-        cost = curve.rates_bytes + np.exp(log_lambda + log_weights[0, index]) * curve.distortions
+        cost = curve.rates_bytes + np.exp(relaxed.step * prices[0, index]) * curve.distortions
         assert cost[plan[index]] == pytest.approx(cost.min())
 
 
@@ -155,7 +157,7 @@ def test_factors_are_recovered_from_many_measurements():
     model = Model(4, 0.02, Prior())
     distortions = np.exp(rng.standard_normal((200, 4)) - 2)
     margins = model.margins(truth, distortions)
-    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64), np.zeros(200)))
+    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64), np.zeros(200)), np.zeros(7))
     differences = (posterior.mean - truth)[:4]
     assert differences - differences.mean() == pytest.approx(np.zeros(4), abs=0.05)
 
@@ -164,7 +166,7 @@ def test_factors_are_recovered_from_many_measurements():
 def test_an_inequality_moves_the_scale_its_way(sense):
     model = Model(2, 0.02, Prior())
     evidence = Evidence(np.full((3, 2), 0.5), np.full(3, sense), np.full(3, sense), np.zeros(3))
-    assert sense * fit(model, evidence).mean[-2] > 1
+    assert sense * fit(model, evidence, np.zeros(5)).mean[-2] > 1
 
 
 # Proposals
