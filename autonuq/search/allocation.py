@@ -168,7 +168,7 @@ def frontier(
     Returns
     -------
     ndarray of int64, shape (n, L)
-        The loosest plan where nothing keeps within a budget.
+        The loosest plan of the hull where nothing keeps within a budget.
 
     Notes
     -----
