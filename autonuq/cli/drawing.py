@@ -22,7 +22,7 @@ def plot(
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
-    """Draw a study; without KIND every figure, as HTML and, with the extra `images`, PNG in the study's folder.
+    """Draw a study; without KIND every figure, as HTML and, with the images extra, as PNG in its folder.
 
     Example: `autonuq plot studies/fashion_lenet.toml front -o front.png`
     """
