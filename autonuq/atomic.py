@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
+
+_PATIENCE_S, _POLL_S = 5.0, 0.02
 
 
 def replace_file(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Path:
@@ -27,19 +30,33 @@ def replace_file(path: str | Path, chunks: Iterable[bytes | memoryview]) -> Path
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         # Unlike tempfile's, this file gets the permissions that the process's umask leaves.
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        file = temporary.open("xb")
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # the temporary name tells nobody anything
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Put the new file in the old one's place; Windows refuses that while somebody has the old one open."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def replace_text(path: str | Path, text: str) -> Path:

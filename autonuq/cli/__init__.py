@@ -49,7 +49,7 @@ def read_summaries() -> dict[str, str]:
     """Return the first line of each command's docstring, out of the source: what the commands need is not loaded."""
     summaries = {}
     for module in set(COMMANDS.values()):
-        source = (Path(__file__).parent / f"{module}.py").read_text()
+        source = (Path(__file__).parent / f"{module}.py").read_text("utf-8")
         for node in ast.parse(source).body:
             if isinstance(node, ast.FunctionDef) and COMMANDS.get(node.name) == module:
                 summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from autonuq.cli.console import OutOption, StorageOption, StudyArgument, say, shown, unknown
+from autonuq.cli.console import OutOption, StorageOption, StudyArgument, err, say, shown, unknown
 from autonuq.cli.looking import folder_and_study
 from autonuq.report import FIGURES, write_figure, write_report
 from autonuq.report.dashboard import open_dashboard
+from autonuq.report.files import PACKAGE_REMEDY, can_draw_images
 
 
 def plot(
@@ -21,7 +22,7 @@ def plot(
     storage: StorageOption = None,
     out: OutOption = None,
 ) -> None:
-    """Draw a study; without KIND every figure, as HTML and PNG in the study's folder.
+    """Draw a study; without KIND every figure, as HTML and, with the images extra, as PNG in its folder.
 
     Example: `autonuq plot studies/fashion_lenet.toml front -o front.png`
     """
@@ -31,14 +32,17 @@ def plot(
         raise typer.BadParameter("-o needs a KIND")
     folder, opened = folder_and_study(study, storage, out)
     record = opened.record()
+    suffixes = (".html", ".png") if can_draw_images() else (".html",)
     for name in [kind] if kind else list(FIGURES):
-        targets = [output] if output else [folder / f"{name}{suffix}" for suffix in (".html", ".png")]
+        targets = [output] if output else [folder / f"{name}{suffix}" for suffix in suffixes]
         for target in targets:
             try:
                 write_figure(FIGURES[name](record), target)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
             say(str(shown(target)))
+    if output is None and ".png" not in suffixes:
+        err.print(f"no PNG, which needs the package kaleido: {PACKAGE_REMEDY}", soft_wrap=True, markup=False)
 
 
 def report(

@@ -25,7 +25,7 @@ _SOURCE = Path(__file__).parent / "hosted" / f"{MODULE}.py"
 
 def write_layers_module(folder: Path) -> Path:
     """Write the file of the layers to a folder; one file serves all models there."""
-    return replace_text(folder / _SOURCE.name, _SOURCE.read_text())
+    return replace_text(folder / _SOURCE.name, _SOURCE.read_text("utf-8"))
 
 
 def with_python_layers(graph: Graph, inputs: Mapping[str, Mapping[str, object]] | None = None) -> Graph:

@@ -128,7 +128,7 @@ class MomentObserver:
         Raises
         ------
         QuantizationError
-            The moments are not finite.
+            The inputs or their moments are not finite.
 
         Notes
         -----
@@ -147,6 +147,8 @@ class MomentObserver:
         if self._as_rows:
             with rows_file(self._path).open("ab") as file:
                 for patches in chunks:
+                    if not np.isfinite(patches).all():
+                        raise QuantizationError("its inputs are not finite")
                     patches.tofile(file)
             return
         stored = np.load(self._path, mmap_mode="r+")
@@ -158,7 +160,7 @@ class MomentObserver:
                     stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
             stored[:, -2] += patches.sum(axis=1)
             stored[:, -1] += patches.shape[1]
-        if not np.isfinite(np.einsum("gkk->gk", stored[:, :-2])).all():
+        if not np.isfinite(stored.sum(dtype=np.float64)):  # any infinity or NaN stays in a sum
             raise QuantizationError("the second moments of its inputs are not finite")
 
     def _begin(self, samples: int) -> None:

@@ -7,17 +7,18 @@ left of a line.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from optuna.storages.journal import JournalFileBackend
 
 from autonuq.errors import StudyError
 
 _TAIL_BYTES = 1 << 16
+_POLL_S = 0.01  # what is locked here takes milliseconds
 
 
 class FileLock:
@@ -26,27 +27,30 @@ class FileLock:
     Parameters
     ----------
     path : Path
-        Made if missing, and left behind.
+        Made if missing; where the system lets it, left behind.
+
+    Notes
+    -----
+    It is the system's own lock, the one that earlier versions took: they may wait for it beside this one. A file system
+    that has none is an error, not a lock that a killed process leaves behind.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._handle = -1
+        self._held: filelock.BaseFileLock | None = None
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
+        lock = filelock.FileLock(self._path, poll_interval=_POLL_S, fallback_to_soft=False)
+        lock.acquire()
+        self._held = lock
         return True
 
     def release(self) -> None:
         """Let the next one in."""
-        os.close(self._handle)
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def __enter__(self) -> None:
         self.acquire()

@@ -107,7 +107,7 @@ class Artifacts:
             path = task.out / name
             if not path.exists() or file_digest(path) != digests[name]:
                 self._download(name, digests[name], path)
-        config = _config(json.loads((task.out / _CONFIG).read_text()))
+        config = _config(json.loads((task.out / _CONFIG).read_text("utf-8")))
         source = ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS)
         # The configuration lacks the layers that were named to stay float; the others stand in the study.
         return replace(task, source=source, config=config, cfg=None, float_layers=Task.float_layers)

@@ -137,7 +137,7 @@ def load_task(
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         tables = tomllib.loads(text)
     except OSError as error:
         raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error

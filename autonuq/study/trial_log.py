@@ -10,13 +10,13 @@ from autonuq.records import TrialRecord
 
 def append_trial(path: Path, record: TrialRecord) -> None:
     """Append the line of a finished trial; workers that share a folder share the file, a line is written at once."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(trial_line(record, datetime.now(UTC)) + "\n")
 
 
 def append_conclusion(path: Path, words: str) -> None:
     """Append what a run ended with."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(f"{_stamp(datetime.now(UTC))} {words}\n")
 
 

@@ -96,7 +96,7 @@ class Surrogate:
     def _optimum(self) -> float:
         layers = stack_layers(list(self.rates), list(self.distortions))
         budgets = 76 / 75 * (np.geomspace(0.99, 1.001, 50) if self.link == 1 else np.geomspace(0.4, 1.6, 400))
-        plans = frontier(layers, np.ones(len(self.rates)), budgets, bins=20_000)
+        plans = frontier(layers, np.ones(len(self.rates)), budgets, bins=20_000, tolerance=0)
         best = max((plan for plan in plans if self.drop(plan) < 1), key=self.ratio)
         while self.link != 1 and (better := self._exchanged(best)) is not None:
             best = better

@@ -17,9 +17,9 @@ from optuna.trial import TrialState, create_trial
 
 from autonuq.errors import StudyError
 from autonuq.records import LOSS_ERROR, MARGIN_ERROR, PLAN
-from autonuq.search import Curve, RateDistortionSampler
+from autonuq.search import Curve, RateDistortionSampler, loss_model
 from autonuq.search.allocation import Relaxed, frontier, stack_layers
-from autonuq.search.loss_model import Evidence, Model, Prior, fit
+from autonuq.search.loss_model import Evidence, Model, Posterior, Prior, fit
 from autonuq.search.sampler import make_sampler
 from autonuq.search.trust import target_loss
 
@@ -59,7 +59,7 @@ class Problem:
 
     def optimum(self):
         layers = stack_layers([c.rates_bytes for c in self.curves], [c.distortions for c in self.curves])
-        best = frontier(layers, self.factors, np.ones(1), bins=20000)[0]
+        best = frontier(layers, self.factors, np.ones(1), bins=20000, tolerance=0)[0]
         return self.ratio({c.layer: int(i) for c, i in zip(self.curves, best, strict=True)})
 
     def __call__(self, trial):
@@ -113,10 +113,10 @@ def test_frontier_equals_brute_force(raw):
     plans = np.array(list(itertools.product(*(range(len(own)) for own in rates))))
     costs, sizes = layers.distortions_of(plans).sum(axis=1), layers.rates_of(plans).sum(axis=1)
     budgets = np.arange(1, 61)
-    found = frontier(layers, np.ones(len(rates)), budgets.astype(float), bins=60)
+    found = frontier(layers, np.ones(len(rates)), budgets.astype(float), bins=60, tolerance=0)
     for budget, plan in zip(budgets, found, strict=True):
         if costs.min() > budget:
-            assert not plan.any()
+            assert layers.distortions_of(plan[None]).sum() == costs.min()
             continue
         assert layers.distortions_of(plan[None]).sum() <= budget
         assert layers.rates_of(plan[None]).sum() == sizes[costs <= budget].min()
@@ -128,10 +128,36 @@ def test_relaxed_plans_minimize_the_lagrangian(seed, log_lambda):
     curves = build_curves(4, seed)
     layers = stack_layers([c.rates_bytes for c in curves], [c.distortions for c in curves])
     log_weights = np.random.default_rng(seed).standard_normal((1, 4))
-    plan = Relaxed(layers).plans(log_weights, np.array([log_lambda]))[0]
+    relaxed = Relaxed(layers)
+    prices = relaxed.in_steps(log_lambda + log_weights)
+    plan = relaxed.plans(prices)[0]
     for index, curve in enumerate(curves):
-        cost = curve.rates_bytes + np.exp(log_lambda + log_weights[0, index]) * curve.distortions
+        cost = curve.rates_bytes + np.exp(relaxed.step * prices[0, index]) * curve.distortions
         assert cost[plan[index]] == pytest.approx(cost.min())
+
+
+def test_many_layers_have_plans_within_the_budgets_that_miss_the_bound_by_little():
+    curves = build_curves(300, points=32)
+    layers = stack_layers([c.rates_bytes for c in curves], [c.distortions for c in curves])
+    budgets = layers.distortions_of(np.full((1, 300), 16)).sum() * np.geomspace(0.6, 1.2, 7)
+    plans = frontier(layers, np.ones(300), budgets)
+    assert (layers.distortions_of(plans).sum(axis=1) <= budgets * (1 + 1e-9)).all()
+    for plan, budget in zip(plans, budgets, strict=True):
+        bounds = [
+            np.minimum.reduceat(layers.rates + price * layers.distortions, layers.starts[:-1]).sum() - price * budget
+            for price in np.geomspace(1e-3, 1e3, 400) * layers.rates.sum() / layers.distortions.sum()
+        ]
+        assert layers.rates_of(plan[None]).sum() <= max(bounds) * 1.002
+
+
+def test_the_tolerance_bounds_what_is_lost():
+    curves = build_curves(12, points=16)
+    layers = stack_layers([c.rates_bytes for c in curves], [c.distortions for c in curves])
+    budgets = layers.distortions_of(np.full((1, 12), 8)).sum() * np.geomspace(0.6, 1.2, 9)
+    exact = layers.rates_of(frontier(layers, np.ones(12), budgets, bins=50_000, tolerance=0)).sum(axis=1)
+    loose = layers.rates_of(frontier(layers, np.ones(12), budgets, bins=50_000, tolerance=0.02)).sum(axis=1)
+    assert (loose <= exact * 1.0201).all()
+    assert (loose > exact).any()
 
 
 # The posterior
@@ -155,7 +181,7 @@ def test_factors_are_recovered_from_many_measurements():
     model = Model(4, 0.02, Prior())
     distortions = np.exp(rng.standard_normal((200, 4)) - 2)
     margins = model.margins(truth, distortions)
-    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64), np.zeros(200)))
+    posterior = fit(model, Evidence(distortions, margins, np.zeros(200, dtype=np.int64), np.zeros(200)), np.zeros(7))
     differences = (posterior.mean - truth)[:4]
     assert differences - differences.mean() == pytest.approx(np.zeros(4), abs=0.05)
 
@@ -164,7 +190,36 @@ def test_factors_are_recovered_from_many_measurements():
 def test_an_inequality_moves_the_scale_its_way(sense):
     model = Model(2, 0.02, Prior())
     evidence = Evidence(np.full((3, 2), 0.5), np.full(3, sense), np.full(3, sense), np.zeros(3))
-    assert sense * fit(model, evidence).mean[-2] > 1
+    assert sense * fit(model, evidence, np.zeros(5)).mean[-2] > 1
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_the_covariance_is_the_inverse_of_prior_and_pulls_in_both_forms(count):
+    rng = np.random.default_rng(count)
+    deviations, pulls = np.exp(rng.standard_normal(12)), rng.standard_normal((count, 12))
+    posterior = Posterior(np.zeros(12), deviations, pulls, 0.0)
+    precision = np.diag(deviations**-2) + pulls.T @ pulls
+    assert posterior.covariance @ precision == pytest.approx(np.eye(12), abs=1e-9)
+    draws = posterior.draw(200_000, rng)
+    spread = np.sqrt(np.diag(posterior.covariance))
+    assert np.cov(draws.T) / np.outer(spread, spread) == pytest.approx(
+        posterior.covariance / np.outer(spread, spread), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_fits_in_both_forms_are_where_the_gradient_is_zero(count, monkeypatch):
+    rng = np.random.default_rng(count)
+    model, distortions = Model(9, 0.02, Prior()), np.exp(rng.standard_normal((count, 9)) - 2)
+    margins = model.margins(0.3 * rng.standard_normal(12), distortions)
+    evidence = Evidence(distortions, margins, np.zeros(count, dtype=np.int64), np.zeros(count))
+    found = []
+    for form in (loss_model._is_wide, lambda scaled: True, lambda scaled: False):
+        monkeypatch.setattr(loss_model, "_is_wide", form)
+        posterior = fit(model, evidence, np.zeros(12))
+        found.append(np.concatenate([posterior.mean, posterior.covariance.ravel(), [posterior.log_evidence]]))
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+    assert found[2] == pytest.approx(found[0], abs=1e-6)
 
 
 # Proposals

@@ -97,6 +97,26 @@ def test_file_lock_excludes_threads(tmp_path):
     assert most == 1
 
 
+def test_file_lock_is_the_one_that_earlier_versions_took(tmp_path):
+    """Workers of an earlier version may run beside those of this one."""
+    fcntl = pytest.importorskip("fcntl")
+    entered = threading.Event()
+
+    def enter():
+        with FileLock(tmp_path / "lock"):
+            entered.set()
+
+    waiting = threading.Thread(target=enter, daemon=True)
+    with (tmp_path / "lock").open("w") as earlier:
+        fcntl.flock(earlier, fcntl.LOCK_EX)
+        waiting.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(10)
+    waiting.join()
+    with (tmp_path / "lock").open() as earlier, FileLock(tmp_path / "lock"), pytest.raises(BlockingIOError):
+        fcntl.flock(earlier, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_sqlite_writes_ahead(tmp_path):
     open_storage(f"sqlite:///{tmp_path}/s.db").create("net")
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/s.db")

@@ -218,7 +218,7 @@ class FolderImages:
 
     def _entries(self, file: Path) -> Iterator[tuple[str, int]]:
         try:
-            lines = file.read_text().splitlines()
+            lines = file.read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise EvaluatorError(f"label file cannot be read: {reason}", path=file) from error
