@@ -41,6 +41,8 @@ FLOAT_MEASURED = "autonuq:float_measured"
 """What was measured to decide them: this is how many there are, `autonuq:float_measured/0` is the first."""
 WAYS = "autonuq:ways"
 """The `Rounding` of the study; studies of versions that had one way only lack it."""
+SENDER = "autonuq:sender"
+"""The `storage.lease.Lease` of the process that has sent workers out, while it waits for them; empty afterwards."""
 ARTIFACTS = "autonuq:artifacts"
 """File name -> SHA-256."""
 

@@ -120,12 +120,20 @@ def _print_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _end_as_by_ctrl_c() -> None:
+    """End in order, too, where a cluster wants its machine back, or the terminal is closed; not under nohup."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
     _print_any_name()
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster that wants its machine back
+    _end_as_by_ctrl_c()
     try:
         app()
     except AutonuqError as error:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.errors import suggest_name
+from autonuq.study.engines import BACKENDS
 
 out = Console(highlight=False)
 """Results."""
@@ -38,7 +39,17 @@ OutOption = Annotated[Path | None, typer.Option(help="Folder of the study; overr
 PrefixOption = Annotated[str | None, typer.Option("--output", "-o", help=_PREFIX)]
 OutputOption = Annotated[str, typer.Option("--output", "-o", "--out", help=_PREFIX)]
 ArtifactsOption = Annotated[str | None, typer.Option(help="Folder or s3://bucket/prefix; overrides the file's.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Workers of this machine.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="Workers: one of this machine by default, or all of a cluster's."),
+]
+BackendOption = Annotated[
+    str | None, typer.Option(help=f"{' or '.join(BACKENDS)}: a cluster's workers run the trials; overrides the file's.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--scheduler", "--address", help="Of Dask's scheduler, tcp://host:8786, or of Ray's cluster."),
+]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

@@ -17,7 +17,9 @@ from autonuq.cli.console import (
     INTERRUPTED,
     NOT_CONFIRMED,
     NOT_SATISFIED,
+    AddressOption,
     ArtifactsOption,
+    BackendOption,
     JobsOption,
     OutOption,
     PrefixOption,
@@ -30,11 +32,13 @@ from autonuq.cli.console import (
     say,
     show,
     shown,
+    unknown,
 )
 from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
+from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.locate import open_study
 from autonuq.study.run import WINNER_FORMATS, StudyRun
 from autonuq.study.study_file import load_task
@@ -48,14 +52,17 @@ def tune(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
+    backend: BackendOption = None,
+    address: AddressOption = None,
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Start a study, run it, and write the best network.
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
-    _run(_task(study, out, storage, artifacts, trials), timeout, jobs, exists=False)
+    task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
+    _run(task, timeout, exists=False)
 
 
 def resume(
@@ -64,16 +71,18 @@ def resume(
     storage: StorageOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
+    backend: BackendOption = None,
+    address: AddressOption = None,
     artifacts: ArtifactsOption = None,
 ) -> None:
     """Go on with a study where its storage stands.
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    task = _task(study, out, storage, artifacts, trials)
+    task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
     open_study(task.name, task.storage)  # before folders are made for a study that is not there
-    _run(task, timeout, jobs, exists=True)
+    _run(task, timeout, exists=True)
 
 
 def work(
@@ -142,12 +151,23 @@ def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | N
     return replace(task, provenance={**command, **task.provenance})
 
 
-def _run(task: Task, timeout: float | None, jobs: int, *, exists: bool) -> None:
+def _with_workers(task: Task, backend: str | None, address: str | None, jobs: int | None) -> Task:
+    """Return the task with the workers of the command line, which override the study file's."""
+    if backend is not None and backend not in BACKENDS:
+        raise unknown("--backend", backend, BACKENDS)
+    own = task.workers if backend in (None, task.workers.backend) else Workers(backend)  # no other backend's address
+    workers = Workers(backend=own.backend, address=address or own.address, jobs=own.jobs if jobs is None else jobs)
+    if broken := workers.broken_rule:
+        raise typer.BadParameter(f"--scheduler: {broken}")
+    return replace(task, workers=workers)
+
+
+def _run(task: Task, timeout: float | None, *, exists: bool) -> None:
     interrupted = False
     with Display(task.name, task.storage) as display:
         run = StudyRun(task, display.show)
         try:
-            study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+            study = run.run(exists=exists, timeout=timeout)
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:

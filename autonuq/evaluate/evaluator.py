@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ import numpy as np
 
 from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
 from autonuq.evaluate.samples import Score
+from autonuq.evaluate.sending import arrived_file, read_own_files
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import importable
 from autonuq.records import Unit
@@ -105,6 +106,16 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
         classes = [key for key in own if isinstance(vars(module)[key], type)]
         hint = suggest_name(name, classes)
         raise EvaluatorError(f"{source} has no class '{name}' (it has: {', '.join(classes) or 'none'}).{hint}")
+    # Other processes need not be sent its data: they make their own.
+    if source.endswith(".py"):
+        files = read_own_files(folder / source)
+        copyreg.pickle(cls, lambda _: (load_sent_evaluator, (reference, folder, evaluate_batch_num, files)))
+    else:
+        copyreg.pickle(cls, lambda _: (_constructed, (cls, reference, evaluate_batch_num)))
+    return _constructed(cls, reference, evaluate_batch_num)
+
+
+def _constructed(cls: type, reference: str, evaluate_batch_num: int) -> Any:
     try:
         takes = "evaluate_batch_num" in inspect.signature(cls).parameters
         evaluator = cls(evaluate_batch_num=evaluate_batch_num) if takes else cls()
@@ -112,9 +123,26 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
         raise EvaluatorError(f"{reference} cannot be constructed: {_reason(error)}") from error
     if not hasattr(evaluator, "evaluate_batch_num"):
         evaluator.evaluate_batch_num = evaluate_batch_num
-    # Other processes cannot import its module, and need not be sent its data: they make their own.
-    copyreg.pickle(cls, lambda _: (load_evaluator, (reference, folder, evaluate_batch_num)))
     return evaluator
+
+
+def load_sent_evaluator(reference: str, folder: Path, evaluate_batch_num: int, files: Mapping[str, bytes]) -> Any:
+    """Make the evaluator of another process here: from its file, or, where that is not the same, from what was sent.
+
+    Parameters
+    ----------
+    reference, folder, evaluate_batch_num
+        As for `load_evaluator`.
+    files : mapping of str to bytes
+        See `sending.read_own_files`.
+
+    Raises
+    ------
+    EvaluatorError
+        See `load_evaluator`.
+    """
+    source, _, name = reference.rpartition(":")
+    return load_evaluator(f"{arrived_file(folder / source, files)}:{name}", folder, evaluate_batch_num)
 
 
 def load_module(source: str, folder: Path) -> ModuleType:

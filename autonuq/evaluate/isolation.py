@@ -8,9 +8,13 @@ that was selected here when it was made.
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
@@ -19,10 +23,25 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, run_evaluator_call
 from autonuq.runtime.device import selection
 
+_LOOK_S = 0.5
 _kept: list[Any] = []  # in the process: its evaluator
 
 
+@cache
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, even by SIGKILL; watched from a thread."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="autonuq parent", daemon=True).start()
+
+
 def _keep(make: Callable[[], Any], select: Callable[[], None]) -> None:
+    end_with_parent()
     select()
     _kept.append(make())
 

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
@@ -91,15 +90,22 @@ class WorkerSession:
 
 
 class Heartbeat:
-    """Beats for a trial in a thread of its own, from `__enter__` to `__exit__`.
+    """Beats for a trial, or for a study, in a thread of its own, from `__enter__` to `__exit__`.
+
+    Parameters
+    ----------
+    write : callable
+        Takes an attribute's name and value, and stores it.
+    lease : Lease
+    attribute : str
 
     Notes
     -----
-    **Cost**: a beat writes one attribute; the interval grows with the trial's time, from 5 to 60 seconds.
+    **Cost**: a beat writes one attribute; the interval grows with time, from 5 to 60 seconds.
     """
 
-    def __init__(self, trial: optuna.Trial, lease: Lease) -> None:
-        self._trial, self._lease = trial, lease
+    def __init__(self, write: Callable[[str, Any], None], lease: Lease, attribute: str = LEASE) -> None:
+        self._write, self._lease, self._attribute = write, lease, attribute
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="autonuq heartbeat", daemon=True)
 
@@ -117,7 +123,7 @@ class Heartbeat:
             lease = replace(lease, beat=lease.beat + 1, interval_s=interval_s)
             with suppress(StudyError):  # out of reach; the worker itself will notice
                 try:
-                    self._trial.set_user_attr(LEASE, lease.as_attribute())
+                    self._write(self._attribute, lease.as_attribute())
                 except UpdateFinishedTrialError:
                     return
 
@@ -137,18 +143,22 @@ class LeaseWatch:
 
     def dead(self, running: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Return those of the running trials whose worker is gone or has been silent for too long."""
+        trials = {trial.number: trial for trial in running}
+        return [trials[number] for number in self.silent({n: t.user_attrs.get(LEASE, {}) for n, t in trials.items()})]
+
+    def silent(self, leases: Mapping[int, Mapping[str, Any]]) -> list[int]:
+        """Return the keys of those leases whose holder is gone or has been silent for too long."""
         now = self.clock()
         seen: dict[int, tuple[object, float]] = {}
         found = []
-        for trial in running:
-            lease = trial.user_attrs.get(LEASE, {})
+        for key, lease in leases.items():
             mark = (lease.get("session"), lease.get("beat"))
-            last, since = self._seen.get(trial.number, (None, now))
+            last, since = self._seen.get(key, (None, now))
             since = since if last == mark else now
-            seen[trial.number] = (mark, since)
+            seen[key] = (mark, since)
             patience_s = _MISSED * lease.get("interval_s", FIRST_INTERVAL_S) + _GRACE_S
             if _is_gone(lease) or now - since > patience_s:
-                found.append(trial)
+                found.append(key)
         self._seen = seen
         return found
 

@@ -10,7 +10,7 @@
                                                  #     decide_float_layers: those that int8 is not good enough for
                                                  #     foretell: what plans do to the results, without labels
                                                  #     Artifacts.publish: what workers elsewhere need
-                                                 #     make_runner: Runner.run here, or run_local with several jobs
+                                                 #     make_runner: Runner.run here, or run_sent to several workers
                                                  #     confirm: the winner on data that the search never saw
     run.export(study, formats=("packed", "onnx"))    # of the best trial
     study.best.ratio, study.record()             # what is known now, read from the storage each time
@@ -26,7 +26,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
+from autonuq.study.dispatch import check_workers, run_sent
+from autonuq.study.engines import engine, is_of_this_machine
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.foretelling import foretell
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
@@ -72,7 +74,7 @@ from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerpri
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 from autonuq.study.trial_log import append_conclusion
-from autonuq.study.workers import make_runner, package_versions, run_local
+from autonuq.study.workers import make_runner, package_versions
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
 
@@ -214,7 +216,7 @@ def tune_file(
     storage: str | None = None,
     out: str | Path | None = None,
     artifacts: str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     timeout: float | None = None,
     on_progress: OnProgress = tell_nobody,
 ) -> Study:
@@ -226,7 +228,7 @@ def tune_file(
     trials, storage, out, artifacts : optional
         Override the file's.
     jobs, timeout, on_progress : optional
-        As for `tune`.
+        As for `tune`; `jobs` overrides the study file's, whose [workers] also says where they are.
 
     Raises
     ------
@@ -245,7 +247,7 @@ def resume(
     trials: int | None = None,
     out: str | Path | None = None,
     artifacts: str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     timeout: float | None = None,
     on_progress: OnProgress = tell_nobody,
 ) -> Study:
@@ -264,7 +266,7 @@ def resume(
     out, artifacts : optional
         Override what the study was started with.
     jobs, timeout, on_progress : optional
-        As for `tune`.
+        As for `tune`; `jobs` overrides the study file's, whose [workers] also says where they are.
 
     Raises
     ------
@@ -275,7 +277,9 @@ def resume(
     return _run_and_export(task, exists=True, on_progress=on_progress, timeout=timeout, jobs=jobs)
 
 
-def _run_and_export(task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int) -> Study:
+def _run_and_export(
+    task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int | None
+) -> Study:
     run = StudyRun(task, on_progress)
     study = run.run(exists=exists, timeout=timeout, jobs=jobs)
     if study.best is not None:
@@ -372,8 +376,13 @@ class StudyRun:
         before = open_study(self.task.name, self.task.storage).record().original_metric
         return before is not None and math.isclose(score(self.task.evaluator, self.task.source), before, rel_tol=1e-6)
 
-    def run(self, *, exists: bool, timeout: float | None = None, jobs: int = 1) -> Study:
+    def run(self, *, exists: bool, timeout: float | None = None, jobs: int | None = None) -> Study:
         """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
+        workers = self.task.workers if jobs is None else replace(self.task.workers, jobs=jobs)
+        with engine(workers) as count:  # refused now, before hours of preparation
+            return self._run(count, exists=exists, timeout=timeout)
+
+    def _run(self, jobs: int, *, exists: bool, timeout: float | None) -> Study:
         task, on_progress = self.task, self._on_progress
         for evaluator in (task.evaluator, task.confirm):
             if evaluator is not None:
@@ -382,6 +391,7 @@ class StudyRun:
         if not has_points(task.points_folder):
             check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
+        check_workers(task, jobs)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)
         whole = self._prepared(model, study)
@@ -392,10 +402,10 @@ class StudyRun:
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
-        if jobs == 1:
+        if jobs == 1 and is_of_this_machine():
             runner.run(deadline)
         else:
-            run_local(runner, jobs, deadline)
+            run_sent(runner, jobs, deadline)
         confirm(task, study, candidate, on_progress)
         return self._concluded(Study(study))
 

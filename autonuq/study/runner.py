@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -47,6 +47,10 @@ LEAST_TRIALS = 10
 """Before a study may end because little is left to gain."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Runner:
     """One worker: runs trials, one after the other, until the study has as many as it shall have."""
 
@@ -72,12 +76,13 @@ class Runner:
         self.session = WorkerSession()
         self.claims = Claims(storage, study, self.space, self.session)
         self.tally = Tally(study)
+        self._has_scored = False
 
-    def run(self, deadline: float | None) -> None:
-        """Run what is left; raise EvaluatorError after three failures in a row."""
+    def run(self, deadline: float | None, is_abandoned: Callable[[], bool] = _never) -> None:
+        """Run what is left, or what is until it `is_abandoned`; raise EvaluatorError after three failures in a row."""
         failures = 0
         with self.session:
-            while (deadline is None or time.monotonic() < deadline) and not self._is_done():
+            while (deadline is None or time.monotonic() < deadline) and not is_abandoned() and not self._is_done():
                 trial = self.claims.next()
                 if trial is None:
                     if self.claims.is_finished():
@@ -152,7 +157,7 @@ class Runner:
     def _run_claimed(self, trial: optuna.Trial) -> TrialRecord:
         """Run a trial; whatever stops that gives it back."""
         try:
-            with Heartbeat(trial, self.session.lease):
+            with Heartbeat(trial.set_user_attr, self.session.lease):
                 return self._run_trial(trial)
         except BaseException:
             if self.session.holds(trial.storage.get_trial(id_of(trial))):
@@ -179,6 +184,8 @@ class Runner:
         try:
             record = self._scored(plan, record) if known is None else _copied(record, trial_record(known))
         except AutonuqError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and not self._has_scored:
+                raise  # no plan's fault: this machine lacks what the evaluator reads
             record = replace(record, state="failed", error=str(error))
         else:
             record = self._with_ratio(replace(record, state="complete"))
@@ -208,6 +215,7 @@ class Runner:
         built = self._built(network)
         record = replace(record, size_bytes=self._size_bytes(plan, built), built=built)
         found = score_plan(self.task, network, self.original_metric, record)
+        self._has_scored = True
         if not found.satisfied:
             self.networks.forget(plan)
         return found

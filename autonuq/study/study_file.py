@@ -17,6 +17,7 @@ from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import Target
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
+from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.task import FLOAT_RULES, Task
 
 _NUMBER = (int, float)
@@ -68,6 +69,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "confirm": bool,
         "float_layers": (str, list),
     },
+    "workers": {"backend": str, "scheduler": str, "address": str, "jobs": int},
     "confirm": {},
 }
 _RETIRED: Mapping[tuple[str, str], tuple[type, str]] = {("search", "racing"): (bool, "because it did not pay")}
@@ -99,6 +101,7 @@ _POSITIVE = (
     *((f"evaluator.{table}", "count") for table in ("data", "calibration")),
     ("quantization", "batch_num"),
     ("search", "trials"),
+    ("workers", "jobs"),
 )
 _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "codec"): CODEC_NAMES,
@@ -108,6 +111,7 @@ _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),
     ("evaluator.transform", "channels"): ("RGB", "BGR"),
+    ("workers", "backend"): BACKENDS,
     **{(f"evaluator.{table}", "layout"): ("NHWC", "NCHW") for table in ("data", "calibration")},
 }
 
@@ -163,8 +167,16 @@ def load_task(
         amct_levels=values.get(("quantization", "levels")) == "amct",
         provenance={"study file": text},
         study_file=path.resolve(),
+        workers=_workers(values),
         **{field: values[place] for place, field in _FIELDS.items() if place in values},
     )
+
+
+def _workers(values: Mapping[tuple[str, str], Any]) -> Workers:
+    """Put the checked keys of [workers] together."""
+    own = {key: value for (table, key), value in values.items() if table == "workers"}
+    address = own.pop("scheduler", "") or own.pop("address", "")
+    return Workers(address=address, **{key: own[key] for key in ("backend", "jobs") if key in own})
 
 
 def _drop_retired(tables: Mapping[str, Any], path: Path) -> None:
@@ -336,6 +348,15 @@ def _check_values(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         if extra:
             raise StudyError(f"'quantization.{extra[0]}' comes from the cfg file; remove it here", path=path)
     _check_target(values, path)
+    _check_workers(values, path)
+
+
+def _check_workers(values: Mapping[tuple[str, str], Any], path: Path) -> None:
+    """Check that the workers' backend and address go together, and that there is one address."""
+    if {("workers", "scheduler"), ("workers", "address")} <= values.keys():
+        raise StudyError("'workers.scheduler' and 'workers.address' are the same thing; remove one", path=path)
+    if broken := _workers(values).broken_rule:
+        raise StudyError(f"[workers]: {broken}", path=path)
 
 
 def _check_target(values: Mapping[tuple[str, str], Any], path: Path) -> None:

@@ -25,6 +25,7 @@ from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
 from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.settings.simplified import load_simplified
+from autonuq.study.engines import Workers
 
 CONFIDENCE = 0.8
 FLOAT_RULES = ("auto", "never")
@@ -89,6 +90,8 @@ class Task:
         found before the search; or the names of some.
     study_file : Path or None
         Absolute, where the task comes from one.
+    workers : Workers
+        Who runs its trials, and where; not part of what a study is.
     """
 
     name: str
@@ -116,6 +119,7 @@ class Task:
     confidence: float = CONFIDENCE
     float_layers: str | Sequence[str] = "auto"
     study_file: Path | None = None
+    workers: Workers = Workers()
 
     def __post_init__(self) -> None:
         if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
@@ -343,8 +347,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
+def fingerprint_of(task: Task, model: QuantizedModel, evaluator: str | None = None) -> dict[str, str]:
     """Digest everything that changes a measurement, under the words that a user knows.
+
+    The evaluator's digest may be known already: whoever is sent one does not see the file that it comes from.
 
     The folding has an entry where studies of older versions were made without it, so that these are not gone on with;
     the others stay what they are.
@@ -359,7 +365,7 @@ def fingerprint_of(task: Task, model: QuantizedModel) -> dict[str, str]:
         "weights": file_digest(task.source.weights),
         "quantization": hashlib.sha256(config.encode()).hexdigest(),
         "codec": target.say(),
-        "evaluator": evaluator_fingerprint(task.evaluator),
+        "evaluator": evaluator or evaluator_fingerprint(task.evaluator),
     }
     if target.chip and target.marked is not None:
         digests["marked layers"] = hashlib.sha256("\0".join(target.marked).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""More than one worker: of this machine, of a cluster that joblib knows, or joined by hand from anywhere.
+"""More than one worker: joined by hand from anywhere (`work`), or sent out by the study's first process (`dispatch`).
 
 All of them do the same as the first: read the study, take what it needs from the output folder or the artifacts, and
 run `Runner` until nothing is left. They share nothing but the storage.
@@ -6,27 +6,20 @@ run `Runner` until nothing is left. They share nothing but the storage.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 
-import joblib
 import optuna
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
 from autonuq.records import ARTIFACTS, FINGERPRINT, PROVENANCE
-from autonuq.runtime.device import engine_version, selection
+from autonuq.runtime.device import engine_version
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage
@@ -35,19 +28,14 @@ from autonuq.study.locate import existing_storage, task_as_stored
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key, settled
 from autonuq.study.runner import POLL_S, Runner
-from autonuq.study.stored import FINISHED, Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
+from autonuq.study.stored import Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 
 OPENING_S = 30.0
 """How long a worker tries to reach a storage that is out of reach, in seconds: a server that is being restarted."""
 
-MOST_CRASHES = 3
-"""How often local workers are replaced without a trial having finished."""
 
-
-def work(
-    task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None, is_sent: bool = False
-) -> Study:
+def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None) -> Study:
     """Run trials of a study that another process has started, until none is left.
 
     Parameters
@@ -57,8 +45,6 @@ def work(
         `artifacts`, `python_layers` and `out`, a folder of this machine, count. The network may be missing here.
     timeout : float, optional
         Seconds after which no trial is started.
-    is_sent : bool
-        The task came from the study's first worker, its evaluator with it.
 
     Raises
     ------
@@ -75,8 +61,7 @@ def work(
         task = task.made()
         check_evaluator(task.evaluator)
     _wait_for_preparation(study, on_progress, deadline)
-    with FileLock(task.out / ".fetch"):
-        task, candidate = _materials(task, study, is_sent=is_sent)
+    task, candidate = materials(task, study)
     make_runner(task, storage, study, candidate, on_progress, is_first=False).run(deadline)
     return Study(study)
 
@@ -115,30 +100,38 @@ def _wait_for_preparation(study: optuna.Study, on_progress: OnProgress, deadline
         time.sleep(POLL_S)
 
 
-def _materials(task: Task, study: optuna.Study, *, is_sent: bool) -> tuple[Task, Candidate]:
-    """Return the task and its network with what can become of it: the output folder's, or the artifacts'."""
-    # A class of the first worker's script or prompt is sent by value, and has no file in this process.
-    known = {"evaluator"} if is_sent and _is_of_main(task.evaluator) else set()
-    with suppress(AutonuqError, OSError):  # elsewhere than where the study was started
-        return task, _prepared(task, study, known)
-    task = Artifacts(task.artifacts_location).fetch(task, study).made()
-    check_evaluator(task.evaluator)
-    return task, _prepared(task, study, known)
+def materials(task: Task, study: optuna.Study, evaluator: str | None = None) -> tuple[Task, Candidate]:
+    """Return the task and its network with what can become of it: the output folder's, or the artifacts'.
+
+    Parameters
+    ----------
+    task : Task
+    study : optuna.Study
+        Prepared.
+    evaluator : str, optional
+        The evaluator's fingerprint, where it is known and not taken here.
+
+    Raises
+    ------
+    StudyError
+        The artifacts cannot be had, or something is not the study's.
+    """
+    with FileLock(task.out / ".fetch"):
+        with suppress(AutonuqError, OSError):  # elsewhere than where the study was started
+            return task, _prepared(task, study, evaluator)
+        task = Artifacts(task.artifacts_location).fetch(task, study).made()
+        check_evaluator(task.evaluator)
+        return task, _prepared(task, study, evaluator)
 
 
-def _prepared(task: Task, study: optuna.Study, known: Collection[str]) -> Candidate:
-    """Return what lies in the task's folder, if it is the study's; what is known to be the same is not compared."""
+def _prepared(task: Task, study: optuna.Study, evaluator: str | None) -> Candidate:
+    """Return what lies in the task's folder, if it is the study's."""
     model = quantized_model(task)
-    fingerprint = fingerprint_of(task, model)
-    check_fingerprint(study, {key: value for key, value in fingerprint.items() if key not in known})
+    check_fingerprint(study, fingerprint_of(task, model, evaluator))
     points = load_points(task.points_folder, points_key(study.user_attrs[FINGERPRINT]))
     if points is None:
         raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
     return settled(task, study, Candidate(calibrated(model, task.record_file), points))
-
-
-def _is_of_main(evaluator: object) -> bool:
-    return type(evaluator).__module__ == "__main__"
 
 
 def make_runner(
@@ -164,84 +157,3 @@ def make_runner(
         curve_error=curve_error(stored_rounding(study)),
     )
     return runner
-
-
-def run_local(runner: Runner, jobs: int, deadline: float | None) -> None:
-    """Run a prepared study with several workers through joblib, whatever backend its `parallel_config` names.
-
-    Parameters
-    ----------
-    runner : Runner
-        Of the first worker, which only looks on.
-    jobs : int
-    deadline : float or None
-        On the monotonic clock.
-
-    Notes
-    -----
-    A worker that is killed is replaced; its trial goes back into the queue.
-    """
-    try:
-        with _told(runner):
-            _run_replacing(runner, jobs, deadline)
-        runner.tell_end()
-    except BaseException:
-        for number in runner.claims.give_back():
-            shutil.rmtree(runner.task.trial_folder(number), ignore_errors=True)
-        raise
-
-
-def _run_replacing(runner: Runner, jobs: int, deadline: float | None) -> None:
-    crashes, finished = 0, -1
-    # As it was read: nobody reads, and warns of, a simplified configuration a second time.
-    task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None)
-    while True:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            joblib.Parallel(n_jobs=jobs, batch_size=1)(
-                joblib.delayed(_work_quietly)(task, timeout, os.getpid(), selection()) for _ in range(jobs)
-            )
-            return
-        except TerminatedWorkerError as error:
-            before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
-            crashes = 1 if finished > before else crashes + 1
-            if crashes == MOST_CRASHES:
-                raise StudyError(
-                    f"{crashes} times in a row a worker was killed; out of memory? Run fewer with --jobs, then "
-                    "'autonuq resume'",
-                    study=task.name,
-                ) from error
-
-
-def _work_quietly(task: Task, timeout: float | None, parent: int, select: Callable[[], None]) -> None:
-    """Work in a process of joblib's, on the parent's device; on Ctrl-C the parent ends it."""
-    select()
-    if os.getpid() != parent and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work(task, timeout=timeout, is_sent=True)
-
-
-@contextmanager
-def _told(runner: Runner) -> Iterator[None]:
-    """Tell of every trial that finishes meanwhile, from a thread that reads the storage."""
-    stop = threading.Event()
-    total = runner.claims.total()
-    runner.tally.news(total)
-
-    def tell() -> None:
-        for progress in runner.tally.news(total):
-            runner.on_progress(progress)
-
-    def watch() -> None:
-        while not stop.wait(POLL_S):
-            with suppress(StudyError):  # out of reach; the workers will say so
-                tell()
-
-    thread = threading.Thread(target=watch, name="autonuq progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        tell()

@@ -118,17 +118,10 @@ def test_sessions_of_one_process_are_told_apart(watch):
     assert watch.dead([running(first.lease)])
 
 
-class Attributes(list):
-    """A trial that only remembers what is set."""
-
-    def set_user_attr(self, key, value):
-        self.append(value)
-
-
 def test_the_heartbeat_counts_up(monkeypatch):
     monkeypatch.setattr(lease_module, "FIRST_INTERVAL_S", 0.02)
-    beats = Attributes()
-    with Heartbeat(beats, replace(AFAR, interval_s=0.02)):
+    beats = []
+    with Heartbeat(lambda _, value: beats.append(value), replace(AFAR, interval_s=0.02)):
         while len(beats) < 3:
             pass
     count = len(beats)

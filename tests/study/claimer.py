@@ -54,7 +54,7 @@ def main(url, name, log, pause_s, dies_at):
                 time.sleep(0.05)
                 continue
             claimed += 1
-            with Heartbeat(trial, session.lease):
+            with Heartbeat(trial.set_user_attr, session.lease):
                 if claimed == dies_at:
                     os.kill(os.getpid(), signal.SIGKILL)
                 record = scored(trial)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,6 +234,10 @@ class Accuracy(Evaluator):
 
     unit = ("points", 100, "images")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how it is made again in another process, which reads the data itself."""
+        return _same_accuracy, (self._settings, self._ends, self.fingerprint())
+
     def fingerprint(self) -> str:
         """Return a digest of the settings and of the data, wherever they lie."""
         settings = self._settings
@@ -296,6 +300,14 @@ class Accuracy(Evaluator):
         if sum(kept.nbytes for kept in self._kept.values()) + batch.nbytes <= _KEPT_BYTES:
             self._kept[start, stop] = batch
         return batch
+
+
+def _same_accuracy(settings: AccuracySettings, ends: Ends, fingerprint: str) -> Accuracy:
+    """Make an evaluator again, of the same data."""
+    made = Accuracy(settings, ends)
+    if made.fingerprint() != fingerprint:
+        raise EvaluatorError("these are not the data that the study was started with", path=settings.data.path)
+    return made
 
 
 def are_correct(scores: Array, labels: NDArray[np.int64], top: int) -> NDArray[np.bool_]:

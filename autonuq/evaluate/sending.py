@@ -1,0 +1,85 @@
+"""How an evaluator gets into a process elsewhere, where the installed packages are and nothing else.
+
+One of a file is sent as that file, with the modules beside it that it imported, and is made anew there; any other is
+sent by value: its class with all that it uses of the user's own modules, which nobody can import there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+_HERE = Path(__file__).parent.parent
+
+
+def read_own_files(main: Path) -> dict[str, bytes]:
+    """Return a file of the user's and the modules that it has imported from its folder: the name there -> content."""
+    folder = main.resolve().parent
+    files = [path for path in map(_users_file, list(sys.modules.values())) if path and path.is_relative_to(folder)]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in {main.resolve(), *files}}
+
+
+def arrived_file(main: Path, files: Mapping[str, bytes]) -> Path:
+    """Return where a file lies that was sent with its modules: in its place, if it is the same, or in a new folder."""
+    folder = main.parent
+    if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
+        return main
+    place = Path(tempfile.mkdtemp(prefix="autonuq-evaluator-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    for name, content in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    return place / main.name
+
+
+def dumps_by_value(thing: Any) -> bytes:
+    """Pickle something with all that it uses of the user's modules; installed packages are named only.
+
+    Raises
+    ------
+    Exception
+        Whatever pickling the user's objects raises.
+    """
+    with _sent_by_value(filter(_users_file, list(sys.modules.values()))):
+        content: bytes = cloudpickle.dumps(thing)
+    return content
+
+
+@contextmanager
+def _sent_by_value(modules: Iterator[ModuleType]) -> Iterator[None]:
+    known = cloudpickle.list_registry_pickle_by_value()
+    own = [module for module in modules if module.__name__ in sys.modules and module.__name__ not in known]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _users_file(module: ModuleType) -> Path | None:
+    """Return the file of a module that is no installed package's and not ours; None elsewhere."""
+    name = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+    if not isinstance(name, str) or not name.endswith(".py"):
+        return None
+    return None if _is_installed(name) else Path(name).resolve()
+
+
+@cache
+def _is_installed(name: str) -> bool:
+    path = Path(name).resolve()
+    places = [_HERE, *(Path(place).resolve() for key, place in sysconfig.get_paths().items() if "lib" in key)]
+    packages = {"site-packages", "dist-packages"} & set(path.parts)
+    return bool(packages) or any(path.is_relative_to(place) for place in places)

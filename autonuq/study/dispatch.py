@@ -1,0 +1,306 @@
+"""Workers that a study's first process sends out through joblib: into processes of this machine, or into a cluster's.
+
+Each does what one that joined by hand does (`workers.work`), with a `Parcel` of what the first process knows: the task
+with its evaluator, and whose fingerprint that is. It stops when the sender does: a process of this machine at once, one
+elsewhere, which is not ours to end, after its trial. Its own errors are ours or say that they are a bug, so that
+whatever else joblib raises is the engine's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import joblib
+import optuna
+
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
+from autonuq.evaluate.isolation import end_with_parent
+from autonuq.evaluate.sending import dumps_by_value
+from autonuq.records import FINGERPRINT, SENDER, STOPPED
+from autonuq.runtime.device import selection
+from autonuq.storage.lease import Heartbeat, Lease, LeaseWatch, WorkerSession
+from autonuq.storage.open import Storage, storage_file
+from autonuq.study.engines import engine_error, is_killed, is_of_this_machine
+from autonuq.study.locate import existing_storage
+from autonuq.study.runner import POLL_S, Runner
+from autonuq.study.stored import FINISHED
+from autonuq.study.task import Task, make_folders, tell_nobody
+from autonuq.study.workers import OPENING_S, check_versions, make_runner, materials, package_versions
+
+MOST_CRASHES = 3
+"""How often workers are replaced without a trial having finished."""
+
+_ARRIVAL_S = 120.0  # until a cluster's worker has imported this package and made the evaluator
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What a worker is sent.
+
+    Attributes
+    ----------
+    task : Task
+        With its evaluator made, and its configuration read.
+    select : callable
+        Selects the device.
+    sender : Lease
+    """
+
+    task: Task
+    select: Callable[[], None]
+    sender: Lease
+
+
+def check_workers(task: Task, jobs: int) -> None:
+    """Let the workers of a cluster make the evaluator and open the storage, before anything is prepared for them.
+
+    Raises
+    ------
+    StudyError, EvaluatorError
+        One of them cannot; or the evaluator cannot be sent.
+    """
+    if is_of_this_machine():
+        return
+    parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
+    _parallel(jobs, _arrive, package_versions(), parcel, study=task.name, timeout=_ARRIVAL_S)
+
+
+def dumps_parcel(parcel: Parcel) -> bytes:
+    """Pickle a parcel so that a process with the installed packages alone can open it.
+
+    Raises
+    ------
+    EvaluatorError
+        The evaluator cannot be pickled.
+    """
+    try:
+        return dumps_by_value(parcel)
+    except Exception as error:
+        raise EvaluatorError(
+            f"{evaluator_name(parcel.task.evaluator)} cannot be sent to workers: {type(error).__name__}: {error}; keep "
+            "what cannot be pickled out of it, or name its file and class in a study file, and workers make their own"
+        ) from error
+
+
+def run_sent(runner: Runner, jobs: int, deadline: float | None) -> None:
+    """Run a prepared study by several workers through joblib, on whatever engine its `parallel_config` names.
+
+    Parameters
+    ----------
+    runner : Runner
+        Of the first process, which only looks on.
+    jobs : int
+    deadline : float or None
+        On the monotonic clock.
+
+    Raises
+    ------
+    StudyError
+        The engine failed, or its workers are killed over and over.
+    AutonuqError
+        What a worker raised.
+
+    Notes
+    -----
+    A worker that is killed is replaced; its trial goes back into the queue.
+    """
+    try:
+        with WorkerSession() as sender, _sending(runner.study, sender.lease), _told(runner):
+            _run_replacing(runner, jobs, deadline, sender.lease)
+        runner.tell_end()
+    except BaseException:
+        for number in runner.claims.give_back():
+            shutil.rmtree(runner.task.trial_folder(number), ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _sending(study: optuna.Study, lease: Lease) -> Iterator[None]:
+    """Let workers see in the study that their sender is there."""
+    study.set_user_attr(SENDER, lease.as_attribute())
+    try:
+        with Heartbeat(study.set_user_attr, lease, SENDER):
+            yield
+    finally:
+        with suppress(StudyError):  # out of reach: that is silence, too
+            study.set_user_attr(SENDER, {})
+
+
+def _run_replacing(runner: Runner, jobs: int, deadline: float | None, sender: Lease) -> None:
+    crashes, finished = 0, -1
+    # As it was read: nobody reads, and warns of, a simplified configuration a second time.
+    task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None)
+    parcel = Parcel(task, selection(), sender)
+    sent = parcel if is_of_this_machine() else dumps_parcel(parcel)
+    while True:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            _parallel(jobs, _work, package_versions(), sent, timeout, study=task.name)
+        except _WorkerKilled as error:
+            before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
+            crashes = 1 if finished > before else crashes + 1
+            if crashes == MOST_CRASHES:
+                raise StudyError(
+                    f"{crashes} times in a row a worker was killed; out of memory? Run fewer with --jobs, then "
+                    "'autonuq resume'",
+                    study=task.name,
+                ) from error
+        else:
+            is_over = deadline is not None and time.monotonic() >= deadline
+            if is_over or runner.study.user_attrs.get(STOPPED) or runner.claims.is_finished():
+                return
+            # They took this process for dead: it was suspended, or out of the storage's reach.
+
+
+def _parallel(
+    jobs: int, function: Callable[..., None], *arguments: Any, study: str, timeout: float | None = None
+) -> None:
+    """Call a function once on each worker."""
+    try:
+        # joblib's backend for Ray does a single job in this process, whatever there is.
+        sent = joblib.Parallel(n_jobs=jobs if is_of_this_machine() else max(2, jobs), batch_size=1, timeout=timeout)
+        sent(joblib.delayed(function)(*arguments) for _ in range(jobs))
+    except AutonuqError:
+        raise
+    except _WorkerBug as error:
+        raise RuntimeError(f"a worker failed; there it says\n{error}") from error
+    except Exception as error:
+        raise _WorkerKilled(str(error)) if is_killed(error) else engine_error(error, study) from error
+
+
+class _WorkerKilled(Exception):
+    """A worker's process is gone."""
+
+
+class _WorkerBug(Exception):
+    """The traceback of an error that is not ours, in a worker."""
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    """Let nothing out that could be taken for the engine's."""
+    try:
+        yield
+    except AutonuqError:
+        raise
+    except Exception as error:
+        raise _WorkerBug(traceback.format_exc()) from error
+
+
+def _arrive(versions: Mapping[str, str], parcel: bytes) -> None:
+    """Open a parcel, on a worker, to see whether that can be done, and look at the storage."""
+    with _as_ours():
+        task = _opened(versions, parcel).task
+        check_evaluator(task.evaluator)
+        _storage_of(task).load(task.name)
+
+
+def _work(versions: Mapping[str, str], parcel: Parcel | bytes, timeout: float | None) -> None:
+    """Work on a study, on a worker, until nothing is left or its sender is gone."""
+    with _as_ours():
+        deadline = None if timeout is None else time.monotonic() + timeout
+        opened = parcel if isinstance(parcel, Parcel) else _opened(versions, parcel)
+        opened.select()
+        is_own = isinstance(parcel, Parcel) and os.getpid() != opened.sender.pid
+        if is_own and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sender ends it
+            end_with_parent()
+        _run(opened, deadline)
+
+
+def _run(parcel: Parcel, deadline: float | None) -> None:
+    task = parcel.task
+    storage = _storage_of(task)
+    study = storage.load(task.name)
+    check_versions(study)
+    with _folder_here(task) as task:
+        task, candidate = materials(task, study, study.user_attrs[FINGERPRINT]["evaluator"])
+        runner = make_runner(task, storage, study, candidate, tell_nobody, is_first=False)
+        runner.run(deadline, partial(_is_abandoned, study, parcel.sender, LeaseWatch()))
+
+
+def _is_abandoned(study: optuna.Study, sender: Lease, watch: LeaseWatch) -> bool:
+    """Say whether the sender waits no more, or has been silent for too long."""
+    now = study.user_attrs.get(SENDER, {})
+    return now.get("session") != sender.session or bool(watch.silent({0: now}))
+
+
+def _opened(versions: Mapping[str, str], parcel: bytes) -> Parcel:
+    here = package_versions()
+    for name, number in versions.items():
+        if here[name] != number:
+            raise StudyError(f"the worker has {name} {here[name]}, the study {number}; install the same there")
+    try:
+        opened: Parcel = cloudpickle.loads(parcel)
+    except AutonuqError:
+        raise
+    except Exception as error:
+        raise EvaluatorError(
+            f"the evaluator cannot be made on a worker: {type(error).__name__}: {error}; what it imports must be "
+            "installed there"
+        ) from error
+    return opened
+
+
+def _storage_of(task: Task) -> Storage:
+    file = storage_file(task.storage)
+    if file is not None and not file.exists():
+        raise StudyError(
+            f"a worker does not see the storage {file}: on other machines it must be a server (--storage "
+            "postgresql://...), or lie in a folder that all of them share",
+            study=task.name,
+        )
+    return existing_storage(task.name, task.storage, OPENING_S)
+
+
+@contextmanager
+def _folder_here(task: Task) -> Iterator[Task]:
+    """Return the task with its folder: the study's, where this machine sees it, or one of its own, for the time."""
+    if task.out.is_dir():
+        make_folders(task)
+        yield task
+        return
+    with tempfile.TemporaryDirectory(prefix="autonuq-", ignore_cleanup_errors=True) as folder:
+        task = replace(task, out=Path(folder), artifacts=task.artifacts_location)
+        make_folders(task)
+        yield task
+
+
+@contextmanager
+def _told(runner: Runner) -> Iterator[None]:
+    """Tell of every trial that finishes meanwhile, from a thread that reads the storage."""
+    stop = threading.Event()
+    total = runner.claims.total()
+    runner.tally.news(total)
+
+    def tell() -> None:
+        for progress in runner.tally.news(total):
+            runner.on_progress(progress)
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            with suppress(StudyError):  # out of reach; the workers will say so
+                tell()
+
+    thread = threading.Thread(target=watch, name="autonuq progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        tell()
