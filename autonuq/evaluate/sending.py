@@ -11,8 +11,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -51,22 +50,17 @@ def dumps_by_value(thing: Any) -> bytes:
     Exception
         Whatever pickling the user's objects raises.
     """
-    with _sent_by_value(filter(_users_file, list(sys.modules.values()))):
-        content: bytes = cloudpickle.dumps(thing)
-    return content
-
-
-@contextmanager
-def _sent_by_value(modules: Iterator[ModuleType]) -> Iterator[None]:
-    known = cloudpickle.list_registry_pickle_by_value()
-    own = [module for module in modules if module.__name__ in sys.modules and module.__name__ not in known]
+    modules = {module.__name__: module for module in list(sys.modules.values()) if _users_file(module)}
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}  # those are sent by value anyway
+    own = [module for name, module in modules.items() if name not in known and name in sys.modules]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
-        yield
+        content: bytes = cloudpickle.dumps(thing)
     finally:
         for module in own:
             cloudpickle.unregister_pickle_by_value(module)
+    return content
 
 
 def _users_file(module: ModuleType) -> Path | None:

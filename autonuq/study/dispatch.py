@@ -1,9 +1,9 @@
-"""Workers that a study's first process sends out through joblib: into processes of this machine, or into a cluster's.
+"""Workers that a study's first process sends out: into processes of this machine, or into a cluster's.
 
 Each does what one that joined by hand does (`workers.work`), with a `Parcel` of what the first process knows: the task
 with its evaluator, and whose fingerprint that is. It stops when the sender does: a process of this machine at once, one
 elsewhere, which is not ours to end, after its trial. Its own errors are ours or say that they are a bug, so that
-whatever else joblib raises is the engine's.
+whatever else is raised is the engine's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import joblib
 import optuna
 
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
@@ -34,7 +33,7 @@ from autonuq.records import FINGERPRINT, SENDER, STOPPED
 from autonuq.runtime.device import selection
 from autonuq.storage.lease import Heartbeat, Lease, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage, storage_file
-from autonuq.study.engines import engine_error, is_killed, is_of_this_machine
+from autonuq.study.engines import Engine, WorkerBug, WorkerKilled, engine_error, is_killed
 from autonuq.study.locate import existing_storage
 from autonuq.study.runner import POLL_S, Runner
 from autonuq.study.stored import FINISHED
@@ -65,7 +64,7 @@ class Parcel:
     sender: Lease
 
 
-def check_workers(task: Task, jobs: int) -> None:
+def check_workers(task: Task, engine: Engine) -> None:
     """Let the workers of a cluster make the evaluator and open the storage, before anything is prepared for them.
 
     Raises
@@ -73,10 +72,9 @@ def check_workers(task: Task, jobs: int) -> None:
     StudyError, EvaluatorError
         One of them cannot; or the evaluator cannot be sent.
     """
-    if is_of_this_machine():
-        return
-    parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
-    _parallel(jobs, _arrive, package_versions(), parcel, study=task.name, timeout=_ARRIVAL_S)
+    if not engine.is_here:
+        parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
+        _call(engine, task.name, _arrive, package_versions(), parcel, timeout_s=_ARRIVAL_S)
 
 
 def dumps_parcel(parcel: Parcel) -> bytes:
@@ -96,14 +94,14 @@ def dumps_parcel(parcel: Parcel) -> bytes:
         ) from error
 
 
-def run_sent(runner: Runner, jobs: int, deadline: float | None) -> None:
-    """Run a prepared study by several workers through joblib, on whatever engine its `parallel_config` names.
+def run_sent(runner: Runner, engine: Engine, deadline: float | None) -> None:
+    """Run a prepared study by an engine's workers.
 
     Parameters
     ----------
     runner : Runner
         Of the first process, which only looks on.
-    jobs : int
+    engine : Engine
     deadline : float or None
         On the monotonic clock.
 
@@ -120,7 +118,7 @@ def run_sent(runner: Runner, jobs: int, deadline: float | None) -> None:
     """
     try:
         with WorkerSession() as sender, _sending(runner.study, sender.lease), _told(runner):
-            _run_replacing(runner, jobs, deadline, sender.lease)
+            _run_replacing(runner, engine, deadline, sender.lease)
         runner.tell_end()
     except BaseException:
         for number in runner.claims.give_back():
@@ -140,17 +138,17 @@ def _sending(study: optuna.Study, lease: Lease) -> Iterator[None]:
             study.set_user_attr(SENDER, {})
 
 
-def _run_replacing(runner: Runner, jobs: int, deadline: float | None, sender: Lease) -> None:
+def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sender: Lease) -> None:
     crashes, finished = 0, -1
     # As it was read: nobody reads, and warns of, a simplified configuration a second time.
     task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None)
     parcel = Parcel(task, selection(), sender)
-    sent = parcel if is_of_this_machine() else dumps_parcel(parcel)
+    sent = parcel if engine.is_here else dumps_parcel(parcel)
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            _parallel(jobs, _work, package_versions(), sent, timeout, study=task.name)
-        except _WorkerKilled as error:
+            _call(engine, task.name, _work, package_versions(), sent, timeout)
+        except WorkerKilled as error:
             before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
             crashes = 1 if finished > before else crashes + 1
             if crashes == MOST_CRASHES:
@@ -166,28 +164,18 @@ def _run_replacing(runner: Runner, jobs: int, deadline: float | None, sender: Le
             # They took this process for dead: it was suspended, or out of the storage's reach.
 
 
-def _parallel(
-    jobs: int, function: Callable[..., None], *arguments: Any, study: str, timeout: float | None = None
+def _call(
+    engine: Engine, study: str, function: Callable[..., None], *arguments: Any, timeout_s: float | None = None
 ) -> None:
-    """Call a function once on each worker."""
+    """Call a function once on each worker; what that raises is an error of ours, a bug, or the engine's."""
     try:
-        # joblib's backend for Ray does a single job in this process, whatever there is.
-        sent = joblib.Parallel(n_jobs=jobs if is_of_this_machine() else max(2, jobs), batch_size=1, timeout=timeout)
-        sent(joblib.delayed(function)(*arguments) for _ in range(jobs))
+        engine.call(function, arguments, timeout_s)
     except AutonuqError:
         raise
-    except _WorkerBug as error:
+    except WorkerBug as error:
         raise RuntimeError(f"a worker failed; there it says\n{error}") from error
     except Exception as error:
-        raise _WorkerKilled(str(error)) if is_killed(error) else engine_error(error, study) from error
-
-
-class _WorkerKilled(Exception):
-    """A worker's process is gone."""
-
-
-class _WorkerBug(Exception):
-    """The traceback of an error that is not ours, in a worker."""
+        raise WorkerKilled(str(error)) if is_killed(error) else engine_error(error, study) from error
 
 
 @contextmanager
@@ -198,7 +186,7 @@ def _as_ours() -> Iterator[None]:
     except AutonuqError:
         raise
     except Exception as error:
-        raise _WorkerBug(traceback.format_exc()) from error
+        raise WorkerBug(traceback.format_exc()) from error
 
 
 def _arrive(versions: Mapping[str, str], parcel: bytes) -> None:

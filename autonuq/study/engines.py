@@ -5,30 +5,41 @@ joblib drives all of them. This is the one edge where the engines' own errors be
 
 from __future__ import annotations
 
+import _thread
 import logging
+import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
 import joblib
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
 
-from autonuq.errors import StudyError
+from autonuq.errors import AutonuqError, StudyError
+from autonuq.evaluate.isolation import end_with_parent
 
 DASK, RAY = "dask", "ray"
 BACKENDS = (DASK, RAY)
 
 CONNECT_S = 15.0
 """How long a cluster is called, in seconds, and how long it is waited for its first worker."""
-_EMPTY_S = 60.0  # how long a cluster may be without a worker
-_LOOK_S = 5.0
+RESUME = "nothing that had finished is lost: when it runs again, go on with 'autonuq resume'"
+_EMPTY_S, _SILENT_S = 60.0, 15.0  # how long a cluster may be without a worker, or silent
+_LOOK_S = 2.0
+# Ray ends a process whose cluster is gone after a minute, in the middle of whatever it does.
+_RAY_SETTINGS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 
-_KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "RayActorError", "WorkerCrashedError")
+_KILLED = ("BrokenProcessPool", "KilledWorker", "RayActorError", "WorkerCrashedError", "WorkerKilled")
 """What joblib's loky, Dask and Ray call a worker that was killed, or what that is a kind of."""
 
 
@@ -60,105 +71,202 @@ class Workers:
         return ""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What runs a study's workers.
+
+    Attributes
+    ----------
+    jobs : int
+        How many workers.
+    is_here : bool
+        They are processes or threads of this machine, which joblib makes; an engine's own otherwise.
+    call : callable
+        Takes a function, its arguments, and a time in seconds or None; calls it once on each worker. It raises what
+        the function raises, or what the engine does.
+    """
+
+    jobs: int
+    is_here: bool
+    call: Callable[[Callable[..., None], tuple[Any, ...], float | None], None]
+
+
 @contextmanager
-def engine(workers: Workers) -> Iterator[int]:
-    """Let joblib send to these workers meanwhile; the value is how many there are.
+def engine(workers: Workers) -> Iterator[Engine]:
+    """Connect to what runs these workers.
 
     Raises
     ------
     StudyError
         The engine is not installed, cannot be reached, or has no worker.
     """
-    with _ENGINES[workers.backend](workers) as jobs:
-        yield jobs
+    with _ENGINES[workers.backend](workers) as made:
+        yield made
 
 
 @contextmanager
-def _joblib(workers: Workers) -> Iterator[int]:
-    yield workers.jobs or 1
+def _joblib(workers: Workers) -> Iterator[Engine]:
+    jobs = workers.jobs or 1
+    yield Engine(jobs, _is_of_joblib(), partial(_call_by_joblib, jobs))
+
+
+def _is_of_joblib() -> bool:
+    """Say whether joblib makes the workers itself, rather than what its `parallel_config` names."""
+    backend, _ = get_active_backend()
+    return type(backend).__module__.partition(".")[0] == "joblib" and type(backend).__name__ != "DaskDistributedBackend"
+
+
+def _call_by_joblib(
+    jobs: int, function: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float | None
+) -> None:
+    # joblib's backend for Ray does a single job in this process, whatever there is.
+    processes = jobs if _is_of_joblib() else max(2, jobs)
+    call = joblib.Parallel(n_jobs=processes, batch_size=1, timeout=timeout_s)
+    call(joblib.delayed(function)(*arguments) for _ in range(jobs))
 
 
 @contextmanager
-def _dask(workers: Workers) -> Iterator[int]:
-    distributed = _imported("distributed", DASK)
+def _dask(workers: Workers) -> Iterator[Engine]:
+    distributed, address = _imported("distributed", DASK), workers.address
+    _check_port("Dask's scheduler", address)
     with _silenced("distributed"):
         try:
-            client = distributed.Client(workers.address, timeout=CONNECT_S, set_as_default=False)
+            client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise StudyError(f"Dask's scheduler at {workers.address} cannot be reached: {_said(error)}") from error
+            raise StudyError(f"Dask's scheduler at {address} cannot be reached: {_said(error)}") from error
         try:
-            _wait_for_dask_worker(client, workers.address)
-            with _closed_when_empty(client), joblib.parallel_config(backend=DASK, client=client):
-                yield workers.jobs or len(client.ncores())
+            client.wait_for_workers(1, timeout=CONNECT_S)
+            gone = f"Dask's scheduler at {address} has no worker any more"
+            with _watched(client.ncores, gone), joblib.parallel_config(backend=DASK, client=client):
+                jobs = workers.jobs or len(client.ncores())
+                yield Engine(jobs, False, partial(_call_by_joblib, jobs))
+        except distributed.TimeoutError as error:
+            start = f"start some: 'dask worker {address}'"
+            raise StudyError(f"Dask's scheduler at {address} has no worker; {start}") from error
         finally:
             with suppress(Exception):  # its scheduler may be gone
                 client.close(timeout=_LOOK_S)
 
 
-def _wait_for_dask_worker(client: Any, address: str) -> None:
+@contextmanager
+def _ray(workers: Workers) -> Iterator[Engine]:
+    """Connect to Ray from a process of its own: whoever is connected cannot leave a cluster that is gone."""
+    _imported("ray", RAY)
+    _check_port("Ray's cluster", workers.address)
+    where = f"Ray's cluster at {workers.address}" if workers.address else "Ray's cluster of this machine"
+    process = ProcessPoolExecutor(1, initializer=_prepare_for_ray, env=_RAY_SETTINGS)
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise StudyError(f"{where} answers no more; {RESUME}") from error
+
     try:
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except TimeoutError as error:
-        raise StudyError(f"Dask's scheduler at {address} has no worker; start some: 'dask worker {address}'") from error
+        cpus = ask(_connect_to_ray, workers.address, where)
+        jobs = workers.jobs or cpus
+        yield Engine(jobs, False, partial(ask, _call_by_ray, jobs))
+    finally:
+        process.shutdown(kill_workers=True)
+
+
+def _prepare_for_ray() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this process
+    end_with_parent()
+
+
+def _connect_to_ray(address: str, where: str) -> int:
+    """Connect this process to Ray's cluster, and return how many CPUs that has."""
+    import ray
+    from ray.util.joblib import register_ray
+
+    try:
+        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.CRITICAL)
+        register_ray()
+    except Exception as error:
+        raise StudyError(f"{where} cannot be reached: {_said(error)}") from error
+    head = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_end_without_ray, args=(head,), name="autonuq engine", daemon=True).start()
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _end_without_ray(head: str) -> None:
+    last = time.monotonic()
+    while time.monotonic() - last < _SILENT_S:
+        time.sleep(_LOOK_S)
+        with suppress(OSError):
+            last = time.monotonic() if _answers(head) else last
+    os._exit(1)
+
+
+def _call_by_ray(jobs: int, function: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
+    with joblib.parallel_config(backend=RAY):
+        try:
+            _call_by_joblib(jobs, function, arguments, timeout_s)
+        except (AutonuqError, WorkerBug):
+            raise
+        except Exception as error:  # whose class may not survive the way back
+            raise (WorkerKilled if is_killed(error) else RuntimeError)(_said(error)) from None
 
 
 @contextmanager
-def _closed_when_empty(client: Any) -> Iterator[None]:
-    """Close the client, which ends what waits for it, when its last worker has been gone for too long."""
-    over = threading.Event()
+def _watched(is_there: Callable[[], object], gone: str) -> Iterator[None]:
+    """End the wait of the main thread when an engine has had no worker for too long; it would itself wait for ever.
+
+    Parameters
+    ----------
+    is_there : callable
+        Its value is true while there is one; it may raise.
+    gone : str
+        What is wrong then.
+
+    Raises
+    ------
+    StudyError
+        The engine is gone.
+    """
+    over, ended = threading.Event(), threading.Event()
+    can_be_ended = threading.current_thread() is threading.main_thread()
 
     def watch() -> None:
-        empty_s = 0.0
+        last = time.monotonic()
         while not over.wait(_LOOK_S):
-            try:
-                empty_s = 0.0 if client.ncores() else empty_s + _LOOK_S
-            except Exception:  # the scheduler is out of reach, which the client notices itself
-                return
-            if empty_s >= _EMPTY_S:
-                client.close(timeout=_LOOK_S)
+            with suppress(Exception):
+                last = time.monotonic() if is_there() else last
+            if time.monotonic() - last > _EMPTY_S:
+                ended.set()
+                _thread.interrupt_main()
                 return
 
-    threading.Thread(target=watch, name="autonuq dask", daemon=True).start()
+    if can_be_ended:
+        threading.Thread(target=watch, name="autonuq engine", daemon=True).start()
     try:
         yield
+    except KeyboardInterrupt as error:
+        if ended.is_set():
+            raise StudyError(f"{gone}; {RESUME}") from error
+        raise
     finally:
         over.set()
 
 
-@contextmanager
-def _ray(workers: Workers) -> Iterator[int]:
-    ray, ray_joblib = _imported("ray", RAY), _imported("ray.util.joblib", RAY)
-    _check_port(workers.address)
-    begins = not ray.is_initialized()
-    with _silenced("ray"):
-        try:
-            if begins:
-                ray.init(address=workers.address or "auto", log_to_driver=False, logging_level=logging.CRITICAL)
-            ray_joblib.register_ray()
-            jobs = workers.jobs or int(ray.cluster_resources().get("CPU", 1))
-        except Exception as error:
-            where = f" at {workers.address}" if workers.address else ""
-            raise StudyError(f"Ray's cluster{where} cannot be reached: {_said(error)}") from error
-        try:
-            with joblib.parallel_config(backend=RAY):
-                yield jobs
-        finally:
-            if begins:
-                ray.shutdown()
-
-
-def _check_port(address: str) -> None:
-    """Call an address once: Ray itself tries one that nobody answers for minutes."""
-    place = urlsplit(address if "://" in address else f"ray://{address}")
-    if place.port is None:
-        return
+def _check_port(what: str, address: str) -> None:
+    """Call an address once: the engines themselves try one that nobody answers for long."""
     try:
-        socket.create_connection((place.hostname or "localhost", place.port), CONNECT_S).close()
-    except OSError as error:
-        raise StudyError(f"Ray's cluster at {address} cannot be reached: {_said(error)}") from error
+        _answers(address)
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{what} at {address} cannot be reached: {_said(error)}") from error
 
 
-_ENGINES: dict[str, Callable[[Workers], Any]] = {"": _joblib, DASK: _dask, RAY: _ray}
+def _answers(address: str) -> bool:
+    """Connect to the host and port of an address, if it has both."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), CONNECT_S).close()
+    return True
+
+
+_ENGINES: Mapping[str, Callable[[Workers], Any]] = {"": _joblib, DASK: _dask, RAY: _ray}
 
 
 def _imported(module: str, backend: str) -> Any:
@@ -180,10 +288,12 @@ def _silenced(name: str) -> Iterator[None]:
         log.setLevel(level)
 
 
-def is_of_this_machine() -> bool:
-    """Say whether joblib runs its workers here: processes or threads of its own, not an engine's."""
-    backend, _ = get_active_backend()
-    return type(backend).__module__.partition(".")[0] == "joblib" and type(backend).__name__ != "DaskDistributedBackend"
+class WorkerKilled(Exception):
+    """A worker's process is gone."""
+
+
+class WorkerBug(Exception):
+    """The traceback of an error in a worker that is neither ours nor the engine's."""
 
 
 def is_killed(error: Exception) -> bool:
@@ -193,11 +303,7 @@ def is_killed(error: Exception) -> bool:
 
 def engine_error(error: Exception, study: str) -> StudyError:
     """Make the error of a study whose engine failed."""
-    return StudyError(
-        f"the engine that runs the workers failed: {_said(error)}; nothing that had finished is lost: when it runs "
-        "again, go on with 'autonuq resume'",
-        study=study,
-    )
+    return StudyError(f"the engine that runs the workers failed: {_said(error)}; {RESUME}", study=study)
 
 
 def _said(error: BaseException) -> str:

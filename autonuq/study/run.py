@@ -62,7 +62,7 @@ from autonuq.storage.open import Storage, absolute_url, default_url, open_storag
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
 from autonuq.study.dispatch import check_workers, run_sent
-from autonuq.study.engines import engine, is_of_this_machine
+from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.foretelling import foretell
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
@@ -379,10 +379,10 @@ class StudyRun:
     def run(self, *, exists: bool, timeout: float | None = None, jobs: int | None = None) -> Study:
         """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
         workers = self.task.workers if jobs is None else replace(self.task.workers, jobs=jobs)
-        with engine(workers) as count:  # refused now, before hours of preparation
-            return self._run(count, exists=exists, timeout=timeout)
+        with engine(workers) as connected:  # or refused, before hours of preparation
+            return self._run(connected, exists=exists, timeout=timeout)
 
-    def _run(self, jobs: int, *, exists: bool, timeout: float | None) -> Study:
+    def _run(self, workers: Engine, *, exists: bool, timeout: float | None) -> Study:
         task, on_progress = self.task, self._on_progress
         for evaluator in (task.evaluator, task.confirm):
             if evaluator is not None:
@@ -391,7 +391,7 @@ class StudyRun:
         if not has_points(task.points_folder):
             check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
-        check_workers(task, jobs)
+        check_workers(task, workers)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)
         whole = self._prepared(model, study)
@@ -402,10 +402,10 @@ class StudyRun:
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
-        if jobs == 1 and is_of_this_machine():
+        if workers.jobs == 1 and workers.is_here:
             runner.run(deadline)
         else:
-            run_sent(runner, jobs, deadline)
+            run_sent(runner, workers, deadline)
         confirm(task, study, candidate, on_progress)
         return self._concluded(Study(study))
 
