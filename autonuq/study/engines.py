@@ -25,7 +25,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
 
-from autonuq.errors import AutonuqError, StudyError
+from autonuq.errors import StudyError
 from autonuq.evaluate.isolation import end_with_parent
 
 DASK, RAY = "dask", "ray"
@@ -119,8 +119,7 @@ def _is_of_joblib() -> bool:
 def _call_by_joblib(
     jobs: int, function: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float | None
 ) -> None:
-    # joblib's backend for Ray does a single job in this process, whatever there is.
-    processes = jobs if _is_of_joblib() else max(2, jobs)
+    processes = jobs if _is_of_joblib() else max(2, jobs)  # Ray's backend does a single job in this process
     call = joblib.Parallel(n_jobs=processes, batch_size=1, timeout=timeout_s)
     call(joblib.delayed(function)(*arguments) for _ in range(jobs))
 
@@ -177,12 +176,9 @@ def _prepare_for_ray() -> None:
 
 def _connect_to_ray(address: str, where: str) -> int:
     """Connect this process to Ray's cluster, and return how many CPUs that has."""
-    import ray
-    from ray.util.joblib import register_ray
-
+    ray = import_module(RAY)
     try:
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.CRITICAL)
-        register_ray()
     except Exception as error:
         raise StudyError(f"{where} cannot be reached: {_said(error)}") from error
     head = ray.get_runtime_context().gcs_address
@@ -200,13 +196,20 @@ def _end_without_ray(head: str) -> None:
 
 
 def _call_by_ray(jobs: int, function: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float | None) -> None:
-    with joblib.parallel_config(backend=RAY):
-        try:
-            _call_by_joblib(jobs, function, arguments, timeout_s)
-        except (AutonuqError, WorkerBug):
-            raise
-        except Exception as error:  # whose class may not survive the way back
-            raise (WorkerKilled if is_killed(error) else RuntimeError)(_said(error)) from None
+    """Call a function once on each worker; not through joblib, which has no jobs within a process that loky made."""
+    ray = import_module(RAY)
+    task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(function)
+    waiting = [task.remote(*arguments) for _ in range(jobs)]
+    try:
+        while waiting:
+            ended, waiting = ray.wait(waiting, timeout=timeout_s)
+            if not ended:
+                raise TimeoutError(f"no worker has taken up its task within {timeout_s:g} s")
+            ray.get(ended)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:  # whose class may not survive the way back
+        raise (WorkerKilled if is_killed(error) else RuntimeError)(_said(error)) from None
 
 
 @contextmanager
