@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
 
 from autonuq.errors import StudyError
-from autonuq.storage.exclusion import Exclusion, file_exclusion, no_exclusion, redis_exclusion
+from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
 from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
 
@@ -118,8 +118,9 @@ def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
 
 
 def _open_redis(url: str) -> tuple[BaseStorage, Exclusion]:
-    exclusive = redis_exclusion(url)
-    return JournalStorage(JournalRedisBackend(url)), exclusive
+    bounded = bounded_redis(url)
+    exclusive = redis_exclusion(bounded)
+    return JournalStorage(JournalRedisBackend(bounded)), exclusive
 
 
 def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
