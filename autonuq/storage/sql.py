@@ -113,17 +113,27 @@ def _opened(url: str, client: Mapping[str, int | None], prepare: _Prepare) -> RD
 
 
 def _open_sqlite(url: str) -> tuple[BaseStorage, Exclusion]:
-    storage = _opened(url, {"timeout": _BUSY_S}, _prepare_sqlite)
-    database = storage.engine.url.database
-    return get_storage(storage), file_exclusion(Path(database)) if database else no_exclusion
-
-
-def _prepare_sqlite(engine: sqlalchemy.Engine) -> AbstractContextManager[None]:
+    storage = _opened(url, {"timeout": _BUSY_S}, _making_sqlite)
     # SQLite knows no SELECT ... FOR UPDATE: unless every transaction takes the lock at its beginning, two workers read
-    # a queued trial as theirs or make the same table, and one that begins to write late fails at once.
-    event.listen(engine, "connect", _prepare_connection)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return nullcontext()
+    # a queued trial as theirs, and one that begins to write late fails at once.
+    event.listen(storage.engine, "connect", _prepare_connection)
+    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    storage.engine.dispose()
+    return get_storage(storage), _sqlite_exclusion(storage.engine)
+
+
+def _sqlite_exclusion(engine: sqlalchemy.Engine) -> Exclusion:
+    return file_exclusion(Path(engine.url.database)) if engine.url.database else no_exclusion
+
+
+def _making_sqlite(engine: sqlalchemy.Engine) -> AbstractContextManager[None]:
+    """Lock the study, for Optuna makes the tables by several transactions; who only opens it waits for no worker."""
+    try:
+        with engine.connect() as connection:
+            made = connection.exec_driver_sql("SELECT * FROM alembic_version").first()  # what Optuna makes last
+    except SQLAlchemyError:
+        made = None
+    return nullcontext() if made else _sqlite_exclusion(engine)(_TABLES)
 
 
 def _prepare_connection(connection: Any, _: object) -> None:
