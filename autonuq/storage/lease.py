@@ -25,8 +25,10 @@ from optuna.trial import FrozenTrial
 from autonuq.errors import StudyError
 from autonuq.records import LEASE
 
-FIRST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 60.0
-_MISSED = 3  # beats, before a worker counts as dead
+INTERVAL_S = 15.0
+"""How long a worker may be silent, in seconds; longer costs the others, shorter a plan of a host that comes back."""
+
+_MISSED = 3  # intervals, before a worker counts as dead
 _GRACE_S = 10.0  # on top, for a slow storage
 
 _sessions: set[str] = set()  # of this process, while they work
@@ -58,7 +60,7 @@ class Lease:
     pid: int = 0
     since: str = ""
     beat: int = 0
-    interval_s: float = FIRST_INTERVAL_S
+    interval_s: float = INTERVAL_S
 
     def as_attribute(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -95,7 +97,7 @@ class Heartbeat:
 
     Notes
     -----
-    **Cost**: a beat writes one attribute; the interval grows with the trial's time, from 5 to 60 seconds.
+    **Cost**: a beat writes one attribute, two in an interval.
     """
 
     def __init__(self, trial: optuna.Trial, lease: Lease) -> None:
@@ -111,10 +113,9 @@ class Heartbeat:
         self._thread.join(_GRACE_S)
 
     def _beat(self) -> None:
-        lease, started = self._lease, time.monotonic()
+        lease = self._lease
         while not self._stop.wait(lease.interval_s / 2):
-            interval_s = min(max((time.monotonic() - started) / 4, FIRST_INTERVAL_S), LONGEST_INTERVAL_S)
-            lease = replace(lease, beat=lease.beat + 1, interval_s=interval_s)
+            lease = replace(lease, beat=lease.beat + 1)
             with suppress(StudyError):  # out of reach; the worker itself will notice
                 try:
                     self._trial.set_user_attr(LEASE, lease.as_attribute())
@@ -133,21 +134,29 @@ class LeaseWatch:
     """
 
     clock: Callable[[], float] = time.monotonic
+    _looked: float = 0.0
     _seen: dict[int, tuple[object, float]] = field(default_factory=dict)
 
     def dead(self, running: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """Return those of the running trials whose worker is gone or has been silent for too long."""
+        """Return those of the running trials whose worker is gone or has been silent for too long.
+
+        Notes
+        -----
+        However long ago the last look was, it counts as one interval of silence: where this worker could not reach the
+        storage, the others could not beat either.
+        """
         now = self.clock()
+        passed_s, self._looked = now - self._looked, now
         seen: dict[int, tuple[object, float]] = {}
         found = []
         for trial in running:
             lease = trial.user_attrs.get(LEASE, {})
             mark = (lease.get("session"), lease.get("beat"))
-            last, since = self._seen.get(trial.number, (None, now))
-            since = since if last == mark else now
-            seen[trial.number] = (mark, since)
-            patience_s = _MISSED * lease.get("interval_s", FIRST_INTERVAL_S) + _GRACE_S
-            if _is_gone(lease) or now - since > patience_s:
+            interval_s = lease.get("interval_s", INTERVAL_S)
+            last, silent_s = self._seen.get(trial.number, (None, 0.0))
+            silent_s = silent_s + min(passed_s, interval_s) if last == mark else 0.0
+            seen[trial.number] = (mark, silent_s)
+            if _is_gone(lease) or silent_s > _MISSED * interval_s + _GRACE_S:
                 found.append(trial)
         self._seen = seen
         return found

@@ -134,10 +134,8 @@ def test_a_dead_worker_on_another_host_is_found_by_its_silence(study, worker):
     lost = one.next()
     lost.set_user_attr(LEASE, replace(one._session.lease, machine="another").as_attribute())
     study.set_user_attr(TARGET_TRIALS, 1)
-    now = 0.0
-    two._watch.clock = lambda: now
-    assert two.next() is None
-    now = 26.0
+    two._watch.clock = iter((0.0, 15.0, 30.0, 45.0, 56.0)).__next__
+    assert [two.next() for _ in range(4)] == [None] * 4
     assert two.next().number == 0
 
 
