@@ -88,6 +88,10 @@ class StudyError(AutonuqError):
     exit_code = 6
 
 
+class StudyNotFound(StudyError):
+    """A study is not there, or its storage is out of reach: either may come."""
+
+
 class EvaluatorError(AutonuqError):
     """The user's evaluator cannot be loaded, raised, or returned no finite number."""
 

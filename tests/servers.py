@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,3 +134,46 @@ def storage_url(request, tmp_path):
         scheme = {"sqlite": "sqlite:///", "journal": "journal://"}[request.param]
         return f"{scheme}{tmp_path}/study.{request.param}"
     return request.getfixturevalue(f"{request.param}_url")
+
+
+class Proxy:
+    """Passes connections on to a port of loopback until the link is cut: then everything waits, and nobody is told."""
+
+    def __init__(self, port):
+        self._port, self._open = port, threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._open.clear()
+
+    def mend(self):
+        self._open.set()
+
+    def _accept(self):
+        with suppress(OSError):  # the test is over
+            while True:
+                near = self._listener.accept()[0]
+                threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+
+    def _connect(self, near):
+        self._open.wait()
+        with suppress(OSError):
+            far = socket.create_connection(("127.0.0.1", self._port))
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self._open.wait()
+                target.sendall(data)
+        self._open.wait()  # even an end is news
+        for end in (source, target):
+            end.close()
+
+    def close(self):
+        self.mend()
+        self._listener.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,20 @@ alarms = Console(stderr=True, highlight=False)
 
 NOT_SATISFIED, NOT_CONFIRMED, INTERRUPTED = 8, 9, 130
 _PREFIX = "PREFIX: folder and beginning of the names."
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds of a time such as `90s`, `10m`, `2h`, `1h30m` or `90`."""
+    parts = re.findall(r"([\d.]+)([a-z]*)", text.strip().lower())
+    try:
+        if "".join(number + unit for number, unit in parts) == text.strip().lower() and parts:
+            return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    except (KeyError, ValueError):
+        pass
+    raise typer.BadParameter(f"must be a time such as 90s, 10m, 2h or a number of seconds, got '{text}'")
+
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.toml", show_default=False)]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL.prototxt", show_default=False)]
@@ -51,6 +66,14 @@ AddressOption = Annotated[
     typer.Option("--scheduler", "--address", help="Of Dask's scheduler, tcp://host:8786, or of Ray's cluster."),
 ]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
+WaitOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=read_duration,
+        metavar="DURATION",
+        help="How long to wait for a study or a storage that is not there yet: 90s, 10m, 2h.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -27,6 +27,7 @@ from autonuq.cli.console import (
     StudyArgument,
     TimeoutOption,
     TrialsOption,
+    WaitOption,
     err,
     out,
     say,
@@ -91,6 +92,7 @@ def work(
     artifacts: ArtifactsOption = None,
     out: OutOption = None,
     timeout: TimeoutOption = None,
+    wait: WaitOption = None,
 ) -> None:
     """Run trials of a study that was started elsewhere, until none is left.
 
@@ -101,7 +103,7 @@ def work(
     task = _task(study, out, storage, artifacts)
     try:
         with Display(task.name, task.storage) as display:
-            run_worker(task, on_progress=display.show, timeout=timeout)
+            run_worker(task, on_progress=display.show, timeout=timeout, wait_s=wait)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
         raise typer.Exit(INTERRUPTED) from None

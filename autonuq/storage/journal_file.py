@@ -39,10 +39,13 @@ class FileLock:
         self._path = path
         self._held: filelock.BaseFileLock | None = None
 
-    def acquire(self) -> bool:
-        """Wait for the lock."""
+    def acquire(self, timeout_s: float | None = None) -> bool:
+        """Wait for the lock, for ever or for some seconds, and say whether it is held."""
         lock = filelock.FileLock(self._path, poll_interval=_POLL_S, fallback_to_soft=False)
-        lock.acquire()
+        try:
+            lock.acquire(timeout_s)
+        except filelock.Timeout:
+            return False
         self._held = lock
         return True
 
@@ -66,8 +69,9 @@ class _RepairingLock(FileLock):
         super().__init__(journal.with_name(journal.name + ".writer"))
         self._journal = journal
 
-    def acquire(self) -> bool:
-        super().acquire()
+    def acquire(self, timeout_s: float | None = None) -> bool:
+        if not super().acquire(timeout_s):
+            return False
         try:
             _cut_off_part_of_a_line(self._journal)
         except BaseException:

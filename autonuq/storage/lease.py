@@ -24,8 +24,10 @@ from optuna.trial import FrozenTrial
 from autonuq.errors import StudyError
 from autonuq.records import LEASE
 
-FIRST_INTERVAL_S, LONGEST_INTERVAL_S = 5.0, 60.0
-_MISSED = 3  # beats, before a worker counts as dead
+INTERVAL_S = 15.0
+"""How long a worker may be silent, in seconds; longer costs the others, shorter a plan of a host that comes back."""
+
+_MISSED = 3  # intervals, before a worker counts as dead
 _GRACE_S = 10.0  # on top, for a slow storage
 
 _sessions: set[str] = set()  # of this process, while they work
@@ -57,7 +59,7 @@ class Lease:
     pid: int = 0
     since: str = ""
     beat: int = 0
-    interval_s: float = FIRST_INTERVAL_S
+    interval_s: float = INTERVAL_S
 
     def as_attribute(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -101,7 +103,7 @@ class Heartbeat:
 
     Notes
     -----
-    **Cost**: a beat writes one attribute; the interval grows with time, from 5 to 60 seconds.
+    **Cost**: a beat writes one attribute, two in an interval.
     """
 
     def __init__(self, write: Callable[[str, Any], None], lease: Lease, attribute: str = LEASE) -> None:
@@ -117,10 +119,9 @@ class Heartbeat:
         self._thread.join(_GRACE_S)
 
     def _beat(self) -> None:
-        lease, started = self._lease, time.monotonic()
+        lease = self._lease
         while not self._stop.wait(lease.interval_s / 2):
-            interval_s = min(max((time.monotonic() - started) / 4, FIRST_INTERVAL_S), LONGEST_INTERVAL_S)
-            lease = replace(lease, beat=lease.beat + 1, interval_s=interval_s)
+            lease = replace(lease, beat=lease.beat + 1)
             with suppress(StudyError):  # out of reach; the worker itself will notice
                 try:
                     self._write(self._attribute, lease.as_attribute())
@@ -139,6 +140,7 @@ class LeaseWatch:
     """
 
     clock: Callable[[], float] = time.monotonic
+    _looked: float = 0.0
     _seen: dict[int, tuple[object, float]] = field(default_factory=dict)
 
     def dead(self, running: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -147,17 +149,24 @@ class LeaseWatch:
         return [trials[number] for number in self.silent({n: t.user_attrs.get(LEASE, {}) for n, t in trials.items()})]
 
     def silent(self, leases: Mapping[int, Mapping[str, Any]]) -> list[int]:
-        """Return the keys of those leases whose holder is gone or has been silent for too long."""
+        """Return the keys of those leases whose holder is gone or has been silent for too long.
+
+        Notes
+        -----
+        However long ago the last look was, it counts as one interval of silence: where this worker could not reach the
+        storage, the others could not beat either.
+        """
         now = self.clock()
+        passed_s, self._looked = now - self._looked, now
         seen: dict[int, tuple[object, float]] = {}
         found = []
         for key, lease in leases.items():
             mark = (lease.get("session"), lease.get("beat"))
-            last, since = self._seen.get(key, (None, now))
-            since = since if last == mark else now
-            seen[key] = (mark, since)
-            patience_s = _MISSED * lease.get("interval_s", FIRST_INTERVAL_S) + _GRACE_S
-            if _is_gone(lease) or now - since > patience_s:
+            interval_s = lease.get("interval_s", INTERVAL_S)
+            last, silent_s = self._seen.get(key, (None, 0.0))
+            silent_s = silent_s + min(passed_s, interval_s) if last == mark else 0.0
+            seen[key] = (mark, silent_s)
+            if _is_gone(lease) or silent_s > _MISSED * interval_s + _GRACE_S:
                 found.append(key)
         self._seen = seen
         return found

@@ -14,8 +14,8 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
 
-from autonuq.errors import StudyError
-from autonuq.storage.exclusion import Exclusion, file_exclusion, no_exclusion, redis_exclusion
+from autonuq.errors import StudyError, StudyNotFound
+from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
 from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
 
@@ -76,7 +76,7 @@ class Storage:
         Raises
         ------
         StudyError
-            There is none of this name; the message says which there are.
+            StudyNotFound if there is none of this name; the message says which there are.
         """
         with _mapped(self.url, name):
             try:
@@ -85,7 +85,7 @@ class Storage:
                 names = self.names()
                 there = f"it holds {', '.join(names)}" if names else "it is empty"
                 hint = f"not found in {self.url} ({there}); start it with 'autonuq tune'"
-                raise StudyError(hint, study=name) from error
+                raise StudyNotFound(hint, study=name) from error
 
 
 def open_storage(url: str, patience_s: float = 0.0) -> Storage:
@@ -102,7 +102,7 @@ def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     Raises
     ------
     StudyError
-        It cannot be reached, its driver is missing, or what is there is no storage of Optuna's.
+        Its driver is missing, or what is there is no storage of Optuna's; StudyNotFound if it cannot be reached.
     """
     scheme = url.partition("://")[0]
     kind = scheme.partition("+")[0]
@@ -118,8 +118,9 @@ def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
 
 
 def _open_redis(url: str) -> tuple[BaseStorage, Exclusion]:
-    exclusive = redis_exclusion(url)
-    return JournalStorage(JournalRedisBackend(url)), exclusive
+    bounded = bounded_redis(url)
+    exclusive = redis_exclusion(bounded)
+    return JournalStorage(JournalRedisBackend(bounded)), exclusive
 
 
 def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -160,14 +161,15 @@ def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
     except ImportError as error:
         remedy = f"pip install 'autonuq[{_EXTRAS[kind]}]'" if kind in _EXTRAS else "install the one that its URL names"
         raise StudyError(f"storage {url} needs a driver that is not installed; {remedy}", study=name) from error
-    except (StorageInternalError, OSError, ValueError, RuntimeError) as error:
-        raise StudyError(f"storage {url} cannot be used: {reason(error)}", study=name) from error
-    except Exception as error:  # of packages that are not imported here
-        if is_of(error, "sqlalchemy", "SQLAlchemyError"):
-            raise StudyError(f"storage {url} cannot be used: {reason(error)}", study=name) from error
-        if not is_connection_lost(error):
+    except Exception as error:  # also of packages that are not imported here
+        is_lost = is_connection_lost(error)
+        is_ours = isinstance(error, (StorageInternalError, OSError, ValueError, RuntimeError))
+        is_known = is_ours or is_of(error, "sqlalchemy", "SQLAlchemyError")
+        if not (is_lost or is_known):
             raise
-        raise StudyError(f"storage {url} cannot be reached: {reason(error)}", study=name) from error
+        failed = StudyNotFound if is_lost else StudyError
+        what = "used" if is_known else "reached"
+        raise failed(f"storage {url} cannot be {what}: {reason(error)}", study=name) from error
 
 
 def _shown(url: str) -> str:

@@ -16,6 +16,7 @@ PATIENCE_S = 120.0
 """How long a lost connection is tried again before the study stops, in seconds."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_ENDED_SESSION = ("25P03", None)  # PostgreSQL's code: idle within a transaction for too long; none: a garbled answer
 
 
 def patient(storage: BaseStorage, url: str, patience_s: float = PATIENCE_S) -> BaseStorage:
@@ -84,6 +85,8 @@ def _is_lost(error: BaseException) -> bool:
         return "locked" in str(cause)
     if is_of(error, "sqlalchemy", "PendingRollbackError"):  # a transaction whose connection broke a statement earlier
         return bool(code == "8s2b")
+    if is_of(error, "sqlalchemy", "InternalError"):  # a session that the server ended, perhaps behind a pooler
+        return getattr(cause, "sqlstate", getattr(cause, "pgcode", "")) in _ENDED_SESSION
     if isinstance(error, ConnectionError) or is_of(error, "sqlalchemy", "OperationalError", "InterfaceError"):
         return True
     package = type(error).__module__.split(".")[0]

@@ -4,13 +4,15 @@ The total of a study is a matter of numbers: trials 0 to total - 1 are run, whoe
 until the total is raised. So no worker can start one too many. A plan is scored by one worker only, because a trial
 waits until every earlier trial of the same plan is finished, and then takes over its result. Both rules rest on what
 never changes, a trial's number and its plan, and hold without any lock; the lock of `storage.exclusion` keeps proposals
-apart. Where there is none, a worker makes its trial first and proposes when every earlier trial has its plan.
+apart, and may be taken from a worker that is slow. Where there is none, a worker makes its trial first and proposes
+when every earlier trial has its plan.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import optuna
@@ -85,20 +87,9 @@ class Claims:
         optuna.Trial or None
             None if there is nothing to run at the moment.
         """
-        with self._storage.exclusive(self._study.study_name):
-            trials = self._trials()
-            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            dead = self._watch.dead(running)
-            for trial in dead:
-                self._bury(trial)
-            trials, total = self._trials() if dead else trials, self.total()
-            self._learn_plans(trials)
-            for trial in trials[:total]:
-                if trial.state == TrialState.WAITING and not self._is_blocked(trial.number, trials):
-                    claimed = self._claim(id_of(trial))
-                    if claimed is not None:
-                        return claimed
-            return self._new(total) if len(trials) < total else None
+        with self._storage.exclusive(self._study.study_name), suppress(UpdateFinishedTrialError):
+            return self._next()
+        return None  # this worker was suspended, and another one has run its trial
 
     def give_back(self) -> list[int]:
         """Queue the trials of workers that were stopped on this machine again, and return their numbers."""
@@ -114,11 +105,28 @@ class Claims:
         self._learn_plans(trials)
         return next((t for t in trials if t.state == TrialState.COMPLETE and self._plans.get(t.number) == key), None)
 
+    def _next(self) -> optuna.Trial | None:
+        trials = self._trials()
+        dead = self._watch.dead(trial for trial in trials if trial.state == TrialState.RUNNING)
+        for trial in dead:
+            self._bury(trial)
+        trials, total = self._trials() if dead else trials, self.total()
+        self._learn_plans(trials)
+        for trial in trials[:total]:
+            if trial.state == TrialState.WAITING and not self._is_blocked(trial.number, trials):
+                claimed = self._claim(id_of(trial))
+                if claimed is not None:
+                    return claimed
+        return self._new(total) if len(trials) < total else None
+
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
     def _bury(self, trial: FrozenTrial) -> None:
         """Queue a dead worker's trial again, or give it up if it kills its workers."""
+        now = self._storage.backend.get_trial(id_of(trial))
+        if now.state != TrialState.RUNNING or now.user_attrs.get(LEASE) != trial.user_attrs.get(LEASE):
+            return  # it lives, or another worker, to whom the lock has gone, has run it meanwhile
         deaths = trial.user_attrs.get(DEATHS, 0) + 1
         open_trial = optuna.Trial(self._study, id_of(trial))
         try:
@@ -203,6 +211,8 @@ class Claims:
                 trial.suggest_float(name, distribution.low, distribution.high, log=True)
         trials = self._trials()
         self._learn_plans(trials)
+        if not self._session.holds(trials[trial.number]):  # this worker was suspended and taken for dead
+            return None
         if self._is_blocked(trial.number, trials):
             requeue(self._storage.backend, id_of(trial))
             return None

@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from autonuq.evaluate.isolation import end_with_parent
 from autonuq.evaluate.sending import dumps_by_value
 from autonuq.records import FINGERPRINT, SENDER, STOPPED
 from autonuq.runtime.device import selection
-from autonuq.storage.lease import Heartbeat, Lease, LeaseWatch, WorkerSession
+from autonuq.storage.lease import INTERVAL_S, Heartbeat, Lease, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage, storage_file
 from autonuq.study.engines import Engine, WorkerBug, WorkerKilled, engine_error, is_killed
-from autonuq.study.locate import existing_storage
-from autonuq.study.runner import POLL_S, Runner
+from autonuq.study.locate import POLL_S, existing_storage
+from autonuq.study.runner import Runner
 from autonuq.study.stored import FINISHED
 from autonuq.study.task import Task, make_folders, tell_nobody
 from autonuq.study.workers import OPENING_S, check_versions, make_runner, materials, package_versions
@@ -218,13 +217,27 @@ def _run(parcel: Parcel, deadline: float | None) -> None:
     with _folder_here(task) as task:
         task, candidate = materials(task, study, study.user_attrs[FINGERPRINT]["evaluator"])
         runner = make_runner(task, storage, study, candidate, tell_nobody, is_first=False)
-        runner.run(deadline, partial(_is_abandoned, study, parcel.sender, LeaseWatch()))
+        with _watching(study, parcel.sender) as is_abandoned:
+            runner.run(deadline, is_abandoned)
 
 
-def _is_abandoned(study: optuna.Study, sender: Lease, watch: LeaseWatch) -> bool:
-    """Say whether the sender waits no more, or has been silent for too long."""
-    now = study.user_attrs.get(SENDER, {})
-    return now.get("session") != sender.session or bool(watch.silent({0: now}))
+@contextmanager
+def _watching(study: optuna.Study, sender: Lease) -> Iterator[Callable[[], bool]]:
+    """Watch from a thread whether the sender waits no more, or has been silent for too long."""
+    over, abandoned, watch = threading.Event(), threading.Event(), LeaseWatch()
+
+    def look() -> None:
+        while not over.wait(INTERVAL_S):
+            with suppress(StudyError):  # out of reach for this worker, which says nothing of the sender
+                now = study.user_attrs.get(SENDER, {})
+                if now.get("session") != sender.session or watch.silent({0: now}):
+                    abandoned.set()
+
+    threading.Thread(target=look, name="autonuq sender", daemon=True).start()
+    try:
+        yield abandoned.is_set
+    finally:
+        over.set()
 
 
 def _opened(versions: Mapping[str, str], parcel: bytes) -> Parcel:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from autonuq.errors import StudyError
+from autonuq.errors import StudyError, StudyNotFound
 from autonuq.graph.files import ModelPair
 from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.stored import Study
 from autonuq.study.study_file import absolute_location, load_task
-from autonuq.study.task import PLAIN_FIELDS, Task
+from autonuq.study.task import PLAIN_FIELDS, OnProgress, Progress, Task
+
+POLL_S = 1.0
+"""How often it is looked for what another worker has still to do, in seconds."""
 
 
 def load_study(study: str | Path, storage: str | None = None, *, out: str | Path | None = None) -> Study:
@@ -54,12 +58,35 @@ def existing_storage(name: str, url: str, patience_s: float = 0.0) -> Storage:
     Raises
     ------
     StudyError
-        There is no such file, or see `open_storage`.
+        StudyNotFound if there is no such file; for the rest see `open_storage`.
     """
     file = storage_file(url)
     if file is not None and not file.exists():
-        raise StudyError(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
+        raise StudyNotFound(f"not found: there is no {file}; start it with 'autonuq tune'", study=name)
     return open_storage(url, patience_s)
+
+
+def await_study(name: str, url: str, wait_s: float, on_progress: OnProgress) -> tuple[Storage, optuna.Study]:
+    """Open a study that another process may be about to start, and tell what is waited for.
+
+    Raises
+    ------
+    StudyError
+        StudyNotFound if it is not there in time; for the rest see `open_storage`.
+    """
+    deadline = time.monotonic() + wait_s
+    storage, told = None, ""
+    while True:
+        try:
+            storage = storage or existing_storage(name, url)
+            return storage, storage.load(name)
+        except StudyNotFound as error:
+            if time.monotonic() + POLL_S > deadline:
+                raise StudyNotFound(f"waited {wait_s:g} s in vain: {error.message}", study=name) from error
+            if error.message != told:
+                on_progress(Progress("waiting", error.message, 0, 1))
+            told = error.message
+        time.sleep(POLL_S)
 
 
 def task_of_study(task: Task) -> Task:

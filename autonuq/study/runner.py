@@ -22,6 +22,7 @@ from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
+from autonuq.study.locate import POLL_S
 from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
@@ -41,8 +42,6 @@ from autonuq.study.stored import (
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 
-POLL_S = 1.0
-"""How often a worker without work looks whether another's trial has become free."""
 LEAST_TRIALS = 10
 """Before a study may end because little is left to gain."""
 
@@ -159,6 +158,8 @@ class Runner:
         try:
             with Heartbeat(trial.set_user_attr, self.session.lease):
                 return self._run_trial(trial)
+        except UpdateFinishedTrialError:
+            return _result_of_another(trial)
         except BaseException:
             if self.session.holds(trial.storage.get_trial(id_of(trial))):
                 requeue(trial.storage, id_of(trial))
@@ -221,13 +222,18 @@ class Runner:
         return found
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> TrialRecord:
-        """Store what came of a trial; if another worker took this one for dead and was faster, its result counts."""
+        """Store what came of a trial."""
         try:
             store_record(trial, record)
         except UpdateFinishedTrialError:
-            return trial_record(trial.storage.get_trial(id_of(trial)))
+            return _result_of_another(trial)
         append_trial(self.task.log_file, record)
         return record
+
+
+def _result_of_another(trial: optuna.Trial) -> TrialRecord:
+    """Return what counts of a trial whose worker was taken for dead: the result of the one that was faster."""
+    return trial_record(trial.storage.get_trial(id_of(trial)))
 
 
 def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:

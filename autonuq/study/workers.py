@@ -24,10 +24,10 @@ from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.locate import existing_storage, task_as_stored
+from autonuq.study.locate import POLL_S, await_study, existing_storage, task_as_stored
 from autonuq.study.points_cache import load_points
 from autonuq.study.preparation import points_key, settled
-from autonuq.study.runner import POLL_S, Runner
+from autonuq.study.runner import Runner
 from autonuq.study.stored import Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
 
@@ -35,7 +35,9 @@ OPENING_S = 30.0
 """How long a worker tries to reach a storage that is out of reach, in seconds: a server that is being restarted."""
 
 
-def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None) -> Study:
+def work(
+    task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | None = None, wait_s: float | None = None
+) -> Study:
     """Run trials of a study that another process has started, until none is left.
 
     Parameters
@@ -45,6 +47,8 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         `artifacts`, `python_layers` and `out`, a folder of this machine, count. The network may be missing here.
     timeout : float, optional
         Seconds after which no trial is started.
+    wait_s : float, optional
+        How long a study, its storage's file or its server may be missing; by default a server only, for `OPENING_S`.
 
     Raises
     ------
@@ -52,8 +56,11 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         There is no such study, or this machine has another evaluator or other versions than the first.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    storage = existing_storage(task.name, task.storage, OPENING_S)
-    study = storage.load(task.name)
+    if wait_s is None:
+        storage = existing_storage(task.name, task.storage, OPENING_S)
+        study = storage.load(task.name)
+    else:
+        storage, study = await_study(task.name, task.storage, wait_s, on_progress)
     task = replace(task_as_stored(task, study), confirm=None)  # that is the first worker's business
     make_folders(task)  # not for a study that is not there
     check_versions(study)
@@ -61,6 +68,7 @@ def work(task: Task, *, on_progress: OnProgress = tell_nobody, timeout: float | 
         task = task.made()
         check_evaluator(task.evaluator)
     _wait_for_preparation(study, on_progress, deadline)
+    check_versions(study)  # once more: a study that was just made did not say
     task, candidate = materials(task, study)
     make_runner(task, storage, study, candidate, on_progress, is_first=False).run(deadline)
     return Study(study)

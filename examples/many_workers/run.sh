@@ -13,8 +13,7 @@ autonuq tune study.toml --storage "$url" --trials "$trials" --jobs "$workers" &
 first=$!
 
 # One more worker, as any other machine would start it: it waits until the study is there.
-until autonuq status study.toml --storage "$url" >/dev/null 2>&1; do sleep 1; done
-autonuq work study.toml --storage "$url"
+autonuq work study.toml --storage "$url" --wait 10m
 
 wait "$first"
 autonuq plot study.toml timeline --storage "$url" -o out/timeline.html

@@ -27,6 +27,13 @@ def running(lease, number=0):
 class Clock:
     now = 1e9
 
+    def look(self, watch, trial, seconds):
+        """Look every second, as a worker without work does, and return what the last look found."""
+        for _ in range(seconds):
+            self.now += 1
+            found = numbers(watch.dead([trial]))
+        return found
+
     def __call__(self):
         return self.now
 
@@ -47,10 +54,25 @@ def numbers(trials):
 
 def test_silence_is_death(watch, clock):
     assert not watch.dead([running(AFAR)])
-    clock.now += 24
+    assert not clock.look(watch, running(AFAR), 24)
+    assert clock.look(watch, running(AFAR), 2) == [0]
+
+
+def test_who_could_not_look_counts_one_interval(watch, clock):
+    """The server was away for everybody: nobody could beat, and nobody is dead."""
     assert not watch.dead([running(AFAR)])
-    clock.now += 2
-    assert numbers(watch.dead([running(AFAR)])) == [0]
+    clock.now += 1000
+    assert not watch.dead([running(AFAR)])
+    assert not clock.look(watch, running(AFAR), 19)
+    assert clock.look(watch, running(AFAR), 2) == [0]
+
+
+def test_a_worker_that_vanishes_is_missed_within_a_minute_but_not_for_a_short_cut(watch, clock):
+    """A cut of 30 s costs a beat's half interval and the new connection on top."""
+    lease = replace(AFAR, interval_s=Lease.interval_s)
+    assert not watch.dead([running(lease)])
+    assert not clock.look(watch, running(lease), 50)
+    assert clock.look(watch, running(lease), 10) == [0]
 
 
 def test_a_beat_is_life(watch, clock):
@@ -62,10 +84,8 @@ def test_a_beat_is_life(watch, clock):
 def test_a_worker_may_announce_longer_intervals(watch, clock):
     slow = replace(AFAR, interval_s=60.0)
     assert not watch.dead([running(slow)])
-    clock.now += 180
-    assert not watch.dead([running(slow)])
-    clock.now += 20
-    assert numbers(watch.dead([running(slow)])) == [0]
+    assert not clock.look(watch, running(slow), 180)
+    assert clock.look(watch, running(slow), 20) == [0]
 
 
 def test_another_worker_starts_a_new_count(watch, clock):
@@ -79,8 +99,7 @@ def test_another_worker_starts_a_new_count(watch, clock):
 def test_a_trial_without_a_lease_has_the_same_time(watch, clock):
     """One that was just claimed, one of an earlier version, one that somebody asked for by hand."""
     assert not watch.dead([running(None)])
-    clock.now += 26
-    assert numbers(watch.dead([running(None)])) == [0]
+    assert clock.look(watch, running(None), 56) == [0]
 
 
 def test_clocks_are_not_compared(watch, clock):
@@ -118,8 +137,7 @@ def test_sessions_of_one_process_are_told_apart(watch):
     assert watch.dead([running(first.lease)])
 
 
-def test_the_heartbeat_counts_up(monkeypatch):
-    monkeypatch.setattr(lease_module, "FIRST_INTERVAL_S", 0.02)
+def test_the_heartbeat_counts_up():
     beats = []
     with Heartbeat(lambda _, value: beats.append(value), replace(AFAR, interval_s=0.02)):
         while len(beats) < 3:

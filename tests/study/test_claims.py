@@ -8,7 +8,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autonuq.records import LEASE, TARGET_TRIALS, TRIAL
+from autonuq.records import DEATHS, LEASE, TARGET_TRIALS, TRIAL
+from autonuq.storage import exclusion
 from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import MOST_DEATHS
@@ -134,10 +135,8 @@ def test_a_dead_worker_on_another_host_is_found_by_its_silence(study, worker):
     lost = one.next()
     lost.set_user_attr(LEASE, replace(one._session.lease, machine="another").as_attribute())
     study.set_user_attr(TARGET_TRIALS, 1)
-    now = 0.0
-    two._watch.clock = lambda: now
-    assert two.next() is None
-    now = 26.0
+    two._watch.clock = iter((0.0, 15.0, 30.0, 45.0, 56.0)).__next__
+    assert [two.next() for _ in range(4)] == [None] * 4
     assert two.next().number == 0
 
 
@@ -202,6 +201,45 @@ def test_a_late_result_counts_once(study, worker, claimed_again):
             finish(again)
     assert states(study) == ["COMPLETE"]
     assert trial_record(study.get_trials()[0]).metric == 0.25
+
+
+@pytest.mark.parametrize("has_finished", [True, False])
+def test_who_was_suspended_with_a_claim_leaves_it_to_the_next(study, worker, monkeypatch, has_finished):
+    """Its lock and its trial went to another worker, which runs it or has run it."""
+    monkeypatch.setattr(exclusion, "LONGEST_HOLD_S", 0.1)
+    one, two = worker(), worker()
+    completed, taken = one._completed, []
+
+    def suspended(trial):
+        kill(one)
+        taken.append(two.next())
+        if has_finished:
+            finish(taken[0])
+        return completed(trial)
+
+    monkeypatch.setattr(one, "_completed", suspended)
+    assert one.next() is None
+    assert taken[0].number == 0
+    assert states(study) == ["COMPLETE" if has_finished else "RUNNING"]
+    assert study.trials[0].user_attrs[LEASE]["session"] == two._session.lease.session
+
+
+def test_who_was_suspended_when_it_found_a_dead_worker_does_not_bury_the_next(study, worker, monkeypatch):
+    monkeypatch.setattr(exclusion, "LONGEST_HOLD_S", 0.1)
+    lost, one, two = worker(), worker(), worker()
+    assert lost.next().number == 0
+    kill(lost)
+    bury, taken = one._bury, []
+
+    def suspended(trial):
+        taken.append(two.next())
+        bury(trial)
+
+    monkeypatch.setattr(one, "_bury", suspended)
+    assert one.next().number == 1
+    assert taken[0].number == 0
+    assert study.trials[0].user_attrs[LEASE]["session"] == two._session.lease.session
+    assert study.trials[0].user_attrs[DEATHS] == 1
 
 
 def test_trials_of_others_are_let_be(study, worker):
