@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from autonuq.errors import QuantizationError
 from autonuq.graph.layers import InputWindow, input_window
 from autonuq.graph.model import Array, Layer, Shape
-from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of
+from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of, second_moments
 from autonuq.quant.machine_code import compiled
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
@@ -154,10 +154,7 @@ class MomentObserver:
         stored = np.load(self._path, mmap_mode="r+")
         for patches in chunks:
             with np.errstate(invalid="ignore", over="ignore"):  # that is looked at below
-                if self._groups == 1:  # NumPy sees that this is symmetric, and does half of it
-                    stored[0, :-2] += patches[0].T @ patches[0]
-                else:
-                    stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
+                stored[:, :-2] += second_moments(patches)
             stored[:, -2] += patches.sum(axis=1)
             stored[:, -1] += patches.shape[1]
         if not np.isfinite(stored.sum(dtype=np.float64)):  # any infinity or NaN stays in a sum
