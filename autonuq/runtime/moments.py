@@ -7,12 +7,12 @@ to it in place, samples are appended to a second one.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -38,9 +38,10 @@ def moments_file(record_file: Path, layer: str) -> Path:
     """Return the file of one layer's moments.
 
     Float32, shape (groups, K + 2, K): sums of x x', the sum of x, and the number of samples in each column. Empty where
-    samples are kept: see `rows_file`.
+    samples are kept: see `rows_file`. Named by a digest, for a layer may be called `aux` or `a:b`, which no file can be
+    on Windows, or differ from another in its capitals alone.
     """
-    return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
+    return moments_folder(record_file) / f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.npy"
 
 
 def rows_file(moments: Path) -> Path:
