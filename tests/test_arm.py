@@ -144,9 +144,9 @@ def test_trials_are_counted_the_same(studies):
 
 
 def test_what_one_machine_packed_the_other_packs_and_unpacks(arm, here, studies):
-    """Scales and biases differ in the last bits of float32, as sums on another processor do; the codes' bytes do not."""
+    """Scales differ in the last bits of float32, as sums do on another processor; the bytes of the codes do not."""
     ours, theirs = (load_packed(folder / PACKED).layers for folder in studies)
-    assert {name: layer.stream for name, layer in ours.items()} == {name: layer.stream for name, layer in theirs.items()}
+    assert [layer.stream for layer in ours.values()] == [layer.stream for layer in theirs.values()]
     for packer, unpacker in ((here, arm), (arm, here)):
         unpacker.autonuq("unpack", packer.folder / PACKED, "-o", "unpacked")
         for end in ("model.prototxt", "weights.caffemodel"):

@@ -1,6 +1,8 @@
 """A small network, an evaluator that needs no data, and a study of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,7 +23,9 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 
 EVALUATOR = '''
 """Agreement of the network's decisions with recorded ones."""
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -49,9 +53,12 @@ class Agreement(nuq.Evaluator):
 '''
 
 
-def write_tiny(folder: Path) -> None:
-    """Write tiny.prototxt, tiny.caffemodel and evaluate.py."""
-    (folder / "tiny.prototxt").write_text(TINY)
+def write_tiny(folder: Path, names: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write tiny.prototxt, tiny.caffemodel and evaluate.py, with other names for some layers and their blobs."""
+    text = TINY
+    for name, other in names.items():
+        text = text.replace(f'"{name}"', f'"{other}"')
+    (folder / "tiny.prototxt").write_text(text)
     (folder / "evaluate.py").write_text(EVALUATOR)
     rng = np.random.default_rng(3)
     blobs = {
@@ -60,6 +67,7 @@ def write_tiny(folder: Path) -> None:
         "scale": [rng.uniform(0.5, 2, 8), rng.normal(size=8)],
         "fc": [rng.laplace(scale=0.1, size=(10, 128)), rng.normal(size=10)],
     }
+    blobs = {names.get(name, name): values for name, values in blobs.items()}
     graph = load_graph(folder / "tiny.prototxt")
     layers = [
         layer.with_(blobs=[blob.astype(np.float32) for blob in blobs.get(layer.name, [])]) for layer in graph.layers

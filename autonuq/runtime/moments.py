@@ -38,10 +38,17 @@ def moments_file(record_file: Path, layer: str) -> Path:
     """Return the file of one layer's moments.
 
     Float32, shape (groups, K + 2, K): sums of x x', the sum of x, and the number of samples in each column. Empty where
-    samples are kept: see `rows_file`. Named by a digest, for a layer may be called `aux` or `a:b`, which no file can be
-    on Windows, or differ from another in its capitals alone.
+    samples are kept: see `rows_file`.
     """
-    return moments_folder(record_file) / f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.npy"
+    return moments_folder(record_file) / array_file_name(layer)
+
+
+def array_file_name(layer: str) -> str:
+    """Return the name of a file of a layer's numbers: a digest.
+
+    A layer may be called `aux`, which no file can be on Windows, or differ from another in its capitals alone.
+    """
+    return f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.npy"
 
 
 def rows_file(moments: Path) -> Path:
