@@ -115,7 +115,8 @@ def run_as_windows(folder, *parts):
 @linux
 @pytest.mark.parametrize("storage", ["journal://study.journal", "sqlite:///study.db"], ids=["journal", "sqlite"])
 def test_no_file_in_use_is_replaced(tiny_study, storage):
-    tiny_study.write_text(f'storage = "{storage}"\n{tiny_study.read_text()}')
+    with tiny_study.open("a") as file:
+        file.write(f'storage = "{storage}"\n')  # of [search]
     run_as_windows(tiny_study.parent, COMMANDS.format(commands=STUDY + STUDY[1:]))
 
 
