@@ -6,14 +6,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from chip_network import MARK_BYTES, write_chip_network
 from threadpoolctl import threadpool_limits
+from tiny_network import write_tiny, write_tiny_study
 
 from autonuq.cli import main
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
+from autonuq.graph.files import ModelPair
 from autonuq.study.task import Task
 
 pytest_plugins = ("servers",)
@@ -27,80 +27,17 @@ def pytest_configure(config):
         threadpool_limits(limits=1)
 
 
-TINY = """
-name: "tiny"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 4 dim: 2 dim: 8 dim: 8 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
-        convolution_param { num_output: 8 kernel_size: 3 pad: 1 bias_term: false } }
-layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { use_global_stats: true } }
-layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true } }
-layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
-layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { pool: AVE kernel_size: 2 stride: 2 } }
-layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 10 } }
-layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
-"""
-
-EVALUATOR = '''
-"""Agreement of the network's decisions with recorded ones."""
-from pathlib import Path
-
-import numpy as np
-
-import autonuq as nuq
-
-
-class Agreement(nuq.Evaluator):
-    limit = 0.1
-
-    def __init__(self, evaluate_batch_num=8):
-        super().__init__(evaluate_batch_num=evaluate_batch_num)
-        self.images = np.random.default_rng(5).standard_normal((8, 4, 2, 8, 8), np.float32)
-        self.calls = []
-
-    def eval_model(self, model_file, weights_file, batch_num):
-        self.calls.append((Path(model_file).name, batch_num))
-        net = nuq.Net(model_file, weights_file, nuq.pycaffe.TEST)
-        labels = [net.forward(data=images)["prob"].argmax(1) for images in self.images[:batch_num]]
-        if not hasattr(self, "labels"):
-            self.labels = labels
-        return float(np.mean([a == b for a, b in zip(labels, self.labels)]))
-
-    def is_satisfied(self, original_metric, new_metric):
-        return original_metric - new_metric < self.limit
-'''
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """Write tiny.prototxt, tiny.caffemodel and evaluate.py to a folder and return it."""
-    (tmp_path / "tiny.prototxt").write_text(TINY)
-    (tmp_path / "evaluate.py").write_text(EVALUATOR)
-    rng = np.random.default_rng(3)
-    blobs = {
-        "conv": [rng.laplace(scale=0.2, size=(8, 2, 3, 3))],
-        "bn": [rng.normal(size=8), rng.uniform(50, 100, 8), np.array([99.0])],
-        "scale": [rng.uniform(0.5, 2, 8), rng.normal(size=8)],
-        "fc": [rng.laplace(scale=0.1, size=(10, 128)), rng.normal(size=10)],
-    }
-    graph = load_graph(tmp_path / "tiny.prototxt")
-    layers = [
-        layer.with_(blobs=[blob.astype(np.float32) for blob in blobs.get(layer.name, [])]) for layer in graph.layers
-    ]
-    write_caffemodel(graph.with_layers(layers), tmp_path / "tiny.caffemodel")
+    write_tiny(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def tiny_study(tiny: Path) -> Path:
     """Add study.toml to the folder of `tiny` and return its path."""
-    path = tiny / "study.toml"
-    path.write_text(
-        'name = "tiny"\n'
-        '[model]\nprototxt = "tiny.prototxt"\nweights = "tiny.caffemodel"\n'
-        '[evaluator]\nclass = "evaluate.py:Agreement"\nevaluate_batch_num = 8\n'
-        "[search]\ntrials = 8\n"
-    )
-    return path
+    return write_tiny_study(tiny)
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ GATES = {
     "onnxruntime": ("runtime/",),
     "optuna": ("search/", "storage/", "study/", "report/"),
     "optuna_dashboard": ("report/dashboard.py",),
+    "psutil": ("storage/lease.py",),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/",),

@@ -16,6 +16,43 @@ _WIDEST = 9216  # a 3 x 3 kernel's over 1,024 channels: 340 MB of float32
 _SAMPLES, _FEWEST_SAMPLES = 20, 4096  # for each input, and at least
 _SCARCE = 4  # with fewer samples than inputs over this, working on the samples is the faster way
 _MOST_ROWS, _MOST_VALUES = 2048, 1 << 26
+_ROUNDING = 1e-4  # of float32 sums, beside all that was summed
+
+
+def second_moments(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sums of x x'.
+
+    Parameters
+    ----------
+    samples : ndarray of float32, shape (..., n, K)
+        x in rows, contiguous.
+
+    Returns
+    -------
+    ndarray of float32, shape (..., K, K)
+
+    Notes
+    -----
+    NumPy sees that such a product is symmetric, and lets BLAS make half of it (`ssyrk`). On ARM with SME, and where
+    vectors of SVE are longer than 128 bits and OpenBLAS does not know the processor, that is wrong in OpenBLAS up to
+    0.3.34 at least, infinite or not: so it is compared with what it is the product of, and the whole is multiplied out
+    where they differ.
+
+    **Cost**: n * K**2 multiplications, or twice as many there; 4 n * K for the comparison.
+    **Source**: OpenBLAS issue 5873; the comparison is Freivalds', *Probabilistic machines can use less running time*,
+    1977, with one vector.
+    """
+    across = samples.swapaxes(-1, -2)
+    with np.errstate(all="ignore"):  # an overflow is no error of ours: whoever takes the sums looks at them
+        found = across @ samples
+        return found if _is_product(found, samples) else across @ samples.copy()
+
+
+def _is_product(sums: NDArray[np.float32], samples: NDArray[np.float32]) -> bool:
+    probe = np.random.default_rng(0).standard_normal(samples.shape[-1], np.float32)
+    expected = ((samples @ probe)[..., None, :] @ samples)[..., 0, :]
+    scale = np.vdot(samples, samples) * np.linalg.norm(probe)
+    return bool(np.linalg.norm(sums @ probe - expected) <= _ROUNDING * scale)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.quant.feedback import damping_of
-from autonuq.quant.inputs import InputMoments, InputRows, Inputs
+from autonuq.quant.inputs import InputMoments, InputRows, Inputs, second_moments
 
 _SHARE = 0.5  # alpha
 _MULTIPLICATIONS = 1 << 35  # that the moments of a layer may take: one or two seconds
@@ -117,7 +117,7 @@ class InputPairing:
         if self._as_rows:
             self._rows.append((missing, quantized))
             return
-        self._sums += quantized.T @ quantized
+        self._sums += second_moments(quantized)
         self._missing += missing.T @ quantized
 
     def paired(self) -> PairedInputs:

@@ -33,7 +33,7 @@ def give_back_memory() -> None:
 def available_memory() -> float | None:
     """Return how much memory this process may still take, in bytes, or None where that is not known (not Linux)."""
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         free = 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
         return min(free, _left_to_the_group())
     return None
@@ -42,7 +42,7 @@ def available_memory() -> float | None:
 def _left_to_the_group(folder: Path = Path("/sys/fs/cgroup")) -> float:
     """Return what the control group of this process leaves, infinite where there is no limit; cached files can go."""
     with suppress(OSError, ValueError, StopIteration):
-        limit, used = (float((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-        statistics = (folder / "memory.stat").read_text().splitlines()
+        limit, used = (float((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+        statistics = (folder / "memory.stat").read_text("ascii").splitlines()
         return limit - used + float(next(line.split()[1] for line in statistics if line.startswith("file ")))
     return float("inf")

@@ -7,12 +7,12 @@ to it in place, samples are appended to a second one.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from autonuq.errors import QuantizationError
 from autonuq.graph.layers import InputWindow, input_window
 from autonuq.graph.model import Array, Layer, Shape
-from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of
+from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of, second_moments
 from autonuq.quant.machine_code import compiled
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
@@ -40,7 +40,15 @@ def moments_file(record_file: Path, layer: str) -> Path:
     Float32, shape (groups, K + 2, K): sums of x x', the sum of x, and the number of samples in each column. Empty where
     samples are kept: see `rows_file`.
     """
-    return moments_folder(record_file) / f"{quote(layer, safe='')}.npy"
+    return moments_folder(record_file) / array_file_name(layer)
+
+
+def array_file_name(layer: str) -> str:
+    """Return the name of a file of a layer's numbers: a digest.
+
+    A layer may be called `aux`, which no file can be on Windows, or differ from another in its capitals alone.
+    """
+    return f"{hashlib.sha256(layer.encode()).hexdigest()[:32]}.npy"
 
 
 def rows_file(moments: Path) -> Path:
@@ -154,10 +162,7 @@ class MomentObserver:
         stored = np.load(self._path, mmap_mode="r+")
         for patches in chunks:
             with np.errstate(invalid="ignore", over="ignore"):  # that is looked at below
-                if self._groups == 1:  # NumPy sees that this is symmetric, and does half of it
-                    stored[0, :-2] += patches[0].T @ patches[0]
-                else:
-                    stored[:, :-2] += patches.transpose(0, 2, 1) @ patches
+                stored[:, :-2] += second_moments(patches)
             stored[:, -2] += patches.sum(axis=1)
             stored[:, -1] += patches.shape[1]
         if not np.isfinite(stored.sum(dtype=np.float64)):  # any infinity or NaN stays in a sum

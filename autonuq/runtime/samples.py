@@ -6,11 +6,11 @@ As with `moments`, a modified model asks for them by a folder beside its record 
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
 from autonuq.graph.model import Array
+from autonuq.runtime.moments import array_file_name
 
 MAX_IMAGES = 8
 
@@ -32,4 +32,4 @@ def load_sample(record_file: Path, layer: str) -> Array | None:
 
 
 def _file(record_file: Path, layer: str) -> Path:
-    return samples_folder(record_file) / f"{quote(layer, safe='')}.npy"
+    return samples_folder(record_file) / array_file_name(layer)

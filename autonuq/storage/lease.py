@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +30,8 @@ INTERVAL_S = 15.0
 
 _MISSED = 3  # intervals, before a worker counts as dead
 _GRACE_S = 10.0  # on top, for a slow storage
+_PROC = Path("/proc")  # Linux's
+_RANDOM_ADDRESS = 1 << 40  # the multicast bit, see uuid.getnode
 
 _sessions: set[str] = set()  # of this process, while they work
 
@@ -44,10 +47,11 @@ class Lease:
     session : str
         Random, one for each time that a worker goes to work.
     machine : str
-        What process numbers are unique within: one boot of one machine, one container. Empty if unknown.
+        What process numbers are unique within: one boot of one machine, one container; one machine where start times
+        are times of day. Empty if unknown.
     pid : int
     since : str
-        When the process started, in the machine's own unit: process numbers come back.
+        When the process started, in the system's own unit: process numbers come back.
     beat : int
     interval_s : float
         The next beat comes within it.
@@ -190,16 +194,34 @@ def _is_gone(lease: Mapping[str, object]) -> bool:
 
 def _machine() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {(_PROC / 'self/ns/pid').readlink()}"
     except OSError:
-        return ""
+        return _machine_without_proc()
+
+
+def _machine_without_proc() -> str:
+    """Return the name and the network address; without an address each process has a random one, which has its bit."""
+    address = uuid.getnode()
+    return "" if address & _RANDOM_ADDRESS else f"{socket.gethostname()} {address:x}"
 
 
 def _started(pid: int) -> str:
     """Return the start time of a process, empty if there is none or it only waits for its parent to notice."""
+    if not _PROC.is_dir():
+        return _started_without_proc(pid)
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def _started_without_proc(pid: int) -> str:
+    import psutil  # not installed on Linux
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
+    except psutil.NoSuchProcess:
+        return ""

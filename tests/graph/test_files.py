@@ -3,11 +3,14 @@
 import os
 import stat
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
 
+from autonuq import atomic
 from autonuq.atomic import replace_file
 from autonuq.errors import ModelError, QuantizationError
 from autonuq.graph import caffe_pb2
@@ -329,6 +332,31 @@ def test_threads_may_write_while_others_make_files(tmp_path):
     finally:
         os.umask(old)
     assert set(modes) == {0o600}
+
+
+@pytest.mark.parametrize("opened_s", [0.1, 10.0])
+def test_on_windows_a_file_that_somebody_reads_is_waited_for(opened_s, tmp_path, monkeypatch):
+    """By a clock of its own. Elsewhere a refusal means that the folder is not ours, and waiting is no use."""
+    clock, replace = [0.0], Path.replace
+
+    def refuse_meanwhile(path, target):
+        if clock[0] < opened_s:
+            raise PermissionError
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_meanwhile)
+    with pytest.raises(PermissionError):
+        replace_file(tmp_path / "file", [b"old"])
+    assert clock == [0] and not list(tmp_path.iterdir())
+    seconds = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(atomic, "time", seconds)
+    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt", fsync=os.fsync))
+    if opened_s > 5:
+        with pytest.raises(PermissionError):
+            replace_file(tmp_path / "file", [b"new"])
+        assert not list(tmp_path.iterdir())
+    else:
+        assert replace_file(tmp_path / "file", [b"new"]).read_bytes() == b"new"
 
 
 # record files

@@ -112,7 +112,22 @@ def test_clocks_are_not_compared(watch, clock):
     assert not watch.dead([trial])
 
 
-def test_on_one_machine_a_dead_process_is_seen_at_once(watch):
+@pytest.fixture(params=["as on this system", "without /proc"])
+def system(request, monkeypatch, tmp_path):
+    if request.param == "without /proc":
+        monkeypatch.setattr(lease_module, "_PROC", tmp_path / "proc")
+        monkeypatch.setattr("uuid.getnode", lambda: 0x0A0B0C0D0E0F)
+
+
+def test_where_nothing_tells_machines_apart_only_beats_count(monkeypatch, tmp_path, watch):
+    monkeypatch.setattr(lease_module, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr("uuid.getnode", lambda: 0x010203040506)  # made up, for it has the multicast bit
+    with WorkerSession() as own:
+        assert own.lease.machine == ""
+        assert not watch.dead([running(replace(own.lease, session="other", since="1"))])
+
+
+def test_on_one_machine_a_dead_process_is_seen_at_once(system, watch):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with WorkerSession() as own:
         since = lease_module._started(process.pid)

@@ -148,7 +148,7 @@ class Inputs(object):
             return
         stored = np.load(self.described["moments"], mmap_mode="r+")
         for group, own in enumerate(rows):
-            stored[group, :-2] += own.T.dot(own)
+            stored[group, :-2] += own.T.dot(own.copy())  # some BLAS are wrong where both are the same: OpenBLAS 5873
             stored[group, -2] += own.sum(axis=0)
             stored[group, -1] += len(own)
 
