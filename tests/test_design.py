@@ -37,7 +37,7 @@ GATES = {
     "caffe": ("graph/hosted/autonuq_layers.py",),  # which runs in somebody else's
     "filelock": ("storage/",),
     "google": ("graph/", "pycaffe/", "settings/", "amct/"),
-    "joblib": ("evaluate/", "study/"),
+    "joblib": ("evaluate/", "quant/cores.py", "study/"),
     "lmdb": ("evaluate/builtin/",),
     "numba": ("quant/machine_code.py",),
     "numpy": ("",),
@@ -57,7 +57,7 @@ GATES = {
     "redis": ("storage/",),
     "rich": ("cli/",),
     "sqlalchemy": ("storage/",),
-    "threadpoolctl": ("quant/",),
+    "threadpoolctl": ("quant/cores.py",),
     "typer": ("cli/",),
 }
 
