@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BESIDE_BYTES = 1 << 29
+BESIDE_BYTES = 1 << 30
 """What all that runs beside something else may take of memory, together; what takes more runs alone."""
 
 _POLL_S = 0.2  # a wait without an end cannot be interrupted on Windows
