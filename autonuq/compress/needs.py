@@ -131,8 +131,8 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         met += columns * samples_of(columns, samples) if nuq else 0
         layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
     sides = _SIDES * pairs if weights <= GRADIENTS_UP_TO else 0.0
-    widest = max(sum(math.prod(shapes[blob]) for blob in {*layer.bottoms, *layer.tops}) for layer in graph.layers)
-    beside = _beside_bytes(layers, weights, 4.0 * passes * widest)
+    reads = [sum(math.prod(shapes[blob]) for blob in {*layer.bottoms, *layer.tops}) for layer in graph.layers]
+    beside = _beside_bytes(layers, weights, 4.0 * passes * max(reads, default=0))
     kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
     return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, beside, 4.0 * met)
 
