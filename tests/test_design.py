@@ -38,7 +38,7 @@ GATES = {
     "cloudpickle": ("evaluate/sending.py", "study/dispatch.py"),
     "filelock": ("storage/",),
     "google": ("graph/", "pycaffe/", "settings/", "amct/"),
-    "joblib": ("evaluate/", "study/"),
+    "joblib": ("evaluate/", "quant/cores.py", "study/"),
     "lmdb": ("evaluate/builtin/",),
     "numba": ("quant/machine_code.py",),
     "numpy": ("",),
@@ -59,7 +59,7 @@ GATES = {
     "redis": ("storage/",),
     "rich": ("cli/",),
     "sqlalchemy": ("storage/",),
-    "threadpoolctl": ("quant/",),
+    "threadpoolctl": ("quant/cores.py",),
     "typer": ("cli/",),
 }
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +36,11 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.gradients import computable_layers
 from autonuq.graph.heads import Head, find_heads
 from autonuq.graph.integers import grid_of
-from autonuq.graph.layers import canonical_axis
+from autonuq.graph.layers import canonical_axis, infer_shapes
 from autonuq.graph.lowering import lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
-from autonuq.quant.feedback import assign, build_feedback, targets_of
+from autonuq.quant.cores import one_blas_thread
+from autonuq.quant.feedback import assign, assignment_bytes, build_feedback, targets_of
 from autonuq.quant.paired import InputPairing, PairedInputs, samples_of
 from autonuq.quant.points import OperatingPoints, pairs_of
 from autonuq.runtime.inputs import first_images
@@ -110,8 +112,9 @@ class NetworkBuilder:
         self._learning = range(len(passes)) if learning is None else sorted(learning)
         self._stops = [name for name in self._model.weights if is_observable(graph.by_name[name])]
 
+    @one_blas_thread()
     def build(self, candidate: Candidate) -> Built:
-        """Build a plan's network."""
+        """Build a plan's network; several threads may, if one has built before."""
         own = replace(candidate, model=self._model, points=self._of_ours(candidate.points), made={})
         quantized = _Flow(own.fake_quant_graph(), self._stops, self.passes, self._ends)
         made: dict[str, Made] = {}
@@ -128,6 +131,25 @@ class NetworkBuilder:
         divergences = [self._divergence(quantized, index) for index in range(len(self.passes))]
         return Built(replace(candidate, made=made), np.nan_to_num(divergences, nan=np.inf).tolist())
 
+    @cached_property
+    def build_bytes(self) -> float:
+        """Memory that a build takes, about: of its widest layer the values in all passes, weights, and rounding one."""
+        graph = self._model.graph
+        shapes = infer_shapes(graph, {blob: values.shape for blob, values in self.passes[0].items()})
+        blobs = {blob: min(4.0 * math.prod(shape) * len(self.passes), _IN_MEMORY) for blob, shape in shapes.items()}
+        values = max(sum(blobs[blob] for blob in {*layer.bottoms, *layer.tops}) for layer in graph.layers)
+        weights = sum(4.0 * blob.size for layer in graph.layers for blob in layer.blobs)
+        layers = [self._rounding_bytes(graph.by_name[name], shapes) for name in self._stops]
+        return values + 2 * weights + max(layers, default=0.0)
+
+    def _rounding_bytes(self, layer: Layer, shapes: Mapping[str, Shape]) -> float:
+        """Return about what a layer's inputs take, paired and factored, and an assignment."""
+        outputs = int(layer.blobs[0].shape[layer.type == "Deconvolution"])
+        columns = layer.blobs[0].size // outputs
+        samples = samples_of(columns, len(self.passes) * math.prod(shapes[layer.tops[0]]) // outputs)
+        carried = min(columns, samples)
+        return 24.0 * columns * carried + assignment_bytes(outputs, columns, carried)
+
     def _divergence(self, quantized: _Flow, index: int) -> float:
         """Return how far a pass's results are from the original ones."""
         return sum(
@@ -142,8 +164,9 @@ class NetworkBuilder:
     @cached_property
     def _original(self) -> _Original:
         """What the original network makes of the inputs."""
-        file = tempfile.TemporaryFile(prefix="autonuq-")  # noqa: SIM115
-        weakref.finalize(self, file.close)
+        stream = tempfile.TemporaryFile(prefix="autonuq-")  # noqa: SIM115
+        weakref.finalize(self, stream.close)
+        file = _SharedFile(stream)
         flow = _Flow(self._model.graph, self._stops, self.passes, self._ends)
         met = {}
         for name in self._stops:
@@ -226,17 +249,44 @@ class NetworkBuilder:
         return np.asarray(sum(InputPatches(layer, summed).total() for summed in sums.values()) / samples)
 
 
+class _SharedFile:
+    """A file that several threads read and lengthen.
+
+    Parameters
+    ----------
+    stream : binary file
+    """
+
+    def __init__(self, stream: BufferedRandom) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def append(self, values: Array) -> int:
+        """Write an array of float32 behind all others and return where it begins."""
+        with self._lock:
+            begin = self._stream.seek(0, os.SEEK_END)
+            self._stream.write(np.ascontiguousarray(values, np.float32).data)
+        return begin
+
+    def read(self, begin: int, shape: Shape) -> Array:
+        """Read an array."""
+        values = np.empty(math.prod(shape), np.float32)
+        with self._lock:
+            self._stream.seek(begin)
+            self._stream.readinto(values.data)
+        return values.reshape(shape)
+
+
 class _Kept(Sequence[Array]):
     """Arrays in a file, each read when it is asked for.
 
     Parameters
     ----------
-    file : binary file
+    file : _SharedFile
         Others may use it, too.
     arrays : iterable of ndarray of float32
     """
 
-    def __init__(self, file: BufferedRandom, arrays: Iterable[Array] = ()) -> None:
+    def __init__(self, file: _SharedFile, arrays: Iterable[Array] = ()) -> None:
         self._file = file
         self._places: list[tuple[int, Shape]] = []
         self.extend(arrays)
@@ -244,8 +294,7 @@ class _Kept(Sequence[Array]):
     def extend(self, arrays: Iterable[Array]) -> None:
         """Put more arrays behind the others."""
         for values in arrays:
-            self._places.append((self._file.seek(0, os.SEEK_END), values.shape))
-            self._file.write(np.ascontiguousarray(values, np.float32).data)
+            self._places.append((self._file.append(values), values.shape))
 
     def __len__(self) -> int:
         """Return the number of arrays."""
@@ -259,11 +308,7 @@ class _Kept(Sequence[Array]):
         """Read an array, or several."""
         if isinstance(index, slice):
             return [self[one] for one in range(len(self))[index]]
-        begin, shape = self._places[index]
-        values = np.empty(math.prod(shape), np.float32)
-        self._file.seek(begin)
-        self._file.readinto(values.data)
-        return values.reshape(shape)
+        return self._file.read(*self._places[index])
 
 
 @dataclass(frozen=True)

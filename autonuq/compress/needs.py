@@ -10,6 +10,7 @@ from autonuq.compress.ways import GRADIENTS_UP_TO
 from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import WEIGHT_TYPES
+from autonuq.quant.cores import BESIDE_BYTES, available_cores
 from autonuq.quant.needs import LayerNeeds, layer_needs
 from autonuq.quant.paired import samples_of
 from autonuq.runtime.inputs import MOST_BYTES
@@ -18,6 +19,7 @@ from autonuq.runtime.inputs import MOST_BYTES
 # network's weights are in memory while it runs: read, as codes and in the engine's order.
 _PROCESS, _REMEMBERED, _COPIES = 0.3e9, 4e6, 5.0
 _SIDES = 24.0  # bytes for each pair of outputs: two forms, and what is made of one
+_COMPARED = 24.0  # bytes for each weight of a network that is compared with others: its points, and its own twice
 _NOTABLE = 0.2  # of all: a layer that is worth a word
 
 
@@ -37,6 +39,8 @@ class StudyNeeds:
         The network's inputs in the calibration, as far as they are kept.
     sides_bytes : float
         What is known of the cost of the layers' output errors.
+    beside_bytes : float
+        Memory of what is worked on beside a layer, on the other cores that this process may use.
     samples_bytes : float
         What the original network's layers meet where networks are built in order: in a temporary file.
     """
@@ -46,6 +50,7 @@ class StudyNeeds:
     observed_bytes: float
     kept_bytes: float
     sides_bytes: float
+    beside_bytes: float
     samples_bytes: float
 
     @property
@@ -53,7 +58,7 @@ class StudyNeeds:
         """At most: in the calibration, or for one layer's points."""
         calibration = _COPIES * self.weights_bytes + 2 * self.observed_bytes + _REMEMBERED * len(self.layers)
         points = 2 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
-        return _PROCESS + max(calibration, points + self.sides_bytes) + self.kept_bytes
+        return _PROCESS + max(calibration, points + self.sides_bytes + self.beside_bytes) + self.kept_bytes
 
     @property
     def disk_bytes(self) -> float:
@@ -126,5 +131,15 @@ def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[s
         met += columns * samples_of(columns, samples) if nuq else 0
         layers.append(layer_needs(layer.name, outputs, columns, groups=groups, samples=samples, nuq=nuq))
     sides = _SIDES * pairs if weights <= GRADIENTS_UP_TO else 0.0
+    reads = [sum(math.prod(shapes[blob]) for blob in {*layer.bottoms, *layer.tops}) for layer in graph.layers]
+    beside = _beside_bytes(layers, weights, 4.0 * passes * max(reads, default=0))
     kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
-    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, 4.0 * met)
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, beside, 4.0 * met)
+
+
+def _beside_bytes(layers: Collection[LayerNeeds], weights: int, values_bytes: float) -> float:
+    """Return what the other cores work on: more grids of a layer, or more networks where several are compared."""
+    grid = max((layer.beside_bytes for layer in layers), default=0.0)
+    network = values_bytes + _COMPARED * weights + max((layer.memory_bytes for layer in layers), default=0.0)
+    each = max(grid, network) if weights <= GRADIENTS_UP_TO else grid
+    return min((available_cores() - 1) * each, float(BESIDE_BYTES))

@@ -38,6 +38,7 @@ from autonuq.graph.gradients import GradientHead, LayerPass, LoweredGradients, l
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Array, Graph, Layer, Shape
 from autonuq.graph.passes import WEIGHT_TYPES
+from autonuq.quant.cores import one_blas_thread
 from autonuq.runtime.moments import InputPatches, is_observable
 from autonuq.runtime.session import Session
 
@@ -90,6 +91,7 @@ class OutputSides:
     images: int
 
 
+@one_blas_thread()
 def collect_output_sides(
     graph: Graph,
     passes: Sequence[Mapping[str, Array]],
@@ -198,6 +200,19 @@ def image_cost(graph: Graph, passes: Sequence[Mapping[str, Array]], seeds: int) 
             values = math.prod(top) * len(layer.tops)
             total += values * columns * (2 + 2 * seeds) + (values + min(values, rows * columns)) * rows * seeds
     return total // _Items(graph, passes[:1]).count if passes else total
+
+
+def collection_bytes(
+    graph: Graph, passes: Sequence[Mapping[str, Array]], temperatures: int = 1, draws: int = DRAWS
+) -> float:
+    """Return the memory that a collection takes, about: a batch's blobs with all gradients, and the output sides."""
+    shapes = infer_shapes(graph, _shapes(passes[0]) if passes else None)
+    values = sum(math.prod(shape) for shape in shapes.values()) / _Items(graph, passes[:1]).count
+    rows = [
+        int(layer.blobs[0].shape[layer.type == "Deconvolution"]) for layer in graph.layers if layer.type in WEIGHT_TYPES
+    ]
+    sides = 16.0 * temperatures * sum(count**2 for count in rows)
+    return 4.0 * values * _items_apart(graph)[1] * (1 + temperatures * draws) + sides
 
 
 class _Items:

@@ -20,12 +20,13 @@ from autonuq.compress.candidate import Candidate, Plan
 from autonuq.compress.chip import codecs_of, floor_bytes
 from autonuq.compress.in_order import NetworkBuilder, affordable_passes, is_buildable
 from autonuq.compress.operating_points import build_network_points
-from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides
+from autonuq.compress.output_side import OutputSides, affordable_images, collect_output_sides, collection_bytes
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.heads import find_heads
 from autonuq.graph.model import Array, Graph, Layer
 from autonuq.quant.atc.codec import AscendCodec
+from autonuq.quant.cores import one_blas_thread, side_by_side
 from autonuq.quant.inputs import InputRows
 from autonuq.quant.points import OperatingPoints, Tuning
 from autonuq.runtime.moments import load_moments
@@ -41,6 +42,7 @@ _SLOPE_ABOVE_FLOOR = 2.0  # over that of the bytes beyond a codec's floor, seen 
 _NEAR = 0.8  # of a size: nobody looks further
 _SEARCHES = 4  # builds that look for the size with that divergence
 _COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
+_COARSE_BYTES = 16.0  # of memory for each weight, in all points of its layer as they are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
 _FEW = 1 << 13  # weights below which there is nothing to gain
@@ -153,6 +155,7 @@ class ChosenWay:
     unknown: Mapping[str, str]
 
 
+@one_blas_thread()
 def choose_way(
     model: QuantizedModel, record_file: Path, passes: Passes, on_way: Callable[[str], None] = lambda text: None
 ) -> ChosenWay:
@@ -182,12 +185,7 @@ def choose_way(
     halves = _halves(model, passes)
     is_softmax = any(head.classes is not None for head in find_heads(model.graph))
     temperatures = (Way.temperature, 1.0) if is_softmax else (Way.temperature,)
-    sides = [
-        collect_output_sides(
-            model.graph, half, temperatures=temperatures, images=_some(model.graph, half, temperatures)
-        )
-        for half in halves
-    ]
+    sides = _output_sides(model.graph, halves, temperatures)
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
     first = Way() if any(one.layers[Way.temperature] for one in sides) else _PLAIN
     if weights < _FEW or len(halves) < 2 or not is_buildable(model.graph):
@@ -260,9 +258,14 @@ def _ways(
         yield replace(best(), price=Way.price / 3)
 
 
-def _some(graph: Graph, half: Passes, temperatures: Sequence[float]) -> list[int]:
-    """Choose images whose gradients are taken: half as many as can be afforded of all."""
-    return affordable_images(graph, half, temperatures=2 * len(temperatures))
+def _output_sides(graph: Graph, halves: Sequence[Passes], temperatures: Sequence[float]) -> list[OutputSides]:
+    """Collect the output sides of each half, from half as many images as can be afforded of all."""
+
+    def collected(half: Passes) -> OutputSides:
+        images = affordable_images(graph, half, temperatures=2 * len(temperatures))
+        return collect_output_sides(graph, half, temperatures=temperatures, images=images)
+
+    return side_by_side(collected, halves, each_bytes=collection_bytes(graph, halves[0], len(temperatures)))
 
 
 def _halves(model: QuantizedModel, passes: Passes) -> list[Passes]:
@@ -295,21 +298,26 @@ class _Comparison:
         passes, split = [*halves[0], *halves[1]], len(halves[0])
         self._parts = range(split), range(split, len(passes))
         self._builders = [NetworkBuilder(model, passes, learning) for learning in self._parts]
+        self._half_bytes = self._builders[0].build_bytes + _COARSE_BYTES * sum(model.weight_counts.values())
         self._fall = _Fall.of(model)
         self._size: float | None = None
 
     def tried(self, way: Way) -> TriedWay:
         """Try one way."""
-        found = []
-        for half, (builder, others) in enumerate(zip(self._builders, self._parts[::-1], strict=True)):
-            points = self._points(way, self._sides[half])
-            if self._size is None:
-                self._size = divergent_size(builder, Candidate(self._model, points), others)
-            found.append(built_at(builder, Candidate(self._model, points), self._size, others))
+        halves, own_bytes = range(len(self._sides)), self._half_bytes
+        points = side_by_side(lambda half: self._points(way, self._sides[half]), halves, each_bytes=own_bytes)
+        if self._size is None:
+            self._size = divergent_size(self._builders[0], Candidate(self._model, points[0]), self._parts[1])
+        size = self._size
+        found = side_by_side(lambda half: self._built(half, points[half], size), halves, each_bytes=own_bytes)
         sizes, divergences = zip(*found, strict=True)
-        size, divergence = float(np.mean(sizes)), float(np.mean(divergences))
+        mean_size, divergence = float(np.mean(sizes)), float(np.mean(divergences))
         original = 4 * sum(self._model.weight_counts.values())
-        return TriedWay(way, original / size, divergence, self._fall.at_equal_size(size, divergence))
+        return TriedWay(way, original / mean_size, divergence, self._fall.at_equal_size(mean_size, divergence))
+
+    def _built(self, half: int, points: Mapping[str, OperatingPoints], size: float) -> tuple[float, float]:
+        """Return bytes and divergence of the network that learns from a half, judged by the other one."""
+        return built_at(self._builders[half], Candidate(self._model, points), size, self._parts[1 - half])
 
     def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
         tuning = replace(_COARSE, price=way.price)

@@ -32,16 +32,14 @@ form in the samples' space are own derivations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from autonuq.errors import QuantizationError
+from autonuq.quant.cores import check_wanted
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs
 from autonuq.quant.machine_code import compiled
 
@@ -59,6 +57,10 @@ _ZERO = 128  # index of code 0 among the 256
 
 class _Factor(Protocol):
     """L with each column over its diagonal, as far as an assignment needs it."""
+
+    @property
+    def carried(self) -> int:
+        """How many numbers the errors of a row of weights are carried as."""
 
     def corner(self, begin: int, end: int) -> NDArray[np.float32]:
         """Return L[begin:end, begin:end]."""
@@ -79,11 +81,15 @@ class _Dense:
 
     factor: NDArray[np.float32]
 
+    @property
+    def carried(self) -> int:
+        return len(self.factor)
+
     def corner(self, begin: int, end: int) -> NDArray[np.float32]:
         return self.factor[begin:end, begin:end]
 
     def nothing(self, rows: int) -> NDArray[np.float32]:
-        return np.empty((len(self.factor), rows), np.float32)
+        return np.empty((self.carried, rows), np.float32)
 
     def carry(self, errors: NDArray[np.float32], begin: int, end: int) -> NDArray[np.float32]:
         return self.factor[end:, begin:end].T @ errors[end:]
@@ -100,11 +106,15 @@ class _Sampled:
     samples: NDArray[np.float32]
     carriers: NDArray[np.float32]
 
+    @property
+    def carried(self) -> int:
+        return int(self.samples.shape[1])
+
     def corner(self, begin: int, end: int) -> NDArray[np.float32]:
         return self.corners[begin // _BLOCK]
 
     def nothing(self, rows: int) -> NDArray[np.float32]:
-        return np.zeros((self.samples.shape[1], rows), np.float32)
+        return np.zeros((self.carried, rows), np.float32)
 
     def carry(self, errors: NDArray[np.float32], begin: int, end: int) -> NDArray[np.float32]:
         return self.carriers[begin:end] @ errors
@@ -359,6 +369,17 @@ class Targets:
         """What a squared error costs by row and by column, shapes (rows,) and (K,), each in its order."""
         return self.outputs.diagonal**2, self.feedback.diagonal**2
 
+    @property
+    def assignment_bytes(self) -> float:
+        """Memory that an assignment takes besides these."""
+        columns, rows = self.weights.shape
+        return assignment_bytes(rows, columns, self.feedback.factor.carried)
+
+
+def assignment_bytes(rows: int, columns: int, carried: float) -> float:
+    """Return the memory that rounding (rows, columns) takes: so many numbers a row as errors, and codes three times."""
+    return rows * (4.0 * carried + 3.0 * columns)
+
 
 def targets_of(feedback: Feedback, weights: NDArray[np.floating], outputs: OutputFactor | None = None) -> Targets:
     """Order weights, shape (rows, K); one copy."""
@@ -391,38 +412,27 @@ def assign(targets: Targets, grid: Grid) -> Assignment:
     prices = grid.price / np.maximum(by_row, np.finfo(float).tiny)
     errors, cost = factor.nothing(rows), 0.0
     chosen, steps = np.empty((columns, rows), np.int8), scale.astype(np.float32)
-    with _few_threads(factor):
-        for begin in reversed(range(0, columns, _BLOCK)):
-            end = min(begin + _BLOCK, columns)
-            own = targets.weights[begin:end] / steps
-            aims = factor.carry(errors, begin, end)
-            aims += own
-            block, missed, from_rows = np.empty_like(own), np.empty_like(own), np.zeros_like(own)
-            corner = np.ascontiguousarray(factor.corner(begin, end))
-            for start, first, last, stop in _tiles(rows, blocks.shape[1]):
-                if last < stop:
-                    known = blocks[last:stop, first - start : last - start]
-                    from_rows[:, first:last] = missed[:, last:stop] @ known
-                cost += _round_tile(
-                    start, first, last, own, aims, from_rows, corner, blocks, nearest, towards_zero,
-                    grid.prices.bits, grid.prices.in_pairs, prices, by_row, by_column[begin:end], missed, block,
-                    chosen[begin:end], targets.feedback.paired - begin,
-                )  # fmt: skip
-            factor.add(errors, block, begin, end)
+    for begin in reversed(range(0, columns, _BLOCK)):
+        check_wanted()
+        end = min(begin + _BLOCK, columns)
+        own = targets.weights[begin:end] / steps
+        aims = factor.carry(errors, begin, end)
+        aims += own
+        block, missed, from_rows = np.empty_like(own), np.empty_like(own), np.zeros_like(own)
+        corner = np.ascontiguousarray(factor.corner(begin, end))
+        for start, first, last, stop in _tiles(rows, blocks.shape[1]):
+            if last < stop:
+                known = blocks[last:stop, first - start : last - start]
+                from_rows[:, first:last] = missed[:, last:stop] @ known
+            cost += _round_tile(
+                start, first, last, own, aims, from_rows, corner, blocks, nearest, towards_zero,
+                grid.prices.bits, grid.prices.in_pairs, prices, by_row, by_column[begin:end], missed, block,
+                chosen[begin:end], targets.feedback.paired - begin,
+            )  # fmt: skip
+        factor.add(errors, block, begin, end)
     codes = np.empty((rows, columns), np.int8)
     codes[outputs.order] = chosen[np.argsort(targets.feedback.order)].T
     return Assignment(codes, cost)
-
-
-def _few_threads(factor: _Factor) -> AbstractContextManager[Any]:
-    """Keep BLAS to one thread where its products are small: on a busy machine threads wait for each other at each."""
-    return _threads().limit(limits=1, user_api="blas") if isinstance(factor, _Sampled) else nullcontext()
-
-
-@cache
-def _threads() -> ThreadpoolController:
-    """Look once for the libraries that have threads: it takes 10 ms."""
-    return ThreadpoolController()
 
 
 def _in_steps(blocks: NDArray[np.float32], scale: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ from autonuq.quant.codebook import (
     codebook_of,
 )
 from autonuq.quant.codec import Codec, EntropyCodec
+from autonuq.quant.cores import one_blas_thread, side_by_side
 from autonuq.quant.curve import MAX_LOSS, Curve, build_curve, useful_points
 from autonuq.quant.feedback import (
     Grid,
@@ -54,6 +55,11 @@ _OWN_LEVELS = _EVERY_LEVEL[1:]  # of a grid of the layer's own: as many on both 
 PACKED_ABOVE = 1 << 20  # weights: all points of VGG-16's as they are would take 3.5 GB; half as many grids are tried
 _SMALLER = 0.94  # VGG-16's points take 0.7 GB then
 _MULTIPLIED = 1 << 22  # weights that are multiplied in float64 at a time
+
+
+def is_packed(shape: tuple[int, ...]) -> bool:
+    """Say whether the points of a layer with weights of this shape are kept as bitstreams."""
+    return math.prod(shape) > PACKED_ABOVE
 
 
 class PackedCodes(Sequence[NDArray[np.int8]]):
@@ -134,6 +140,7 @@ class Tuning:
     widths: tuple[float, float] = (0.35, 14.0)
 
 
+@one_blas_thread()
 def build_points(
     layer: str,
     weights: NDArray[np.float32],
@@ -236,6 +243,7 @@ class _Searched:
         self._outputs = None if costs is None else factor_outputs(costs)
         self._targets = layer_targets(weights, inputs, has_bias, self._outputs, pairs_of(codec))
         self._scale = np.broadcast_to(uniform.scale, (len(weights),)).astype(np.float64)
+        self._int8 = Grid(_EVERY_LEVEL, self._scale)
         self._whole = assign(self._targets, Grid(np.zeros(1, np.int8), self._scale)).cost or 1.0  # 0 if all weights are
         self._share = 1 / self._whole if costs is None else 0.5
 
@@ -243,15 +251,30 @@ class _Searched:
         """Try what is worth an assignment, and keep what is of use."""
         is_own = tuning is not None and sizes is None and self._codec.entropy_coded
         others = self._own_grids(tuning) if is_own and tuning else self._int8_grids(sizes)
-        tried = _Tried(self._codec, self._weights.shape, most=MAX_LOSS * self._whole * self._share)
-        if sizes is None and self._codec.entropy_coded and self._weights.size > PACKED_ABOVE:
+        if is_packed(self._weights.shape) and sizes is None and self._codec.entropy_coded:
             others = others[::2]
-        for grid in [Grid(_EVERY_LEVEL, self._scale), *others]:
-            found = assign(self._targets, grid)
-            tried.add(found.codes, found.cost * self._share, grid)
+        tried = _Tried(self._weights.shape)
+        grids, own_bytes = [self._int8, *others], self._targets.assignment_bytes
+        for point in side_by_side(self._point, grids, each_bytes=own_bytes):
+            if point is not None:
+                tried.add(point)
         points = tried.points(layer, self._uniform.scale.size)
         bias = self._biases(points) if self._has_bias else None
         return replace(points, bias=bias, outputs=self._outputs)
+
+    def _point(self, grid: Grid) -> _Point | None:
+        """Return what comes of a grid; None where that is too much of a loss. The loss of the first counts as none."""
+        found, is_first = assign(self._targets, grid), grid is self._int8
+        loss = 0.0 if is_first else found.cost * self._share
+        if loss > MAX_LOSS * self._whole * self._share:
+            return None
+        codes = found.codes.reshape(self._weights.shape)
+        if not is_packed(codes.shape):
+            return _Point(grid, loss, self._codec.size_bytes(codes), code_histogram(codes), codes)
+        packing = EntropyCodec(codes.shape)
+        stream = packing.encode(codes)
+        rate = len(stream) if self._codec == packing else self._codec.size_bytes(codes)
+        return _Point(grid, loss, rate, code_histogram(codes), stream)
 
     def _int8_grids(self, sizes: Sequence[int] | None) -> list[Grid]:
         levels = _level_sets(self._uniform, self._codec, self._targets, self._whole, sizes)
@@ -313,46 +336,60 @@ def _times(rows: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class _Point:
+    """A point that was tried.
+
+    Attributes
+    ----------
+    grid : Grid
+    loss : float
+    rate_bytes : int
+    histogram : ndarray of int64, shape (256,)
+    codes : ndarray of int8, or bytes
+        In the shape of the weights; of a large layer a bitstream.
+    """
+
+    grid: Grid
+    loss: float
+    rate_bytes: int
+    histogram: NDArray[np.int64]
+    codes: Any
+
+
 class _Tried:
     """Points that were tried, those of use: the first, and the hull of the others."""
 
-    def __init__(self, codec: Codec, shape: tuple[int, ...], most: float) -> None:
-        self._codec, self._shape, self._most, self._packing = codec, shape, most, EntropyCodec(shape)
-        self._is_packed = math.prod(shape) > PACKED_ABOVE
-        self._codes: list[Any] = []
-        self._histograms: list[NDArray[np.int64]] = []
-        self._rates: list[int] = []
-        self._losses: list[float] = []
-        self._grids: list[Grid] = []
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._is_packed = shape, is_packed(shape)
+        self._kept: list[_Point] = []
 
-    def add(self, codes: NDArray[np.int8], loss: float, grid: Grid) -> None:
-        """Take in a point; the loss of the first counts as none."""
-        if self._codes and loss > self._most:
-            return
-        kept: Any = self._packing.encode(codes) if self._is_packed else codes.reshape(self._shape)
-        is_size = self._is_packed and self._codec == self._packing
-        self._rates.append(len(kept) if is_size else self._codec.size_bytes(codes.reshape(self._shape)))
-        self._losses.append(loss if self._codes else 0.0)
-        self._histograms.append(code_histogram(codes))
-        self._codes.append(kept)
-        self._grids.append(grid)
-        self._keep(useful_points(np.array(self._rates), np.array(self._losses)))
+    def add(self, point: _Point) -> None:
+        """Take in a point."""
+        self._kept.append(point)
+        self._keep(useful_points(self._rates, self._losses))
+
+    @property
+    def _rates(self) -> NDArray[np.int64]:
+        return np.array([one.rate_bytes for one in self._kept])
+
+    @property
+    def _losses(self) -> NDArray[np.float64]:
+        return np.array([one.loss for one in self._kept])
 
     def _keep(self, chosen: Iterable[int]) -> None:
-        chosen = list(chosen)
-        columns: tuple[list[Any], ...] = (self._codes, self._histograms, self._rates, self._losses, self._grids)
-        for column in columns:
-            column[:] = [column[index] for index in chosen]
+        self._kept = [self._kept[index] for index in chosen]
 
     def points(self, layer: str, scales: int) -> OperatingPoints:
         """Return what is of use, with so many scales each; of a large layer only points well below the one before."""
         if self._is_packed:
-            self._keep(_spread(self._rates))
-        codebooks = tuple(codebook_of(histogram) for histogram in self._histograms)
-        curve = Curve(layer, np.array(self._rates), np.array(self._losses), codebooks)
-        codes = PackedCodes(self._codes, self._shape) if self._is_packed else np.stack(self._codes)
-        scale = np.array([grid.scale[:scales] for grid in self._grids], np.float32)
-        prices = np.array([grid.price for grid in self._grids])
+            self._keep(_spread(self._rates.tolist()))
+        codebooks = tuple(codebook_of(one.histogram) for one in self._kept)
+        curve = Curve(layer, self._rates, self._losses, codebooks)
+        kept = [one.codes for one in self._kept]
+        codes = PackedCodes(kept, self._shape) if self._is_packed else np.stack(kept)
+        scale = np.array([one.grid.scale[:scales] for one in self._kept], np.float32)
+        prices = np.array([one.grid.price for one in self._kept])
         return OperatingPoints(curve, codes, scale=scale, prices=prices)
 
 

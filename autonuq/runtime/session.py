@@ -351,7 +351,8 @@ def _options(threads: int, *, optimize: bool = True) -> onnxruntime.SessionOptio
     options.log_severity_level = 4  # what fails is an exception (`engine_errors`); nothing is written beside it
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # a plan of all blobs is a block of its own, beside those of the first pass
-    _share_arena()
+    with _lock:  # the engine takes it once
+        _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     # What runs in integers is decided by the lowering; the engine would round float weights of its own accord.
     options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -14,10 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.in_order import NetworkBuilder, affordable_passes
 from autonuq.compress.ways import divergent_size, plan_of_size
+from autonuq.quant.cores import side_by_side
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
 from autonuq.runtime.inputs import count_images, first_images, load_inputs
@@ -83,10 +85,12 @@ def _learnt(
     count = min(max(_FEWEST, 2 * len(searched)), _MOST)
     plans = np.clip(around + rng.integers(-_REACH, _REACH + 1, (count, len(searched))), 0, last)
     plans[0] = around
-    divergences = [
-        builder.build(candidate.with_plan(middle | dict(zip(searched, plan.tolist(), strict=True)))).divergence(every)
-        for plan in plans
-    ]
+
+    def divergence(plan: NDArray[np.int64]) -> float:
+        own = candidate.with_plan(middle | dict(zip(searched, plan.tolist(), strict=True)))
+        return builder.build(own).divergence(every)
+
+    divergences = side_by_side(divergence, list(plans), each_bytes=builder.build_bytes)
     distortions = np.stack(
         [found.curve.distortions[plans[:, index]] for index, found in enumerate(searched.values())], axis=1
     )

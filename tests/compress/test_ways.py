@@ -12,6 +12,8 @@ from autonuq.compress.candidate import Candidate
 from autonuq.compress.in_order import NetworkBuilder
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.ways import Way, built_at, choose_way, divergent_size, plan_of_size
+from autonuq.errors import QuantizationError
+from autonuq.quant import cores
 from autonuq.quant.curve import Curve
 from autonuq.quant.points import OperatingPoints
 
@@ -176,3 +178,30 @@ def test_of_a_small_network_nothing_is_compared(tmp_path, calibrate, monkeypatch
     monkeypatch.setattr(ways, "_FEW", 1 << 13)
     found = choose_way(*calibrate(tmp_path, net()))
     assert not found.tried and found.way == Way() and found.costs.keys() == {"a", "b", "fc"}
+
+
+def test_the_choice_is_the_same_on_any_number_of_cores(tmp_path, calibrate, monkeypatch):
+    model, record, passes = calibrate(tmp_path, net(), passes=6)
+    found, told = [], []
+    for count in (1, 3):
+        monkeypatch.setattr(cores, "available_cores", lambda count=count: count)
+        told.append([])
+        found.append(choose_way(model, record, passes, told[-1].append))
+    one, three = found
+    assert told[0] == told[1]
+    assert (one.way, one.tried) == (three.way, three.tried)
+    assert {name: costs.tobytes() for name, costs in one.costs.items()} == {
+        name: costs.tobytes() for name, costs in three.costs.items()
+    }
+
+
+def test_an_error_of_one_half_is_seen(tmp_path, calibrate, monkeypatch):
+    model, record, passes = calibrate(tmp_path, net(), passes=6)
+    monkeypatch.setattr(cores, "available_cores", lambda: 3)
+
+    def broken(*_):
+        raise QuantizationError("broken", layer="b")
+
+    monkeypatch.setattr(NetworkBuilder, "_rounded", broken)
+    with pytest.raises(QuantizationError, match="broken"):
+        choose_way(model, record, passes)

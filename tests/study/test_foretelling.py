@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import autonuq as nuq
+from autonuq.compress import ways
 from autonuq.compress.candidate import Candidate
+from autonuq.quant import cores
 from autonuq.quant.curve import Curve
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
@@ -21,7 +23,7 @@ def tuned(tiny, monkeypatch):
     from evaluate import Agreement
 
     def tune(name, **options):
-        told = []
+        told = tune.told = []
         paths = tiny / "tiny.prototxt", tiny / "tiny.caffemodel"
         study = nuq.tune(*paths, Agreement(), out=tiny / name, n_trials=2, on_progress=told.append, **options)
         return study, [step.message for step in told if step.stage == "foretelling"]
@@ -39,6 +41,28 @@ def test_the_curves_of_a_study_are_corrected(tuned):
     assert curve_error(rounding) == CORRECTED_CURVE_ERROR < curve_error(Rounding())
     again, _ = tuned("again")
     assert again.record().rounding.factors == rounding.factors
+
+
+def arrays_of(index):
+    """Return the arrays of an archive as bytes, by name."""
+    with np.load(index) as arrays:
+        return {name: arrays[name].tobytes() for name in arrays.files if name != "key"}
+
+
+def test_a_study_is_prepared_the_same_on_any_number_of_cores(tuned, tiny, monkeypatch):
+    monkeypatch.setattr(ways, "_FEW", 0)
+    found = []
+    for count in (1, 3):
+        monkeypatch.setattr(cores, "available_cores", lambda count=count: count)
+        study, told = tuned(f"of_{count}")
+        assert told
+        points = sorted((tiny / f"of_{count}" / "calibration" / "points").glob("*.np[yz]"))
+        steps = [(step.stage, step.message, step.done, step.total) for step in tuned.told if step.stage != "trial"]
+        codes = {path.name: path.read_bytes() for path in points if path.suffix == ".npy"}
+        found.append((codes, arrays_of(points[-1]), study.record().rounding, steps))
+    assert found[0] == found[1]
+    curves = [(done, total) for stage, _, done, total in steps if stage == "curves"]
+    assert curves == [(1, 2), (2, 2)]
 
 
 def test_factors_scale_distortions():
