@@ -180,8 +180,8 @@ class Posterior:
             whitened = np.asarray(np.linalg.inv(_curvature(scaled)), dtype=np.float64)
         return np.asarray(self.deviations[:, None] * ((whitened + whitened.T) / 2) * self.deviations)
 
-    def after(self, slopes: Floats, deviations: Floats) -> Posterior:
-        """Return what will be known after more observations, which do not move the mean.
+    def covariance_after(self, slopes: Floats, deviations: Floats) -> Floats:
+        """Return what will remain unknown after more observations, whatever their outcomes, shape (P, P).
 
         Parameters
         ----------
@@ -189,7 +189,8 @@ class Posterior:
             Their derivatives by theta.
         deviations : ndarray of float64, shape (m,)
         """
-        return replace(self, pulls=np.vstack([self.pulls, slopes / deviations[:, None]]))
+        gains = slopes @ self.covariance
+        return np.asarray(self.covariance - gains.T @ np.linalg.solve(gains @ slopes.T + np.diag(deviations**2), gains))
 
     def draw(self, count: int, rng: np.random.Generator) -> Floats:
         """Draw deviations of theta from its mean, shape (count, P).

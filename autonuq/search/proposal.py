@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.search.allocation import Floats, Ints, Layers, Relaxed, frontier
-from autonuq.search.loss_model import Belief, Evidence, Model, Posterior, Prior, learn, normal_cdf
+from autonuq.search.loss_model import Belief, Evidence, Model, Prior, learn, normal_cdf
 from autonuq.search.trust import BelievedLoss
 
 MIDDLE = 0.45
@@ -287,17 +287,17 @@ class Proposer:
         """
         count = len(self.layers)
         elasticities, total = self._elasticities(belief)
-        learnt = slopes @ self._after(belief, history.pending).covariance
+        learnt = slopes @ self._covariance_after(belief, history.pending)
         noise = belief.model.deviations(np.maximum(margins, -5.0)) ** 2
         variances = (learnt * slopes).sum(axis=1) + noise
         about = learnt[:, :count]
         spread = about**2 @ elasticities - (about @ elasticities) ** 2 / max(elasticities.sum(), 1e-300)
         return np.asarray(0.5 * spread / variances / total)
 
-    def _after(self, belief: Belief, pending: Ints) -> Posterior:
-        """Return what is known once pending plans are evaluated; its covariance does not depend on their outcomes."""
+    def _covariance_after(self, belief: Belief, pending: Ints) -> Floats:
+        """Return what will remain unknown once pending plans are evaluated."""
         margins, slopes = belief.margins_and_slopes(self.layers.distortions_of(pending))
-        return belief.posterior.after(slopes, belief.model.deviations(np.maximum(margins, -5.0)))
+        return belief.posterior.covariance_after(slopes, belief.model.deviations(np.maximum(margins, -5.0)))
 
     def _elasticities(self, belief: Belief) -> tuple[Floats, float]:
         """Return e_l at the predicted edge, shape (L,), and the bytes there."""

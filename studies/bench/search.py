@@ -150,12 +150,15 @@ class Contestant:
         No constraint; an infeasible plan's value is minus its excess.
     workers : int
         Trials under way at a time; the one that began first ends first.
+    patient : bool
+        Workers wait rather than begin one more trial than have ended, beside the first.
     """
 
     make: Callable[[Surrogate, int], BaseSampler]
     seeded: bool = False
     penalized: bool = False
     workers: int = 1
+    patient: bool = False
 
     def run(self, surrogate: Surrogate, seed: int, evaluations: int) -> list[float]:
         sizes = surrogate.original_bytes / 4
@@ -167,8 +170,9 @@ class Contestant:
         for index in UNIFORM if self.seeded else ():
             study.enqueue_trial(space.parameters({curve.layer: index for curve in surrogate.curves}))
         tally, running = Tally(surrogate), []
-        while len(tally.gaps) < evaluations:
-            while len(running) < min(self.workers, evaluations - len(tally.gaps)):
+        while (ended := len(tally.gaps)) < evaluations:
+            useful = min(self.workers, ended + 1) if self.patient else self.workers
+            while len(running) < min(useful, evaluations - ended):
                 trial = study.ask()
                 own = {n: trial.suggest_float(n, d.low, d.high, log=True) for n, d in space.distributions.items()}
                 running.append((trial, np.array(list(space.plan(own).values()))))
@@ -222,6 +226,7 @@ def _with_seed(sampler: Callable[..., BaseSampler], **options: object) -> Callab
 CONTESTANTS: dict[str, Callable[[Surrogate, int, int], list[float]]] = {
     "ours": Contestant(_ours).run,
     "ours-4": Contestant(_ours, workers=WORKERS).run,
+    "ours-4-patient": Contestant(_ours, workers=WORKERS, patient=True).run,
     "tpe-seeded": Contestant(_with_seed(optuna.samplers.TPESampler), seeded=True).run,
     "tpe": Contestant(_with_seed(optuna.samplers.TPESampler)).run,
     "nsga2-seeded": Contestant(_with_seed(optuna.samplers.NSGAIISampler, population_size=20), seeded=True).run,
@@ -236,6 +241,7 @@ SLOW_SEEDS = 3
 NAMES = {
     "ours": "rate-distortion",
     "ours-4": f"rate-distortion, {WORKERS} workers",
+    "ours-4-patient": f"rate-distortion, {WORKERS} workers that wait for results first",
     "tpe-seeded": "TPE, uniform plans first",
     "tpe": "TPE",
     "nsga2-seeded": "NSGA-II, uniform plans first",

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,16 @@ def test_the_covariance_is_the_inverse_of_prior_and_pulls_in_both_forms(count):
     assert np.cov(draws.T) / np.outer(spread, spread) == pytest.approx(
         posterior.covariance / np.outer(spread, spread), abs=0.02
     )
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_the_covariance_after_more_observations_is_the_one_with_their_pulls(more):
+    rng = np.random.default_rng(more)
+    slopes, deviations = rng.standard_normal((more, 12)), np.exp(rng.standard_normal(more))
+    pulls = rng.standard_normal((7, 12))
+    before = Posterior(np.zeros(12), np.exp(rng.standard_normal(12)), pulls, 0.0)
+    after = replace(before, pulls=np.vstack([pulls, slopes / deviations[:, None]]))
+    assert before.covariance_after(slopes, deviations) == pytest.approx(after.covariance, abs=1e-9)
 
 
 @pytest.mark.parametrize("count", [3, 40])
