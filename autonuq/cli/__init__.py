@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import signal
 import sys
 import warnings
@@ -122,10 +123,18 @@ def _print_any_name() -> None:
 
 def _end_as_by_ctrl_c() -> None:
     """End in order, too, where a cluster wants its machine back, or the terminal is closed; not under nohup."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return
+    terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def interrupt(*_: object) -> None:
+        for number in terminals:  # nobody sees any more what is written there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        raise KeyboardInterrupt
+
+    signal.signal(hang_up, interrupt)
 
 
 def main() -> None:

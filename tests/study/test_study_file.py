@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from autonuq.errors import StudyError
+from autonuq.study.engines import Workers
 from autonuq.study.study_file import load_task
 
 GOOD = """
@@ -114,3 +115,28 @@ def test_a_retired_key_is_ignored_with_one_warning(write, value):
 def test_mistakes_of_the_end_of_a_search(write, text, message):
     with pytest.raises(StudyError, match=message):
         load_task(write(GOOD + text))
+
+
+def test_workers(write):
+    assert load_task(write(GOOD)).workers == Workers()
+    dask = write(GOOD + '[workers]\nbackend = "dask"\nscheduler = "tcp://host:8786"\njobs = 4\n')
+    assert load_task(dask).workers == Workers("dask", "tcp://host:8786", 4)
+    ray = write(GOOD + '[workers]\nbackend = "ray"\naddress = "host:6379"\n')
+    assert load_task(ray).workers == Workers("ray", "host:6379")
+    assert load_task(write(GOOD + "[workers]\njobs = 2\n")).workers == Workers(jobs=2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ('backend = "slurm"', "'workers.backend' must be one of dask, ray. Got 'slurm'"),
+        ('backend = "dask"', "backend dask needs the address of its scheduler"),
+        ('address = "host:6379"', "an address needs a backend"),
+        ('backend = "ray"\naddress = "a"\nscheduler = "b"', "are the same thing; remove one"),
+        ("jobs = 0", "'workers.jobs' must be positive"),
+        ("job = 2", "unknown key of .workers. 'job'; did you mean 'jobs'"),
+    ],
+)
+def test_mistakes_of_workers(write, keys, message):
+    with pytest.raises(StudyError, match=message):
+        load_task(write(f"{GOOD}[workers]\n{keys}\n"))

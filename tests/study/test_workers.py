@@ -148,6 +148,53 @@ def test_a_killed_job_is_replaced(logging_study, monkeypatch):
     check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
 
 
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", ["", "timeout = 60"], ids=["", "isolated"])
+def test_killed_with_its_jobs_it_leaves_none_behind(logging_study, monkeypatch, timeout):
+    text = logging_study.read_text().replace("evaluate_batch_num = 8", f"evaluate_batch_num = 8\n{timeout}")
+    logging_study.write_text(text)
+    monkeypatch.setenv("PAUSE_S", "0.5")
+    process = start(logging_study, "tune", "--jobs", "2")
+    wait_until(lambda: len(worker_processes(logging_study) - {process.pid}) >= 2 + bool(timeout))
+    workers = worker_processes(logging_study) - {process.pid}
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(is_alive, workers)))
+    monkeypatch.setenv("PAUSE_S", "0")
+    assert start(logging_study, "resume").wait(timeout=120) == 0
+    check_complete(logging_study, task_of(logging_study).storage, 14, stopped=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("under", ["", "nohup"])
+def test_a_closed_terminal(logging_study, monkeypatch, under):
+    import pty
+
+    monkeypatch.setenv("PAUSE_S", "0.5")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(logging_study.parent)
+        command = [*([under] if under else []), *CLI, "tune", "study.toml", "--jobs", "2"]
+        os.execvp(command[0], command)
+    wait_until(lambda: len(worker_processes(logging_study) - {child}) == 2)
+    os.close(terminal)
+    workers = worker_processes(logging_study) - {child}
+    _, status = os.waitpid(child, 0)
+    wait_until(lambda: not any(map(is_alive, workers)))
+    trials = load_study("tiny", task_of(logging_study).storage).record().trials
+    assert not [trial for trial in trials if trial.state == "running"]
+    finished = sum(trial.state == "complete" for trial in trials)
+    assert finished == 14 if under else finished < 14
+    assert os.waitstatus_to_exitcode(status) == (0 if under else 130)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["the group", "the parent alone"])
 def test_interrupt_with_jobs(logging_study, monkeypatch, to):
@@ -214,6 +261,20 @@ def test_the_command_work(logging_study, elsewhere):
     assert process.returncode == 0, messages
     assert "trial 7/7" in messages
     assert sum(trial.state == "complete" for trial in study.record().trials) == 7
+
+
+def test_data_that_a_worker_lacks_are_no_plans_fault(logging_study, elsewhere):
+    source = logging_study.parent / "evaluate.py"
+    source.write_text(source.read_text().replace("time.sleep", '(HERE / "more.bin").read_bytes(); time.sleep'))
+    (source.parent / "more.bin").write_bytes(b"")
+    shutil.copy(source, elsewhere.parent)
+    study = StudyRun(task_of(logging_study, n_trials=4)).run(exists=False)
+    study.optuna.set_user_attr("autonuq:target_trials", 9)
+    with pytest.raises(EvaluatorError, match="FileNotFoundError.*more.bin"):
+        work(joined(logging_study, elsewhere))
+    states = [trial.state for trial in study.record().trials]
+    assert states.count("complete") == 4
+    assert "failed" not in states, "the trial is another worker's"
 
 
 def test_another_evaluator_is_refused(logging_study, elsewhere):
