@@ -71,7 +71,7 @@ def arm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arm")
     root, packages = folder / "root", folder / "packages"
     packages_of_debian = "--include=python3-minimal,python3,libstdc++6"
-    settings = ("--quiet", "--mode=root", "--architectures=arm64", "--variant=extract", "--skip=check/qemu")
+    settings = ("--quiet", "--architectures=arm64", "--variant=extract", "--skip=check/qemu")
     called(BOOTSTRAP, *settings, packages_of_debian, DEBIAN, root)
     install(packages)
     describe_processor(root)

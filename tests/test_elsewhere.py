@@ -18,7 +18,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
 for owner, names in {
     os: (
         *("fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "setsid", "sched_getaffinity", "mkfifo"),
-        *("uname", "fchmod", "getppid", "wait", "waitid", "WNOHANG", "O_DIRECTORY"),
+        *("fchmod", "getppid", "wait", "waitid", "WNOHANG", "O_DIRECTORY"),
     ),
     signal: ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGALRM", "SIGCHLD", "alarm", "pthread_sigmask", "setitimer"),
 }.items():
