@@ -193,7 +193,8 @@ class NamespaceHost:
         ip("link", "set", self._port, "nomaster")
 
     def mend(self):
-        ip("link", "set", self._port, "master", "br0")
+        with suppress(subprocess.CalledProcessError):  # its worker has given up, and the host is gone
+            ip("link", "set", self._port, "master", "br0")
 
     def signal(self, number):
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()

@@ -8,7 +8,7 @@ import threading
 import pytest
 import sqlalchemy
 from optuna.storages import BaseStorage, InMemoryStorage
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from autonuq.errors import StudyError
 from autonuq.storage import open as opening
@@ -207,6 +207,14 @@ def test_what_is_no_lost_connection_is_not_tried_again(slept):
     with pytest.raises(KeyError):
         patient(flaky, "db://x").get_study_id_from_name("none")
     assert not slept
+
+
+@pytest.mark.parametrize(("code", "is_lost"), [("25P03", True), (None, True), ("25P02", False)])
+def test_a_session_that_the_server_ended_is_a_lost_connection(code, is_lost):
+    """PostgreSQL's word for a transaction that was idle for too long; behind a pooler the driver says it garbled."""
+    cause = Exception("terminating connection")
+    cause.sqlstate = code
+    assert retries.is_connection_lost(InternalError("COMMIT", {}, cause)) == is_lost
 
 
 def test_every_operation_is_patient():
