@@ -151,7 +151,7 @@ class Contestant:
     workers : int
         Trials under way at a time; the one that began first ends first.
     patient : bool
-        Workers wait rather than begin one more trial than have ended, beside the first.
+        Workers wait where more trials would be under way than have ended, plus one.
     """
 
     make: Callable[[Surrogate, int], BaseSampler]
