@@ -128,12 +128,11 @@ def _sqlite_exclusion(engine: sqlalchemy.Engine) -> Exclusion:
 
 def _making_sqlite(engine: sqlalchemy.Engine) -> AbstractContextManager[None]:
     """Lock the study, for Optuna makes the tables by several transactions; who only opens it waits for no worker."""
-    try:
-        with engine.connect() as connection:
-            made = connection.exec_driver_sql("SELECT * FROM alembic_version").first()  # what Optuna makes last
-    except SQLAlchemyError:
-        made = None
-    return nullcontext() if made else _sqlite_exclusion(engine)(_TABLES)
+    last = "alembic_version"  # of what Optuna makes
+    with engine.connect() as connection:
+        is_there = sqlalchemy.inspect(connection).has_table(last)
+        is_made = is_there and connection.exec_driver_sql(f"SELECT * FROM {last}").first() is not None
+    return nullcontext() if is_made else _sqlite_exclusion(engine)(_TABLES)
 
 
 def _prepare_connection(connection: Any, _: object) -> None:
