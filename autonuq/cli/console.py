@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.errors import suggest_name
-from autonuq.study.engines import BACKENDS
 
 out = Console(highlight=False)
 """Results."""
@@ -57,13 +56,6 @@ ArtifactsOption = Annotated[str | None, typer.Option(help="Folder or s3://bucket
 JobsOption = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, help="Workers: one of this machine by default, or all of a cluster's."),
-]
-BackendOption = Annotated[
-    str | None, typer.Option(help=f"{' or '.join(BACKENDS)}: a cluster's workers run the trials; overrides the file's.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--scheduler", "--address", help="Of Dask's scheduler, tcp://host:8786, or of Ray's cluster."),
 ]
 TimeoutOption = Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial is started.")]
 WaitOption = Annotated[

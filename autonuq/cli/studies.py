@@ -17,9 +17,7 @@ from autonuq.cli.console import (
     INTERRUPTED,
     NOT_CONFIRMED,
     NOT_SATISFIED,
-    AddressOption,
     ArtifactsOption,
-    BackendOption,
     JobsOption,
     OutOption,
     PrefixOption,
@@ -45,6 +43,14 @@ from autonuq.study.run import WINNER_FORMATS, StudyRun
 from autonuq.study.study_file import load_task
 from autonuq.study.task import Task
 from autonuq.study.workers import work as run_worker
+
+BackendOption = Annotated[
+    str | None, typer.Option(help=f"{' or '.join(BACKENDS)}: a cluster's workers run the trials; overrides the file's.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--scheduler", "--address", help="Of Dask's scheduler, tcp://host:8786, or of Ray's cluster."),
+]
 
 
 def tune(
