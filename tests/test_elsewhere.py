@@ -112,6 +112,7 @@ def run_as_windows(folder, *parts):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("storage", ["journal://study.journal", "sqlite:///study.db"], ids=["journal", "sqlite"])
 def test_no_file_in_use_is_replaced(tiny_study, storage):
@@ -120,6 +121,7 @@ def test_no_file_in_use_is_replaced(tiny_study, storage):
     run_as_windows(tiny_study.parent, COMMANDS.format(commands=STUDY + STUDY[1:]))
 
 
+@pytest.mark.slow
 @linux
 def test_layers_may_be_called_what_no_file_can_be(tiny_study):
     write_tiny(tiny_study.parent, {"conv": "a:b/c*?|<d>. ", "fc": "aux", "bn": "AUX", "tiny": "con"})
@@ -132,6 +134,7 @@ def test_amct_needs_nothing_of_that(tiny):
     run_as_windows(tiny, WITHOUT_POSIX, EVERY_MODULE, AMCT, STILL_ABSENT)
 
 
+@pytest.mark.slow
 @linux
 def test_two_workers_need_nothing_of_that(tiny_study):
     commands = (("tune", "study.toml", "--trials", "4", "--jobs", "2"),)

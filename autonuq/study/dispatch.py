@@ -145,22 +145,20 @@ def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sende
     sent = parcel if engine.is_here else dumps_parcel(parcel)
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
+        with suppress(WorkerKilled):
             _call(engine, task.name, _work, package_versions(), sent, timeout)
-        except WorkerKilled as error:
-            before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
-            crashes = 1 if finished > before else crashes + 1
-            if crashes == MOST_CRASHES:
-                raise StudyError(
-                    f"{crashes} times in a row a worker was killed; out of memory? Run fewer with --jobs, then "
-                    "'autonuq resume'",
-                    study=task.name,
-                ) from error
-        else:
             is_over = deadline is not None and time.monotonic() >= deadline
             if is_over or runner.study.user_attrs.get(STOPPED) or runner.claims.is_finished():
                 return
             # They took this process for dead: it was suspended, or out of the storage's reach.
+        before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
+        crashes = 1 if finished > before else crashes + 1
+        if crashes == MOST_CRASHES:
+            raise StudyError(
+                f"{crashes} times in a row a worker was killed before a trial was finished; out of memory? Run fewer "
+                "with --jobs, then 'autonuq resume'",
+                study=task.name,
+            )
 
 
 def _call(
@@ -174,6 +172,9 @@ def _call(
     except WorkerBug as error:
         raise RuntimeError(f"a worker failed; there it says\n{error}") from error
     except Exception as error:
+        if timeout_s is not None and isinstance(error, TimeoutError):
+            words = f"the cluster's workers have not all taken up their task within {timeout_s:g} s; are they busy?"
+            raise StudyError(words, study=study) from error
         raise WorkerKilled(str(error)) if is_killed(error) else engine_error(error, study) from error
 
 

@@ -1,6 +1,6 @@
 """Where a study's workers run: in processes of this machine, or in a cluster's, Dask's or Ray's.
 
-joblib drives all of them. This is the one edge where the engines' own errors become ours.
+joblib drives them, and Ray its own calls. This is the one edge where the engines' own errors become ours.
 """
 
 from __future__ import annotations
@@ -134,17 +134,21 @@ def _dask(workers: Workers) -> Iterator[Engine]:
         except (OSError, ValueError) as error:
             raise StudyError(f"Dask's scheduler at {address} cannot be reached: {_said(error)}") from error
         try:
-            client.wait_for_workers(1, timeout=CONNECT_S)
+            _wait_for_dask_worker(client, address)
             gone = f"Dask's scheduler at {address} has no worker any more"
             with _watched(client.ncores, gone), joblib.parallel_config(backend=DASK, client=client):
                 jobs = workers.jobs or len(client.ncores())
                 yield Engine(jobs, False, partial(_call_by_joblib, jobs))
-        except distributed.TimeoutError as error:
-            start = f"start some: 'dask worker {address}'"
-            raise StudyError(f"Dask's scheduler at {address} has no worker; {start}") from error
         finally:
             with suppress(Exception):  # its scheduler may be gone
                 client.close(timeout=_LOOK_S)
+
+
+def _wait_for_dask_worker(client: Any, address: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except TimeoutError as error:
+        raise StudyError(f"Dask's scheduler at {address} has no worker; start some: 'dask worker {address}'") from error
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def _call_by_ray(jobs: int, function: Callable[..., None], arguments: tuple[Any,
         while waiting:
             ended, waiting = ray.wait(waiting, timeout=timeout_s)
             if not ended:
-                raise TimeoutError(f"no worker has taken up its task within {timeout_s:g} s")
+                raise TimeoutError
             ray.get(ended)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None

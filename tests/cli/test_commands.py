@@ -121,6 +121,7 @@ def test_export_formats_and_unpack(run, tiny_study):
     assert not (folder / "other").exists()
 
 
+@pytest.mark.slow
 def test_out_is_the_folder_of_the_study_in_every_command(run, tiny_study):
     folder = tiny_study.parent
     assert run("tune", tiny_study, "--trials", "2", "--out", "mine").returncode == 0

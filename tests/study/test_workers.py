@@ -105,6 +105,7 @@ def test_the_backend_of_a_parallel_config_is_used(logging_study):
     assert {int(trial.worker.rpartition(":")[2]) for trial in trials} == {os.getpid()}
 
 
+@pytest.mark.slow
 def test_a_configuration_warns_once_however_many_jobs(logging_study):
     folder = logging_study.parent
     (folder / "quant.cfg").write_text("common_config { nuq_quantize { num_steps: 32 num_of_iteration: 0 } }\n")
