@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -73,7 +74,7 @@ def check_workers(task: Task, engine: Engine) -> None:
     """
     if not engine.is_here:
         parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
-        _call(engine, task.name, _arrive, package_versions(), parcel, timeout_s=_ARRIVAL_S)
+        _call(engine, task.name, _arrive, _versions(), parcel, timeout_s=_ARRIVAL_S)
 
 
 def dumps_parcel(parcel: Parcel) -> bytes:
@@ -146,7 +147,7 @@ def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sende
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         with suppress(WorkerKilled):
-            _call(engine, task.name, _work, package_versions(), sent, timeout)
+            _call(engine, task.name, _work, _versions(), sent, timeout)
             is_over = deadline is not None and time.monotonic() >= deadline
             if is_over or runner.study.user_attrs.get(STOPPED) or runner.claims.is_finished():
                 return
@@ -241,8 +242,13 @@ def _watching(study: optuna.Study, sender: Lease) -> Iterator[Callable[[], bool]
         over.set()
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions that two processes must share to understand a parcel: code is that of one minor Python."""
+    return {**package_versions(), "Python": ".".join(map(str, sys.version_info[:2]))}
+
+
 def _opened(versions: Mapping[str, str], parcel: bytes) -> Parcel:
-    here = package_versions()
+    here = _versions()
     for name, number in versions.items():
         if here[name] != number:
             raise StudyError(f"the worker has {name} {here[name]}, the study {number}; install the same there")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +17,9 @@ import pytest
 
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.records import INT8
-from autonuq.study import workers
+from autonuq.runtime.device import selection
+from autonuq.storage.lease import WorkerSession
+from autonuq.study import dispatch, workers
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
@@ -284,6 +287,32 @@ def test_another_evaluator_is_refused(logging_study, elsewhere):
     source.write_text(source.read_text() + "\n# changed\n")
     with pytest.raises(StudyError, match="was started with another evaluator"):
         work(joined(logging_study, elsewhere))
+
+
+def test_a_parcel_of_other_versions_is_not_opened(logging_study, monkeypatch):
+    parcel = dispatch.dumps_parcel(dispatch.Parcel(task_of(logging_study), selection(), WorkerSession().lease))
+    dispatch._opened(dispatch._versions(), parcel)
+    for name in ("numpy", "Python"):
+        with pytest.raises(StudyError, match=f"the worker has {name} .*, the study 0.9; install the same there"):
+            dispatch._opened({**dispatch._versions(), name: "0.9"}, parcel)
+    with pytest.raises(EvaluatorError, match="cannot be made on a worker: .*; what it imports must be installed"):
+        dispatch._opened(dispatch._versions(), parcel[:-5])
+
+
+def test_what_cannot_be_sent_is_named(logging_study):
+    task = task_of(logging_study)
+    evaluator = Holding()
+    with pytest.raises(EvaluatorError, match="Holding cannot be sent to workers: TypeError: cannot pickle.*lock"):
+        dispatch.dumps_parcel(dispatch.Parcel(replace(task, evaluator=evaluator), selection(), WorkerSession().lease))
+
+
+class Holding:
+    """An evaluator with what no other process can have."""
+
+    evaluate_batch_num = 1
+
+    def __init__(self):
+        self.lock = threading.Lock()
 
 
 def test_other_versions_are_refused_by_name(logging_study, elsewhere, monkeypatch):
