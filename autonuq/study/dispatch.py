@@ -64,8 +64,16 @@ class Parcel:
     sender: Lease
 
 
-def check_workers(task: Task, engine: Engine) -> None:
+def check_workers(task: Task, engine: Engine, *, is_begun: bool = True) -> None:
     """Let the workers of a cluster make the evaluator and open the storage, before anything is prepared for them.
+
+    Parameters
+    ----------
+    task : Task
+        With its evaluator made.
+    engine : Engine
+    is_begun : bool
+        The study is in its storage; otherwise nobody looks there.
 
     Raises
     ------
@@ -74,7 +82,7 @@ def check_workers(task: Task, engine: Engine) -> None:
     """
     if not engine.is_here:
         parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
-        _call(engine, task.name, _arrive, _versions(), parcel, timeout_s=_ARRIVAL_S)
+        _call(engine, task.name, _arrive, _versions(), parcel, is_begun, timeout_s=_ARRIVAL_S)
 
 
 def dumps_parcel(parcel: Parcel) -> bytes:
@@ -190,12 +198,13 @@ def _as_ours() -> Iterator[None]:
         raise WorkerBug(traceback.format_exc()) from error
 
 
-def _arrive(versions: Mapping[str, str], parcel: bytes) -> None:
-    """Open a parcel, on a worker, to see whether that can be done, and look at the storage."""
+def _arrive(versions: Mapping[str, str], parcel: bytes, is_begun: bool) -> None:
+    """Open a parcel, on a worker, to see whether that can be done, and look for a study that is begun."""
     with _as_ours():
         task = _opened(versions, parcel).task
         check_evaluator(task.evaluator)
-        _storage_of(task).load(task.name)
+        if is_begun:
+            _storage_of(task).load(task.name)
 
 
 def _work(versions: Mapping[str, str], parcel: Parcel | bytes, timeout: float | None) -> None:

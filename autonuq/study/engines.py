@@ -211,7 +211,7 @@ def _call_by_ray(jobs: int, function: Callable[..., None], arguments: tuple[Any,
                 raise TimeoutError
             ray.get(ended)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        raise (error.cause or RuntimeError(_said(error))) from None
     except ray.exceptions.RayError as error:  # whose class may not survive the way back
         raise (WorkerKilled if is_killed(error) else RuntimeError)(_said(error)) from None
 

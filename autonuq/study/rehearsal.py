@@ -30,6 +30,8 @@ from autonuq.quant.points import Tuning
 from autonuq.records import say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.storage.open import open_storage, storage_file
+from autonuq.study.dispatch import check_workers
+from autonuq.study.engines import engine
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.resources import check_resources, needs_of
@@ -130,6 +132,7 @@ class Rehearsal:
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
             *((("confirmation", ("evaluator",), self._confirmation),) if task.confirm is not None else ()),
+            *((("workers", ("evaluator",), self._workers),) if task.workers.backend else ()),
             ("folder", (), self._folder),
             ("storage", ("folder",), self._storage),
             ("study", ("storage", "quantization", "evaluator"), self._study),
@@ -184,6 +187,11 @@ class Rehearsal:
         self._task = replace(self._task, evaluator=self._own)
         check_evaluator(self._own)
         return f"{evaluator_name(self._own)}, {self._own.evaluate_batch_num} batches"
+
+    def _workers(self) -> str:
+        with engine(self._task.workers) as connected:
+            check_workers(self._task, connected, is_begun=False)
+            return f"{connected.jobs} of {self._task.workers.backend} made the evaluator"
 
     def _one_batch(self) -> str:
         pair = self._task.source

@@ -191,7 +191,11 @@ def workers_of(folder, storage=None):
 
 
 def test_a_study_file(cluster, folder):
-    done = run(cluster, folder, *CLI, "tune", "study.toml", *cluster.options)
+    backend, address = f'backend = "{cluster.backend}"', f'address = "{cluster.address}"'
+    (folder / "study.toml").write_text((folder / "study.toml").read_text() + f"[workers]\n{backend}\n{address}\n")
+    checked = run(cluster, folder, *CLI, "check", "study.toml")
+    assert f"2 of {cluster.backend} made the evaluator" in checked.stdout, checked.stderr
+    done = run(cluster, folder, *CLI, "tune", "study.toml")
     assert done.returncode in (0, 9), done.stderr
     pids = workers_of(folder)
     assert len(pids) == 10
@@ -238,11 +242,12 @@ def test_an_evaluator_of_a_notebook(dask, folder):
         "import joblib\nwith joblib.parallel_config(backend='dask'):\n"
         "    study = nuq.tune('tiny.prototxt', 'tiny.caffemodel', Same(), out='out/tiny', n_trials=4, jobs=2)",
         "study = nuq.resume('out/tiny', evaluator=Same(), trials=5)",
+        "study = nuq.resume('out/tiny', evaluator=Same(), trials=8, jobs=2)",  # processes of this machine
         "study.record().counts.complete",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(book, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
-    assert book.cells[-1].outputs[0]["data"]["text/plain"] == "5"
+    assert book.cells[-1].outputs[0]["data"]["text/plain"] == "8"
 
 
 def test_workers_that_see_nothing_of_the_study(folder, tmp_path_factory, redis_url):  # noqa: F811
@@ -291,6 +296,18 @@ def test_nobody_answers(folder):
         assert done.returncode == 6
         assert f"{address} cannot be reached" in said(done)
         assert not (folder / "out").exists()
+
+
+def test_workers_without_the_package(folder, tmp_path_factory):
+    cluster = Dask(tmp_path_factory.mktemp("dask"), workers=0)
+    call = "import sys; sys.modules['autonuq'] = None; from distributed.cli.dask_worker import main; main()"
+    cluster.start(sys.executable, "-c", call, cluster.address, "--host", "127.0.0.1", "--no-nanny", "--no-dashboard")
+    try:
+        done = run(cluster, folder, *CLI, "tune", "study.toml", *cluster.options)
+    finally:
+        cluster.stop()
+    assert done.returncode == 6
+    assert "autonuq" in said(done)
 
 
 def test_a_scheduler_without_a_worker(folder, tmp_path_factory):
