@@ -54,7 +54,7 @@ GATES = {
     "onnxruntime": ("runtime/",),
     "optuna": ("search/", "storage/", "study/", "report/"),
     "optuna_dashboard": ("report/dashboard.py",),
-    "psutil": ("storage/lease.py",),
+    "psutil": ("evaluate/isolation.py", "storage/lease.py"),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/",),

@@ -27,13 +27,19 @@ _LOOK_S = 0.5
 _kept: list[Any] = []  # in the process: its evaluator
 
 
+def _is_there(process: int) -> bool:
+    import psutil  # Windows tells for ever who the parent was
+
+    return bool(psutil.pid_exists(process))
+
+
 @cache
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, even by SIGKILL; watched from a thread."""
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (os.name != "nt" or _is_there(parent)):
             time.sleep(_LOOK_S)
         os._exit(1)
 
