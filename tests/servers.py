@@ -172,6 +172,8 @@ class Proxy:
                 target.sendall(data)
         self._open.wait()  # even an end is news
         for end in (source, target):
+            with suppress(OSError):  # the other thread was first
+                end.shutdown(socket.SHUT_RDWR)  # it may be waiting for data there, and keep a closed one open
             end.close()
 
     def close(self):
