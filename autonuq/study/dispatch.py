@@ -234,19 +234,21 @@ def _run(parcel: Parcel, deadline: float | None) -> None:
 
 @contextmanager
 def _watching(study: optuna.Study, sender: Lease) -> Iterator[Callable[[], bool]]:
-    """Watch from a thread whether the sender waits no more, or has been silent for too long."""
-    over, abandoned, watch = threading.Event(), threading.Event(), LeaseWatch()
+    """Say, when asked, whether the sender waits no more, or has been silent for too long: a thread watches that."""
+    over, silent, watch = threading.Event(), threading.Event(), LeaseWatch()
 
     def look() -> None:
         while not over.wait(INTERVAL_S):
             with suppress(StudyError):  # out of reach for this worker, which says nothing of the sender
-                now = study.user_attrs.get(SENDER, {})
-                if now.get("session") != sender.session or watch.silent({0: now}):
-                    abandoned.set()
+                if watch.silent({0: study.user_attrs.get(SENDER, {})}):
+                    silent.set()
+
+    def is_abandoned() -> bool:
+        return silent.is_set() or study.user_attrs.get(SENDER, {}).get("session") != sender.session
 
     threading.Thread(target=look, name="autonuq sender", daemon=True).start()
     try:
-        yield abandoned.is_set
+        yield is_abandoned
     finally:
         over.set()
 

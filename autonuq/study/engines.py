@@ -284,15 +284,17 @@ def _imported(module: str, backend: str) -> Any:
 
 
 @contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    """Keep an engine's log to itself: what matters of it comes as an error."""
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+def _silenced(package: str) -> Iterator[None]:
+    """Keep an engine's logs to itself: what matters of them comes as an error."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == package]
+    levels = {log: log.level for log in map(logging.getLogger, names)}
+    for log in levels:
+        log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
 
 
 class WorkerKilled(Exception):
