@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -35,7 +36,13 @@ def _is_there(process: int) -> bool:
 
 @cache
 def end_with_parent() -> None:
-    """Let this process end when the one that started it does, even by SIGKILL; watched from a thread."""
+    """Let this process end when the one that started it does, even by SIGKILL, rather than by what a terminal sends.
+
+    To be called in the main thread.
+    """
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:

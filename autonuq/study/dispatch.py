@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -215,7 +214,6 @@ def _work(versions: Mapping[str, str], parcel: Parcel | bytes, timeout: float | 
         opened.select()
         is_own = isinstance(parcel, Parcel) and os.getpid() != opened.sender.pid
         if is_own and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sender ends it
             end_with_parent()
         _run(opened, deadline)
 

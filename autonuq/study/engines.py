@@ -8,7 +8,6 @@ from __future__ import annotations
 import _thread
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -157,7 +156,7 @@ def _ray(workers: Workers) -> Iterator[Engine]:
     _imported("ray", RAY)
     _check_port("Ray's cluster", workers.address)
     where = f"Ray's cluster at {workers.address}" if workers.address else "Ray's cluster of this machine"
-    process = ProcessPoolExecutor(1, initializer=_prepare_for_ray, env=_RAY_SETTINGS)
+    process = ProcessPoolExecutor(1, initializer=end_with_parent, env=_RAY_SETTINGS)
 
     def ask(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -171,11 +170,6 @@ def _ray(workers: Workers) -> Iterator[Engine]:
         yield Engine(jobs, False, partial(ask, _call_by_ray, jobs))
     finally:
         process.shutdown(kill_workers=True)
-
-
-def _prepare_for_ray() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this process
-    end_with_parent()
 
 
 def _connect_to_ray(address: str, where: str) -> int:
