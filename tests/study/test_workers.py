@@ -184,6 +184,7 @@ def test_a_closed_terminal(logging_study, monkeypatch, under):
     monkeypatch.setenv("PAUSE_S", "0.5")
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
         os.chdir(logging_study.parent)
         command = [*([under] if under else []), *CLI, "tune", "study.toml", "--jobs", "2"]
         os.execvp(command[0], command)
