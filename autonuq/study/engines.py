@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import logging
 import os
+import pickle
 import socket
 import threading
 import time
@@ -118,9 +119,23 @@ def _is_of_joblib() -> bool:
 def _call_by_joblib(
     jobs: int, function: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float | None
 ) -> None:
-    processes = jobs if _is_of_joblib() else max(2, jobs)  # Ray's backend does a single job in this process
+    processes = jobs
+    if not _is_of_joblib():
+        processes = max(2, jobs)  # Ray's backend does a single job in this process
+        function, arguments = pickle.loads, (pickle.dumps(_Call(function, arguments)),)
     call = joblib.Parallel(n_jobs=processes, batch_size=1, timeout=timeout_s)
     call(joblib.delayed(function)(*arguments) for _ in range(jobs))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that is made by unpickling it: a worker of Dask's that cannot read a task, for lack of a package, dies."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return self.function, self.arguments
 
 
 @contextmanager
@@ -310,8 +325,12 @@ def engine_error(error: Exception, study: str) -> StudyError:
 
 
 def _said(error: BaseException) -> str:
-    """Return the first line of what an engine says, or of what it had that from, and what kind of error it is."""
-    text = next((line for line in str(error).strip().splitlines() if line.strip()), "")
-    if error.__cause__ is not None and str(error.__cause__):
-        text = f"{text}: {str(error.__cause__).splitlines()[0]}" if text else str(error.__cause__).splitlines()[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """Return what kind of error an engine has, the first line of what it says, and of what it had that from."""
+    causes = [error] if error.__cause__ is None else [error, error.__cause__]
+    return ": ".join(filter(None, [type(error).__name__, *map(_first_line, causes)]))
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; nothing of a traceback that a worker sent."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "" if not lines or lines[0].startswith(('"""', "Traceback")) else lines[0]

@@ -307,7 +307,7 @@ def test_workers_without_the_package(folder, tmp_path_factory):
     finally:
         cluster.stop()
     assert done.returncode == 6
-    assert "No module named 'autonuq'" in said(done)
+    assert "No module named 'autonuq" in said(done)
 
 
 def test_a_scheduler_without_a_worker(folder, tmp_path_factory):
