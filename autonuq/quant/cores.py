@@ -16,6 +16,7 @@ from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
@@ -46,6 +47,7 @@ class _Run(Generic[Item, Result]):
         self._results: dict[int, Result] = {}
         self._error: BaseException | None = None
         self._parent = _under_way.get()
+        self._numpy = np.geterr()  # NumPy 1 keeps them for each thread
 
     def take(self) -> None:
         """Do what is left to do, until another thread has begun with the last item."""
@@ -62,7 +64,8 @@ class _Run(Generic[Item, Result]):
     def take_beside(self) -> None:
         """Do the same in another thread than the one that waits, which is told of whatever ends it."""
         try:
-            self.take()
+            with np.errstate(**self._numpy):
+                self.take()
         except BaseException as error:
             self._fail(0, error)
 
