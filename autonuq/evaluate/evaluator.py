@@ -108,8 +108,9 @@ def load_evaluator(reference: str, folder: Path, evaluate_batch_num: int) -> Any
         raise EvaluatorError(f"{source} has no class '{name}' (it has: {', '.join(classes) or 'none'}).{hint}")
     # Other processes need not be sent its data: they make their own.
     if source.endswith(".py"):
-        files = read_own_files(folder / source)
-        copyreg.pickle(cls, lambda _: (load_sent_evaluator, (reference, folder, evaluate_batch_num, files)))
+        main = (folder / source).resolve()
+        files = read_own_files(main)
+        copyreg.pickle(cls, lambda _: (load_sent_evaluator, (main, name, evaluate_batch_num, files)))
     else:
         copyreg.pickle(cls, lambda _: (_constructed, (cls, reference, evaluate_batch_num)))
     return _constructed(cls, reference, evaluate_batch_num)
@@ -126,13 +127,16 @@ def _constructed(cls: type, reference: str, evaluate_batch_num: int) -> Any:
     return evaluator
 
 
-def load_sent_evaluator(reference: str, folder: Path, evaluate_batch_num: int, files: Mapping[str, bytes]) -> Any:
+def load_sent_evaluator(main: Path, name: str, evaluate_batch_num: int, files: Mapping[str, bytes]) -> Any:
     """Make the evaluator of another process here: from its file, or, where that is not the same, from what was sent.
 
     Parameters
     ----------
-    reference, folder, evaluate_batch_num
-        As for `load_evaluator`.
+    main : Path
+        Its file there, absolute and no link.
+    name : str
+        Of the class.
+    evaluate_batch_num : int
     files : mapping of str to bytes
         See `sending.read_own_files`.
 
@@ -141,8 +145,7 @@ def load_sent_evaluator(reference: str, folder: Path, evaluate_batch_num: int, f
     EvaluatorError
         See `load_evaluator`.
     """
-    source, _, name = reference.rpartition(":")
-    return load_evaluator(f"{arrived_file(folder / source, files)}:{name}", folder, evaluate_batch_num)
+    return load_evaluator(f"{arrived_file(main, files)}:{name}", main.parent, evaluate_batch_num)
 
 
 def load_module(source: str, folder: Path) -> ModuleType:

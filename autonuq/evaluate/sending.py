@@ -23,10 +23,13 @@ _HERE = Path(__file__).parent.parent
 
 
 def read_own_files(main: Path) -> dict[str, bytes]:
-    """Return a file of the user's and the modules that it has imported from its folder: the name there -> content."""
-    folder = main.resolve().parent
+    """Return a file of the user's and the modules that it has imported from its folder: the name there -> content.
+
+    The file is given by an absolute path without links.
+    """
+    folder = main.parent
     beside = [path for path in map(_users_file, list(sys.modules.values())) if path and path.is_relative_to(folder)]
-    files = {main.resolve(), *filter(Path.is_file, beside)}  # some were there only while they were loaded
+    files = {main, *filter(Path.is_file, beside)}  # some were there only while they were loaded
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

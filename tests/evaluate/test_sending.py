@@ -67,6 +67,15 @@ def test_one_of_a_file_is_made_anew_from_what_was_sent(folder, tmp_path_factory)
     assert done.stdout == b"42 3\n", done.stderr
 
 
+def test_a_link_to_a_file_is_followed(folder, tmp_path_factory):
+    (folder / "link.py").symlink_to(folder / "counting.py")
+    content = dumps_by_value(load_evaluator("link.py:Counting", folder, 3))
+    assert looked_at(content, tmp_path_factory).stdout == b"42 3\n"
+    for path in folder.glob("*.py"):
+        path.unlink()
+    assert looked_at(content, tmp_path_factory).stdout == b"42 3\n"
+
+
 def test_one_of_a_module_is_sent_with_what_it_uses(folder, tmp_path_factory):
     sys.path.insert(0, str(folder))
     content = dumps_by_value(load_evaluator("counting:Counting", folder, 3))

@@ -82,7 +82,7 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def stop(self):
+    def close(self):
         for process in self.processes:
             kill_all(process)
 
@@ -119,7 +119,7 @@ class Dask(Cluster):
 def dask(tmp_path_factory):
     cluster = Dask(tmp_path_factory.mktemp("dask"))
     yield cluster
-    cluster.stop()
+    cluster.close()
 
 
 class Ray(Cluster):
@@ -146,7 +146,7 @@ def ray():
     folder.mkdir()
     cluster = Ray(folder)
     yield cluster
-    cluster.stop()
+    cluster.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -180,6 +180,12 @@ def run(cluster, folder, *command, **more):
     return subprocess.run(
         [*cluster.prefix, *command], cwd=folder, capture_output=True, text=True, timeout=240, check=False, **more
     )
+
+
+def tuned(cluster, folder, *options):
+    """Tune by a cluster of the test's own, and stop that."""
+    with contextlib.closing(cluster):
+        return run(cluster, folder, *CLI, "tune", "study.toml", *options, *cluster.options)
 
 
 def workers_of(folder, storage=None):
@@ -255,11 +261,8 @@ def test_workers_that_see_nothing_of_the_study(folder, tmp_path_factory, redis_u
         pytest.skip("folders cannot be hidden from a process here")
     shared = tmp_path_factory.mktemp("shared")
     cluster = Dask(tmp_path_factory.mktemp("dask"), hidden=folder)
-    options = ["--storage", redis_url, "--artifacts", str(shared), *cluster.options]
-    try:
-        done = run(cluster, folder, *CLI, "tune", "study.toml", *options)
-    finally:
-        cluster.stop()
+    options = ["--storage", redis_url, "--artifacts", str(shared)]
+    done = tuned(cluster, folder, *options)
     assert done.returncode in (0, 9), done.stderr
     assert len(set(workers_of(folder, redis_url)[1:])) == 2
 
@@ -276,10 +279,7 @@ def test_a_missing_data_file_is_the_evaluators_error_before_anything_is_prepared
     (folder / "helper.py").write_text("import numpy as np\n\n\ndef images():\n    return np.load('images.npy')\n")
     np.save(folder / "images.npy", np.zeros((32, 2, 8, 8), np.float32))
     cluster = Dask(tmp_path_factory.mktemp("dask"))
-    try:
-        done = run(cluster, folder, *CLI, "tune", "study.toml", *cluster.options)
-    finally:
-        cluster.stop()
+    done = tuned(cluster, folder)
     assert done.returncode == 7
     assert "images.npy" in said(done)
     assert "curves" not in done.stderr
@@ -302,20 +302,14 @@ def test_workers_without_the_package(folder, tmp_path_factory):
     cluster = Dask(tmp_path_factory.mktemp("dask"), workers=0)
     call = "import sys; sys.modules['autonuq'] = None; from distributed.cli.dask_worker import main; main()"
     cluster.start(sys.executable, "-c", call, cluster.address, "--host", "127.0.0.1", "--no-nanny", "--no-dashboard")
-    try:
-        done = run(cluster, folder, *CLI, "tune", "study.toml", *cluster.options)
-    finally:
-        cluster.stop()
+    done = tuned(cluster, folder)
     assert done.returncode == 6
     assert "No module named 'autonuq" in said(done)
 
 
 def test_a_scheduler_without_a_worker(folder, tmp_path_factory):
     cluster = Dask(tmp_path_factory.mktemp("dask"), workers=0)
-    try:
-        done = run(cluster, folder, *CLI, "tune", "study.toml", *cluster.options)
-    finally:
-        cluster.stop()
+    done = tuned(cluster, folder)
     assert done.returncode == 6
     assert "has no worker" in said(done)
 
