@@ -15,7 +15,9 @@ from autonuq.errors import AutonuqError
 
 
 @contextmanager
-def reading(path: str | Path, kind: type[AutonuqError], fault: str, *, what: str = "") -> Iterator[None]:
+def reading(
+    path: str | Path, kind: type[AutonuqError], fault: str, *, what: str = "", layer: str | None = None
+) -> Iterator[None]:
     """Turn whatever a file's content causes inside into an error that names the file.
 
     Parameters
@@ -28,6 +30,8 @@ def reading(path: str | Path, kind: type[AutonuqError], fault: str, *, what: str
         What is wrong with a file that raises, e.g. ``"is no record file"``; what the library says comes behind it.
     what : str, optional
         What the file is, in front of either sentence, e.g. ``"mean file"``.
+    layer : str, optional
+        Which it was read for.
 
     Raises
     ------
@@ -49,13 +53,13 @@ def reading(path: str | Path, kind: type[AutonuqError], fault: str, *, what: str
         raise
     except OSError as error:
         said = f"cannot be read: {error.strerror}" if error.strerror else f"{fault}: {_reason(error)}"
-        raise kind(f"{subject}{said}", path=path) from error
+        raise kind(f"{subject}{said}", path=path, layer=layer) from error
     except MemoryError as error:
-        raise kind(f"{subject}{fault}: it asks for more memory than there is", path=path) from error
+        raise kind(f"{subject}{fault}: it asks for more memory than there is", path=path, layer=layer) from error
     except RecursionError as error:
-        raise kind(f"{subject}{fault}: it is nested too deeply", path=path) from error
+        raise kind(f"{subject}{fault}: it is nested too deeply", path=path, layer=layer) from error
     except Exception as error:
-        raise kind(f"{subject}{fault}: {_reason(error)}", path=path) from error
+        raise kind(f"{subject}{fault}: {_reason(error)}", path=path, layer=layer) from error
 
 
 def _reason(error: Exception) -> str:

@@ -48,9 +48,11 @@ def load_image(filename: str | Path, color: bool = True) -> Array:
         picture = decode(path)
     except OSError as error:
         raise error if error.filename else OSError(f"{path}: {error}") from error
-    if not color and picture.mode == "L":
-        return (np.asarray(picture, np.float32) / np.float32(255))[:, :, np.newaxis]
-    values = np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
+    is_grey = not color and picture.mode == "L"
+    values = np.array(picture if is_grey else picture.convert("RGB"), np.float32)
+    values /= np.float32(255)
+    if is_grey:
+        return values[:, :, np.newaxis]
     return values if color else (values @ _LUMINANCE)[:, :, np.newaxis]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
-_FREE_PIXELS = 8 << 20
+_FREE_PIXELS = 6 << 20
 _MOST_RATIO = 16
 """How many pixels a picture may have beside those, for each of its bytes: photographs have up to 10."""
 _JPEGS = ("JPEG", "MPO")  # a JPEG with a second picture behind the first, as phones write it, is opened as MPO

@@ -28,6 +28,7 @@ from autonuq.reading import reading
 Order = Literal["RGB", "BGR"]
 _DECODERS = 4  # threads that decode pictures; Pillow works outside the interpreter's lock
 _CHUNK_BYTES = 1 << 20
+_LABEL_DIGITS = 9  # Caffe's labels have 32 bits
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class DataSettings:
         """Say whether two settings of one source have an image in common."""
         last = [math.inf if one.count is None else one.start + one.count for one in (self, other)]
         return self.start < last[1] and other.start < last[0]
+
+    @property
+    def file(self) -> Path:
+        """The file that says which images there are."""
+        return Path(self.labels) if self.kind == "folder" else self.path
 
     @property
     def span(self) -> slice:
@@ -117,7 +123,7 @@ def open_images(settings: DataSettings, part: Part = "all") -> LabelledImages:
     if len(source.labels) == 0 or (settings.count is not None and len(source.labels) < settings.count):
         wanted = "one" if settings.count is None else f"{settings.count} images"
         have = f"there are {len(source.labels)} from number {settings.start} on"
-        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.path)
+        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.file)
     source.keep(part_of(len(source.labels), part))
     return source
 
@@ -187,10 +193,11 @@ class FolderImages:
 
     def __init__(self, settings: DataSettings) -> None:
         self._folder, self._settings = settings.path, settings
-        entries = list(self._entries(Path(settings.labels)))[settings.span]
+        entries = list(self._entries(settings.file))[settings.span]
         self._names = [name for name, _ in entries]
         self.labels = np.array([label for _, label in entries], np.int64)
-        missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
+        with reading(settings.file, EvaluatorError, "names what can be no file", what="label file"):
+            missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
         if missing is not None:
             raise EvaluatorError(f"picture '{missing}' of {settings.labels} is not there", path=self._folder)
 
@@ -203,7 +210,7 @@ class FolderImages:
             lines = file.read_text("utf-8").splitlines()
         for number, line in enumerate(lines, 1):
             name, _, label = line.strip().rpartition(" ")
-            if name and label.isdecimal():
+            if name and label.isdecimal() and len(label) <= _LABEL_DIGITS:
                 yield name.strip(), int(label)
             elif line.strip():
                 raise EvaluatorError(f"line {number} must read 'picture label'. Got '{line}' instead.", path=file)
