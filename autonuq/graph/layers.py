@@ -81,14 +81,13 @@ def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None) -> dict[str, Sha
     shapes: dict[str, Shape] = {}
     for layer in graph.layers:
         bottoms = [shapes[bottom] for bottom in layer.bottoms]
-        tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops)
+        tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops, "top")
         _check_own_blobs(graph, layer, bottoms)
         if len(layer.tops) > len(tops):
             raise graph.error(layer, f"type '{layer.type}' makes {len(tops)} tops, but {len(layer.tops)} are named")
         for top, shape in zip(layer.tops, tops, strict=False):
             shapes[top] = shape if not inputs or layer.type not in FED_LAYERS else tuple(inputs.get(top, shape))
-            if math.prod(shapes[top]) > MAX_ELEMENTS:
-                raise graph.error(layer, f"blob '{top}' of shape {shapes[top]} exceeds {MAX_ELEMENTS} values")
+            _check_size(graph, layer, f"blob '{top}'", shapes[top])
     return shapes
 
 
@@ -98,7 +97,12 @@ def blob_shapes(graph: Graph, layer: Layer, shapes: Mapping[str, Shape]) -> list
 
 
 def _own_shapes(graph: Graph, layer: Layer, bottoms: list[Shape]) -> list[Shape]:
-    return _checked(graph, layer, bottoms, layer_type(graph, layer).blobs)
+    return _checked(graph, layer, bottoms, layer_type(graph, layer).blobs, "blob of weights")
+
+
+def _check_size(graph: Graph, layer: Layer, what: str, shape: Shape) -> None:
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise graph.error(layer, f"{what} of shape {shape} exceeds {MAX_ELEMENTS} values, Caffe's limit")
 
 
 def _check_own_blobs(graph: Graph, layer: Layer, bottoms: list[Shape]) -> None:
@@ -137,7 +141,8 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
     return found
 
 
-def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops) -> list[Shape]:
+def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops, what: str) -> list[Shape]:
+    """Return the shapes that a rule gives a layer's tops or its blobs of weights, if they can be."""
     wanted = LAYER_TYPES[layer.type].bottoms
     if len(bottoms) not in wanted:
         raise graph.error(layer, f"type '{layer.type}' takes {_range_text(wanted)} bottoms, got {len(bottoms)}")
@@ -147,6 +152,8 @@ def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops) -
         raise ModelError(str(error), path=graph.path, layer=layer.name) from error
     if any(min(shape, default=1) < 1 for shape in shapes):
         raise graph.error(layer, f"gives shapes {shapes}; every dimension must be positive")
+    for index, shape in enumerate(shapes):
+        _check_size(graph, layer, f"{what} {index}", shape)
     return shapes
 
 

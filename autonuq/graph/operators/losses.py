@@ -94,7 +94,7 @@ def _accuracy(builder: Builder, layer: Layer, tensors: list[str], shapes: list[S
         total = builder.add("Div", _total(builder, right), builder.scalar("Max", labels.valid, 1.0), label=layer.name)
     if len(layer.tops) < 2:
         return [total]
-    each = builder.constant("each", np.arange(classes).reshape(1, classes, 1))
+    each = builder.reshape(builder.counted(classes), [1, classes, 1])
     member = labels.only_counted(builder, builder.floats(builder.add("Equal", labels.indices, each)))
     others = builder.constant("others", np.array([0, 2]))
     members = builder.add("ReduceSum", member, others, keepdims=0)
@@ -150,7 +150,7 @@ def _hinge_loss(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     number, classes = shapes[0][0], math.prod(shapes[0][1:])
     scores = builder.reshape(tensors[0], [number, classes])
     labels = _Labels(builder, tensors[1], [number, 1], None)
-    member = builder.floats(builder.add("Equal", labels.indices, builder.constant("each", np.arange(classes)[None])))
+    member = builder.floats(builder.add("Equal", labels.indices, builder.counted(classes)))
     signs = builder.scalar("Add", builder.scalar("Mul", member, -2.0), 1.0)
     margins = builder.add("Relu", builder.scalar("Add", builder.add("Mul", scores, signs), 1.0))
     if layer.message.hinge_loss_param.norm == caffe_pb2.HingeLossParameter.L2:

@@ -289,17 +289,28 @@ def prior_box_values(layer: Layer, bottoms: list[Shape]) -> Array:
     -------
     ndarray of float32, shape (1, 2, H * W * P * 4)
         Corners (x1, y1, x2, y2) of P boxes a pixel, in image sizes; then their variances.
+
+    Notes
+    -----
+    **Cost**: no memory beside the result; x is the same in every row, y in every column.
     """
     found = prior_boxes(layer, bottoms)
-    image, step = np.array(found.image, np.float64), np.array(found.step, np.float64)
-    rows, columns = np.indices(bottoms[0][2:])
-    centres = (np.stack([columns, rows], axis=-1) + found.offset) * step  # (H, W, 2)
-    half = np.array(found.sizes) / 2  # (P, 2)
-    corners = np.stack([centres[:, :, None] - half, centres[:, :, None] + half], axis=3) / image  # (H, W, P, 2, 2)
-    boxes = corners.reshape(-1).astype(np.float32)
-    boxes = boxes.clip(0, 1) if found.clip else boxes
-    variance = np.tile(np.array(found.variance, np.float32), boxes.size // len(found.variance))
-    return np.stack([boxes, variance])[None]
+    height, width = bottoms[0][2:]
+    result = np.empty((2, height, width, len(found.sizes), 4), np.float32)
+    result[0, ..., 0::2] = _sides(found, 0, width)
+    result[0, ..., 1::2] = _sides(found, 1, height)[:, None]
+    if found.clip:
+        np.clip(result[0], 0, 1, out=result[0])
+    result[1] = found.variance
+    return result.reshape(1, 2, -1)
+
+
+def _sides(found: PriorBoxes, axis: int, count: int) -> Array:
+    """Return where the boxes at `count` pixels along an axis (0: x) begin and end, shape (count, P, 2)."""
+    centres = (np.arange(count) + found.offset) * float(found.step[axis])
+    half = np.array(found.sizes)[:, axis] / 2
+    with np.errstate(over="ignore", invalid="ignore"):  # sizes may be anything that float32 holds
+        return (centres[:, None, None] + half[:, None] * np.array([-1, 1])) / float(found.image[axis])
 
 
 define(["Permute"], _permute_tops)
