@@ -24,6 +24,8 @@ from autonuq.graph.prototxt import parse_prototxt
 from autonuq.graph.text import escape_bytes, serialize
 from autonuq.graph.training import explained, refuse_training
 
+_MAX_FILLED = 2**24  # weights out of fillers beside a caffemodel's; interpolation for 60 classes takes 15 million
+
 
 def load_graph(
     model_file: str | Path,
@@ -88,6 +90,8 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
         for layer in graph.layers
         if layer.name in names
     }
+    unfilled = [layer for layer in graph.layers if layer.name not in names and not layer.blobs]
+    _refuse_many_filled(graph, {layer.name: expected[layer.name] for layer in unfilled}, stored.path)
     shared: dict[str, Array] = {}
     for layer in sorted((layer for layer in graph.layers if layer.name in own), key=lambda one: order[names[one.name]]):
         blobs = own[layer.name]
@@ -186,6 +190,17 @@ def _refuse_unfilled(graph: Graph, layer: Layer, filling: Filling, path: Path) -
     if not filling.is_fixed:
         what = f"its {filling.word} '{filling.filler.type}' gives no fixed values"
         raise graph.error(layer, f"{lacks}, and {what}; {remedy}, or give it a constant filler")
+
+
+def _refuse_many_filled(graph: Graph, missing: Mapping[str, list[Shape]], path: Path) -> None:
+    """Refuse layers that the caffemodel lacks where their fillers would make much more than it holds."""
+    sizes = {name: sum(map(math.prod, shapes)) for name, shapes in missing.items()}
+    if sum(sizes.values()) > _MAX_FILLED + path.stat().st_size:
+        raise graph.error(
+            max(sizes, key=sizes.__getitem__),
+            f"its fillers and others would make {sum(sizes.values()):,} weights that {path} lacks; {_MAX_FILLED:,} and "
+            "one for each byte of that file are the most: take a caffemodel that holds them",
+        )
 
 
 def _fitting_blobs(layer: Layer, expected: list[Shape], found: Sequence[StoredBlob], path: Path) -> Iterator[Array]:

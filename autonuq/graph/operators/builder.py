@@ -14,10 +14,10 @@ from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.shapes.registry import LayerError
 
 MAX_TABLES_BYTES = 1 << 27
-"""What the tables of a network may take while it is lowered: arrays that are made of settings and sizes, not of weights.
+"""What a network's tables may take while it is lowered: arrays that are made of settings and sizes, not of weights.
 
-A layer of a hundred bytes can ask for gigabytes of them. The largest in use are the boxes of detectors, 50 MB for SSD on
-images of 4,096 x 4,096 pixels; most networks need some kilobytes.
+A layer of a hundred bytes can ask for gigabytes of them. The largest in use are the boxes of detectors, 50 MB for SSD
+on images of 4,096 x 4,096 pixels; most networks need some kilobytes.
 """
 
 

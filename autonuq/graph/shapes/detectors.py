@@ -16,6 +16,8 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.shapes.registry import TWO, LayerError, define, legacy_shape
 
+_MAX_BOXES = 1_000  # of a pixel; SSD has four or six
+
 
 def permutation(layer: Layer, bottom: Shape) -> list[int]:
     """Return the order of a Permute's axes; those that it does not name follow in their own order."""
@@ -99,6 +101,9 @@ def _box_sizes(message: caffe_pb2.PriorBoxParameter) -> list[tuple[float, float]
         raise LayerError("needs a positive min_size")
     if most and (len(most) != len(least) or any(high <= low for low, high in zip(least, most, strict=True))):
         raise LayerError("every max_size must be larger than its min_size")
+    count = len(least) * (1 + bool(most) + len(message.aspect_ratio) * (1 + message.flip))
+    if count > _MAX_BOXES:
+        raise LayerError(f"min_size, max_size and aspect_ratio make {count} boxes a pixel; {_MAX_BOXES} is the most")
     ratios = [1.0]
     for ratio in message.aspect_ratio:
         if ratio <= 0:
@@ -310,7 +315,7 @@ def _sides(found: PriorBoxes, axis: int, count: int) -> Array:
     centres = (np.arange(count) + found.offset) * float(found.step[axis])
     half = np.array(found.sizes)[:, axis] / 2
     with np.errstate(over="ignore", invalid="ignore"):  # sizes may be anything that float32 holds
-        return (centres[:, None, None] + half[:, None] * np.array([-1, 1])) / float(found.image[axis])
+        return np.asarray((centres[:, None, None] + half[:, None] * np.array([-1, 1])) / float(found.image[axis]))
 
 
 define(["Permute"], _permute_tops)
