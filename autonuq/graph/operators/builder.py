@@ -159,7 +159,7 @@ def _attribute(name: str, value: Any) -> onnx.AttributeProto:
     """Make an attribute; whole numbers, which most are, without onnx's long way through all types."""
     if type(value) is int:
         return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INT, i=value)
-    if type(value) in (tuple, list) and all(type(each) is int for each in value) and value:
+    if type(value) in (tuple, list) and all(type(each) is int for each in value):  # the axes of a scalar are none
         return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS, ints=value)
     return helper.make_attribute(name, value)
 

@@ -11,6 +11,7 @@ from autonuq.graph.model import Layer, Shape
 from autonuq.graph.operators.arithmetic import softmax
 from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.losses import label_axis
+from autonuq.graph.shapes.registry import legacy_shape
 
 _FLT_MIN = float(np.finfo(np.float32).tiny)
 _LOG_THRESHOLD = 1e-20
@@ -172,7 +173,7 @@ def _multinomial_loss(builder: Builder, layer: Layer, tensors: list[str], shapes
 def _contrastive_loss(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     """Squared distance of pairs that belong together; of others what the margin lacks, squared."""
     message = layer.message.contrastive_loss_param
-    number = shapes[0][0]
+    number = legacy_shape(shapes[0])[0]
     pair = [builder.reshape(tensor, [number, math.prod(shapes[0][1:])]) for tensor in tensors[:2]]
     squares = builder.add("ReduceSumSquare", builder.add("Sub", *pair), axes=[1], keepdims=0)
     distance = squares if message.legacy_version else builder.add("Sqrt", squares)

@@ -97,6 +97,8 @@ def _both(
 
 def _box_sizes(message: caffe_pb2.PriorBoxParameter) -> list[tuple[float, float]]:
     least, most = list(message.min_size), list(message.max_size)
+    if not all(map(math.isfinite, (*least, *most, *message.aspect_ratio))):
+        raise LayerError("min_size, max_size and aspect_ratio must be finite")
     if not least or min(least) <= 0:
         raise LayerError("needs a positive min_size")
     if most and (len(most) != len(least) or any(high <= low for low, high in zip(least, most, strict=True))):
