@@ -66,6 +66,13 @@ WaitOption = Annotated[
         help="How long to wait for a study or a storage that is not there yet: 90s, 10m, 2h.",
     ),
 ]
+PythonLayersOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-python-layers",
+        help="Run the network's own Python layers: code that its prototxt names. Also a key of [model].",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -154,6 +161,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def permit(python_layers: bool) -> None:
+    """Let this process run a network's own `Python` layers, where its command or the study file says so."""
+    if python_layers:
+        from autonuq.graph.hosted.permission import allow_python_layers
+
+        allow_python_layers()
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:

@@ -25,6 +25,7 @@ from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph
 from autonuq.quant.points import Tuning
 from autonuq.records import say_verdict
@@ -168,6 +169,7 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
+        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 

@@ -42,6 +42,7 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.graph.model import Graph
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
@@ -281,9 +282,10 @@ def _run_and_export(
     task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int | None
 ) -> Study:
     run = StudyRun(task, on_progress)
-    study = run.run(exists=exists, timeout=timeout, jobs=jobs)
-    if study.best is not None:
-        run.export(study, formats=WINNER_FORMATS)
+    with python_layers(task.allow_python_layers):
+        study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+        if study.best is not None:
+            run.export(study, formats=WINNER_FORMATS)
     return study
 
 

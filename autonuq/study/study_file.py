@@ -27,7 +27,7 @@ _DATA: Mapping[str, type | tuple[type, ...]] = {
 }
 _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "": {"name": str, "out": str},
-    "model": {"prototxt": str, "weights": str},
+    "model": {"prototxt": str, "weights": str, "allow_python_layers": bool},
     "evaluator": {
         "class": str,
         "evaluate_batch_num": int,
@@ -76,6 +76,7 @@ _RETIRED: Mapping[tuple[str, str], tuple[type, str]] = {("search", "racing"): (b
 """Keys of earlier versions, their kinds, and why they are gone: a study that was made with one must go on."""
 _FIELDS = {
     ("", "name"): "name",
+    ("model", "allow_python_layers"): "allow_python_layers",
     ("quantization", "batch_num"): "batch_num",
     ("quantization", "activation_offset"): "activation_offset",
     ("quantization", "python_layers"): "python_layers",

@@ -90,6 +90,9 @@ class Task:
         found before the search; or the names of some.
     study_file : Path or None
         Absolute, where the task comes from one.
+    allow_python_layers : bool
+        The network's own `Python` layers may run here; whoever works on the study elsewhere says so himself, so that
+        this is stored nowhere.
     workers : Workers
         Who runs its trials, and where; not part of what a study is.
     """
@@ -120,6 +123,7 @@ class Task:
     float_layers: str | Sequence[str] = "auto"
     study_file: Path | None = None
     workers: Workers = Workers()
+    allow_python_layers: bool = False
 
     def __post_init__(self) -> None:
         if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
