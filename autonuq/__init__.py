@@ -2,6 +2,9 @@
 
 The rooms, from the bottom up::
 
+    file_names the one rule for names that become files
+    masking    passwords, taken out of URLs and texts
+    visible    names of others as text
     errors     every exception
     records    what studies leave behind, as plain data, and every persisted word
     atomic     files that are written whole or not at all

@@ -9,7 +9,7 @@
     ├─ StudyError         exit 6   study file, study or its storage: malformed, exists, not found, of another model
     └─ EvaluatorError     exit 7   the user's code raised, returned no finite number, or cannot be loaded
 
-A message is one line that says what is wrong, where, and what to do. Misuse of the Python API raises
+A message is one line that says what is wrong, where, and what to do, without passwords. Misuse of the Python API raises
 ``ValueError`` or ``TypeError`` instead. Errors of other libraries are mapped at one edge with ``raise ... from``.
 """
 
@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
+
+from autonuq.masking import masked_text
+from autonuq.visible import visible
 
 
 class AutonuqError(Exception):
@@ -42,6 +45,7 @@ class AutonuqError(Exception):
         layer: str | None = None,
         study: str | None = None,
     ) -> None:
+        message = masked_text(message)
         self.message = message
         self.path = None if path is None else Path(path)
         self.layer = layer
@@ -49,12 +53,7 @@ class AutonuqError(Exception):
         where = [str(path)] if path is not None else []
         where += [f"layer '{layer}'"] if layer is not None else []
         where += [f"study '{study}'"] if study is not None else []
-        super().__init__(_one_line(": ".join([", ".join(where), message]) if where else message))
-
-
-def _one_line(message: str) -> str:
-    """Escape what is not printable: names out of a damaged file may hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+        super().__init__(visible(": ".join([", ".join(where), message]) if where else message))
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:

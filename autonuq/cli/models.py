@@ -137,6 +137,6 @@ def unpack(
     network = load_packed(file)
     pair = write_unpacked(network, output)
     if network.origin:
-        err.print(network.origin, soft_wrap=True, markup=False)
+        err.print(network.origin, soft_wrap=True)
     for path in (pair.model, pair.weights):
         say(str(shown(path)))

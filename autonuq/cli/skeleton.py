@@ -10,10 +10,12 @@ from string import Template
 
 from autonuq.atomic import replace_text
 from autonuq.errors import StudyError
+from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
 from autonuq.graph.hosted.permission import is_refused
 from autonuq.graph.layers import infer_known_shapes
 from autonuq.graph.model import Graph, Shape
+from autonuq.visible import visible
 
 STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
 
@@ -128,6 +130,8 @@ def write_skeleton(
     ModelError
         The network cannot be used.
     """
+    if not is_file_name(folder.resolve().name):
+        raise StudyError(f"the folder's name is the study's, and that cannot be used: {RULE}", path=folder)
     graph = load_graph(model, weights, level=level, stages=stages)
     network = {folder / model.name: prototxt_text(graph)} if level or stages else {}
     model = next(iter(network), model)
@@ -154,8 +158,9 @@ def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path
     prototxt, caffemodel = (
         json.dumps(os.path.relpath(path.resolve(), folder.resolve()), ensure_ascii=False) for path in (model, weights)
     )
-    return {
-        "title": graph.name.replace("\n", " ") or model.name,
+    beside = f"the outputs are {', '.join(others)}" if others else "the only output"
+    return {  # in comments names are escaped: behind a line break there would be code
+        "title": visible(graph.name or model.name),
         "name": json.dumps(folder.resolve().name, ensure_ascii=False),
         "prototxt": prototxt,
         "weights": caffemodel,
@@ -163,7 +168,7 @@ def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path
         "inputs": repr(dict(graph.inputs)),
         "output": json.dumps(output),
         "permission": _PERMISSION if any(map(is_refused, graph.layers)) else "",
-        "others": f"{sizes[output]}; " + (f"the outputs are {', '.join(others)}" if others else "the only output"),
+        "others": visible(f"{sizes[output]}; {beside}"),
         "crop": str(sides[0]) if sides[0] == sides[1] else str(list(sides)),
     }
 

@@ -38,6 +38,7 @@ from autonuq.cli.console import (
 from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
+from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.locate import open_study
@@ -167,7 +168,7 @@ def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | N
     """Read a study file, and remember by what command that was."""
     task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
     permit(task.allow_python_layers)
-    command = {"command": shlex.join(["autonuq", *sys.argv[1:]])}
+    command = {"command": shlex.join(["autonuq", *map(masked, sys.argv[1:])])}
     return replace(task, provenance={**command, **task.provenance})
 
 

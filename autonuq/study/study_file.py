@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,13 @@ from typing import Any
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
+from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import ModelPair
 from autonuq.quant.atc.chips import DDR_RATES, MARKS
 from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import Target
 from autonuq.search.sampler import SAMPLERS
-from autonuq.storage.open import absolute_url, default_url
+from autonuq.storage.open import VARIABLE, absolute_url, default_url
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.task import FLOAT_RULES, Task
 
@@ -131,8 +133,9 @@ def load_task(
     ----------
     path : str or Path
     out, storage, artifacts, trials : optional
-        Override the file's; relative ones are relative to the working directory. The default folder is
-        `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
+        Override the file's; relative ones are relative to the working directory. Without a `storage` the environment
+        variable `AUTONUQ_STORAGE` overrides the file's, too, so that no password need stand there. The default folder
+        is `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
         version started the study there).
 
     Raises
@@ -155,7 +158,7 @@ def load_task(
         values["search", "trials"] = trials
     folder = path.resolve().parent
     evaluator, confirm = _evaluators(tables, values, confirming, path)
-    target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
+    target = _folder(values, folder, out)
     return Task(
         source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
         evaluator=evaluator,
@@ -171,6 +174,14 @@ def load_task(
         workers=_workers(values),
         **{field: values[place] for place, field in _FIELDS.items() if place in values},
     )
+
+
+def _folder(values: Mapping[tuple[str, str], Any], folder: Path, out: str | Path | None) -> Path:
+    """Return the study's folder; only where none is given is it called like the study."""
+    given = out or values.get(("", "out"))
+    if given is None and not is_file_name(values["", "name"]):
+        raise StudyError(f"its name makes no folder: {RULE}; give another name, or --out", study=values["", "name"])
+    return Path(out or folder / (given or f"out/{values['', 'name']}")).resolve()
 
 
 def _workers(values: Mapping[tuple[str, str], Any]) -> Workers:
@@ -232,6 +243,7 @@ def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> Ev
 
 def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Path, storage: str | None) -> str:
     """Return the URL with absolute paths: the given one's from here, the file's from its folder, or the default."""
+    storage = storage or os.environ.get(VARIABLE)
     if storage:
         return absolute_url(storage, Path.cwd())
     url = values.get(("search", "storage"))
