@@ -16,6 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # The floors of the house, from the bottom up; a room imports from the floors below, siblings do not import each other.
 FLOORS = (
+    {"file_names", "masking", "visible"},
     {"errors", "atomic", "lazy", "notebook"},
     {"reading"},
     {"array_files", "records"},

@@ -24,15 +24,17 @@ from autonuq.amct.static import init, quantize_model, save_model
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_module
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import allow_python_layers
 from autonuq.runtime.net import Net
 
 COMMANDS = ("calibration",)
+ALLOW = "--allow-python-layers"
 CUSTOM_EVALUATOR = "customize_evaluator"
 """What AMCT's samples call the object in an evaluator's file."""
 
 _USAGE = """amct_caffe calibration --model MODEL --weights WEIGHTS --save_path PREFIX
     (--input_shape SHAPES --data_dir FOLDERS --data_types TYPES | --evaluator FILE)
-    [--batch_num N | --calibration_config FILE] [--gpu_id N]"""
+    [--batch_num N | --calibration_config FILE] [--gpu_id N] [--allow-python-layers]"""
 
 Feed = Callable[[ModelPair, int], None]
 """Runs the modified model for a number of forward passes."""
@@ -82,6 +84,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--batch_num", type=_checked(_positive), help="forward passes of the calibration, 1 by default")
     parser.add_argument("--calibration_config", help="simplified configuration, in place of --batch_num")
     parser.add_argument("--gpu_id", type=int, help="the card that the calibration runs on; the CPU by default")
+    parser.add_argument(ALLOW, action="store_true", help="run the network's own Python layers, code that it names")
     return parser
 
 
@@ -129,6 +132,8 @@ def _calibrate(given: argparse.Namespace) -> None:
     if given.gpu_id is not None:
         pycaffe.set_device(given.gpu_id)
         pycaffe.set_mode_gpu()
+    if given.allow_python_layers:
+        allow_python_layers()
     source = ModelPair(Path(given.model), Path(given.weights))
     quantize_fed(source, given.save_path, _feed_of(given), batch_num=given.batch_num or 1, cfg=given.calibration_config)
 

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
+from autonuq.masking import masked_text
 from autonuq.quant.config import QuantizationConfig
 from autonuq.settings.config_json import QUANTIZABLE_TYPES
 from autonuq.study.task import Progress
+from autonuq.visible import visible
 
 FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -47,7 +49,7 @@ def open_log() -> logging.Logger:
             handler.close()
         opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
         for handler in opened:
-            handler.setFormatter(logging.Formatter(_FORMAT))
+            handler.setFormatter(_OneLine(_FORMAT))
         _logger.handlers, _calibration.handlers = opened, opened[:1]
         for source in (_logger, _calibration):
             source.propagate = False
@@ -55,6 +57,13 @@ def open_log() -> logging.Logger:
     for handler in _logger.handlers:
         handler.setLevel(file if isinstance(handler, logging.FileHandler) else screen)
     return _logger
+
+
+class _OneLine(logging.Formatter):
+    """Names of layers may hold line breaks, and a terminal's commands."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return visible(masked_text(super().formatMessage(record)))
 
 
 class _Screen(logging.Handler):

@@ -19,6 +19,9 @@ from typing import Any
 
 import cloudpickle
 
+from autonuq.errors import EvaluatorError
+from autonuq.file_names import RULE, file_below
+
 _HERE = Path(__file__).parent.parent
 
 
@@ -34,8 +37,17 @@ def read_own_files(main: Path) -> dict[str, bytes]:
 
 
 def arrived_file(main: Path, files: Mapping[str, bytes]) -> Path:
-    """Return where a file lies that was sent with its modules: in its place, if it is the same, or in a new folder."""
+    """Return where a file lies that was sent with its modules: in its place, if it is the same, or in a new folder.
+
+    Raises
+    ------
+    EvaluatorError
+        One of the names would leave the folder.
+    """
     folder = main.parent
+    for name in files:
+        if file_below(folder, name) is None:
+            raise EvaluatorError(f"{name!r}, sent with the evaluator, is no file of its folder: {RULE}", path=main)
     if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
         return main
     place = Path(tempfile.mkdtemp(prefix="autonuq-evaluator-"))

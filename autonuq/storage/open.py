@@ -12,15 +12,18 @@ from urllib.parse import urlsplit
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
-from optuna.storages.journal import JournalRedisBackend
 
 from autonuq.errors import StudyError, StudyNotFound
+from autonuq.masking import MASK, masked, without_secrets
 from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
+from autonuq.storage.journal_redis import JournalRedis
 from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+VARIABLE = "AUTONUQ_STORAGE"
+"""Environment variable with a storage's URL, which overrides a study file's as `--storage` does."""
 JOURNAL, SQLITE = "journal://", "sqlite:///"
 _GRPC_PORT = 13000  # Optuna's default
 
@@ -106,10 +109,15 @@ def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     """
     scheme = url.partition("://")[0]
     kind = scheme.partition("+")[0]
-    with _mapped(_shown(url), None, kind), warnings.catch_warnings():
+    if f":{MASK}@" in url:
+        raise StudyError(
+            f"storage {url} has no password, only its mask; give the URL in {VARIABLE} or with --storage, or leave the "
+            "password out where the server's client has it (PGPASSWORD, ~/.pgpass)"
+        )
+    with _mapped(url, None, kind), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         backend, exclusive = retry(lambda: _OPEN.get(kind, _open_sql)(url), patience_s)
-    return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
+    return Storage(masked(url), patient(backend, masked(url)), exclusive)
 
 
 def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -120,7 +128,7 @@ def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
 def _open_redis(url: str) -> tuple[BaseStorage, Exclusion]:
     bounded = bounded_redis(url)
     exclusive = redis_exclusion(bounded)
-    return JournalStorage(JournalRedisBackend(bounded)), exclusive
+    return JournalStorage(JournalRedis(bounded)), exclusive
 
 
 def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -156,11 +164,12 @@ _EXTRAS = {
 
 @contextmanager
 def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
+    """Map what is raised to errors that name the URL, as it may be shown."""
     try:
         yield
     except ImportError as error:
         remedy = f"pip install 'autonuq[{_EXTRAS[kind]}]'" if kind in _EXTRAS else "install the one that its URL names"
-        raise StudyError(f"storage {url} needs a driver that is not installed; {remedy}", study=name) from error
+        raise StudyError(f"storage {masked(url)} needs a driver that is not installed; {remedy}", study=name) from error
     except Exception as error:  # also of packages that are not imported here
         is_lost = is_connection_lost(error)
         is_ours = isinstance(error, (StorageInternalError, OSError, ValueError, RuntimeError))
@@ -169,20 +178,8 @@ def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
             raise
         failed = StudyNotFound if is_lost else StudyError
         what = "used" if is_known else "reached"
-        raise failed(f"storage {url} cannot be {what}: {reason(error)}", study=name) from error
-
-
-def _shown(url: str) -> str:
-    """Return the URL without its password."""
-    if "@" not in url:
-        return url
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return url.partition("://")[0] + "://"
+        said = without_secrets(reason(error), url)
+        raise failed(f"storage {masked(url)} cannot be {what}: {said}", study=name) from error
 
 
 def absolute_url(url: str, folder: Path) -> str:

@@ -26,12 +26,12 @@ from autonuq.graph.files import ModelPair
 from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
 from autonuq.records import ARTIFACTS
 from autonuq.runtime.inputs import input_files
+from autonuq.study.artifact_names import CONFIG, PROTOTXT, WEIGHTS, artifact_files
 from autonuq.study.points_cache import CODES_SUFFIX, INDEX
 from autonuq.study.stored import load_long, store_long
 from autonuq.study.task import Task, file_digest
 
 S3 = "s3://"
-_PROTOTXT, _WEIGHTS, _CONFIG = "model/model.prototxt", "model/weights.caffemodel", "model/quantization.json"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -71,22 +71,22 @@ class Artifacts:
         fingerprint : mapping of str to str
             Of the study: it has the network's digests already.
         """
-        files = {_PROTOTXT: task.source.model, _WEIGHTS: task.source.weights}
+        files = {PROTOTXT: task.source.model, WEIGHTS: task.source.weights}
         calibration = task.record_file.parent
         points = sorted(path for path in task.points_folder.iterdir() if path.is_file())
         kept = [task.record_file, *points, *input_files(task.record_file)]
         files |= {path.relative_to(calibration.parent).as_posix(): path for path in kept}
         document = json.dumps(asdict(config)).encode()
         known = {
-            _PROTOTXT: fingerprint["prototxt"],
-            _WEIGHTS: fingerprint["weights"],
-            _CONFIG: hashlib.sha256(document).hexdigest(),
+            PROTOTXT: fingerprint["prototxt"],
+            WEIGHTS: fingerprint["weights"],
+            CONFIG: hashlib.sha256(document).hexdigest(),
         }
         digests = {name: known.get(name) or file_digest(path) for name, path in files.items()} | known
         with self._mapped():
             for name, digest in digests.items():
                 if not self._holds(digest):
-                    with io.BytesIO(document) if name == _CONFIG else files[name].open("rb") as content:
+                    with io.BytesIO(document) if name == CONFIG else files[name].open("rb") as content:
                         self._store.write(self._prefix + digest, content)
         if load_long(study.user_attrs, ARTIFACTS) != digests:
             store_long(study, ARTIFACTS, digests)
@@ -97,18 +97,19 @@ class Artifacts:
         Raises
         ------
         StudyError
-            The study has none yet, or a file is missing or damaged.
+            The study has none yet, a file is missing or damaged, or the storage names one that no study has.
         """
         digests = load_long(study.user_attrs, ARTIFACTS)
         if not digests:
             raise StudyError("has no artifacts yet; let 'autonuq tune' finish its preparation", study=study.study_name)
+        files = artifact_files(task, digests)
         # The index of the points comes last, as when they were built.
         for name in sorted(digests, key=lambda name: name.endswith(INDEX)):
-            path = task.out / name
+            path = files[name]
             if not path.exists() or file_digest(path) != digests[name]:
                 self._download(name, digests[name], path)
-        config = _config(json.loads((task.out / _CONFIG).read_text("utf-8")))
-        source = ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS)
+        config = _config(json.loads((task.out / CONFIG).read_text("utf-8")))
+        source = ModelPair(task.out / PROTOTXT, task.out / WEIGHTS)
         # The configuration lacks the layers that were named to stay float; the others stand in the study.
         return replace(task, source=source, config=config, cfg=None, float_layers=Task.float_layers)
 

@@ -25,7 +25,9 @@ from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph
+from autonuq.masking import masked
 from autonuq.quant.points import Tuning
 from autonuq.records import say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
@@ -36,7 +38,7 @@ from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.resources import check_resources, needs_of
 from autonuq.study.stored import FINISHED, check_fingerprint
-from autonuq.study.task import Task, check_folder, fingerprint_of, quantized_model
+from autonuq.study.task import Task, check_folder, check_name, fingerprint_of, quantized_model
 
 SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
@@ -168,6 +170,7 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
+        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 
@@ -315,10 +318,11 @@ class Rehearsal:
         storage = open_storage(url)
         probe = storage.create(f"check-{secrets.token_hex(8)}")
         optuna.delete_study(study_name=probe.study_name, storage=storage.backend)
-        return url
+        return masked(url)
 
     def _study(self) -> str:
         if self._is_new():
+            check_name(self._task)
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
         check_fingerprint(study, fingerprint_of(self._task, self._model))

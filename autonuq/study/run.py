@@ -42,7 +42,9 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.graph.model import Graph
+from autonuq.masking import without_secrets
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
@@ -70,9 +72,19 @@ from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
 from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
+from autonuq.study.started import write_started
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
-from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
+from autonuq.study.task import (
+    OnProgress,
+    Progress,
+    Task,
+    check_name,
+    fingerprint_of,
+    make_folders,
+    quantized_model,
+    tell_nobody,
+)
 from autonuq.study.trial_log import append_conclusion
 from autonuq.study.workers import make_runner, package_versions
 
@@ -281,9 +293,10 @@ def _run_and_export(
     task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int | None
 ) -> Study:
     run = StudyRun(task, on_progress)
-    study = run.run(exists=exists, timeout=timeout, jobs=jobs)
-    if study.best is not None:
-        run.export(study, formats=WINNER_FORMATS)
+    with python_layers(task.allow_python_layers):
+        study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+        if study.best is not None:
+            run.export(study, formats=WINNER_FORMATS)
     return study
 
 
@@ -378,6 +391,8 @@ class StudyRun:
 
     def run(self, *, exists: bool, timeout: float | None = None, jobs: int | None = None) -> Study:
         """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
+        if not exists:
+            check_name(self._asked)
         workers = self.task.workers if jobs is None else replace(self.task.workers, jobs=jobs)
         with engine(workers) as connected:  # or refused, before hours of preparation
             return self._run(connected, exists=exists, timeout=timeout)
@@ -421,6 +436,7 @@ class StudyRun:
         """Open the study, or make it, and tell it what it is to be."""
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
         make_folders(task)
+        write_started(task)
         storage = open_storage(task.storage)
         if exists:
             study = storage.load(task.name)
@@ -516,7 +532,8 @@ def _finished_trial(record: StudyRecord, number: int | None) -> TrialRecord:
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
-    return {
+    """Return where a study comes from, without the passwords in its study file and command."""
+    known = {
         **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
@@ -528,6 +545,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         **{f"{name} version": number for name, number in package_versions().items()},
         "python version": platform.python_version(),
     }
+    return {key: without_secrets(value, task.storage) for key, value in known.items()}
 
 
 def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import evaluator_fingerprint
 from autonuq.evaluate.recipe import EvaluatorRecipe, make_evaluator
+from autonuq.file_names import RULE, file_name_of, is_file_name
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
@@ -90,6 +91,9 @@ class Task:
         found before the search; or the names of some.
     study_file : Path or None
         Absolute, where the task comes from one.
+    allow_python_layers : bool
+        The network's own `Python` layers may run here; whoever works on the study elsewhere says so himself, so that
+        this is stored nowhere.
     workers : Workers
         Who runs its trials, and where; not part of what a study is.
     """
@@ -120,6 +124,7 @@ class Task:
     float_layers: str | Sequence[str] = "auto"
     study_file: Path | None = None
     workers: Workers = Workers()
+    allow_python_layers: bool = False
 
     def __post_init__(self) -> None:
         if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
@@ -194,12 +199,12 @@ class Task:
     @property
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
-        return str(self.out / self.name)
+        return str(self.out / file_name_of(self.name))
 
     @property
     def log_file(self) -> Path:
         """One line for each trial that was run with this folder."""
-        return self.out / f"{self.name}.log"
+        return self.out / f"{file_name_of(self.name)}.log"
 
     @property
     def record_file(self) -> Path:
@@ -339,6 +344,18 @@ def _folder_errors(task: Task) -> Iterator[None]:
             f"the output folder {task.out} cannot be written: {error.strerror}; choose another with --out",
             study=task.name,
         ) from error
+
+
+def check_name(task: Task) -> None:
+    """Refuse the name of a new study that cannot be that of its files; studies of earlier versions are gone on with.
+
+    Raises
+    ------
+    StudyError
+        Says the rule.
+    """
+    if not is_file_name(task.name):
+        raise StudyError(f"its name cannot be used: {RULE}; give another name", study=task.name)
 
 
 def file_digest(path: Path) -> str:

@@ -138,7 +138,9 @@ def _mean(settings: TransformSettings) -> Array:
     with np.errstate(over="ignore"):
         mean = mean.astype(np.float32)
     if not np.isfinite(mean).all():
-        raise EvaluatorError("mean must be finite; it holds NaN, infinity or what float32 lacks", path=settings.mean_file)
+        raise EvaluatorError(
+            "mean must be finite; it holds NaN, infinity or what float32 lacks", path=settings.mean_file
+        )
     return mean.reshape(mean.shape if mean.ndim == 3 else (-1, 1, 1))
 
 
