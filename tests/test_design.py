@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # The floors of the house, from the bottom up; a room imports from the floors below, siblings do not import each other.
 FLOORS = (
-    {"errors", "atomic", "lazy", "notebook"},
+    {"errors", "atomic", "lazy", "notebook", "plain"},
     {"records"},
     {"graph", "quant"},
     {"runtime"},
@@ -29,7 +29,7 @@ FLOORS = (
 )
 BASE = FLOORS[0] | FLOORS[1]
 # Rooms that know less than their floor allows: no file and no network, or plain data only.
-MODEST = {"records": {"errors"}, "report": BASE, "search": BASE | {"quant"}, "storage": BASE}
+MODEST = {"records": {"errors", "plain"}, "report": BASE, "search": BASE | {"quant"}, "storage": BASE}
 ALLOWED = {room: MODEST.get(room, set().union(*FLOORS[:floor])) for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party packages and the places that may import them; no other package is imported.
 GATES = {
