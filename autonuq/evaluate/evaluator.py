@@ -354,6 +354,12 @@ def evaluator_fingerprint(evaluator: Any) -> str:
     return digest.hexdigest()
 
 
+def data_digests(evaluator: Any) -> dict[str, str]:
+    """Return a digest of each part of the data that an evaluator reads, by what it is called, where it tells them."""
+    found = evaluator.data_digests() if callable(getattr(evaluator, "data_digests", None)) else {}
+    return {str(part): str(digest) for part, digest in found.items()}
+
+
 def _source_file(evaluator: Any) -> Path | None:
     """Return the file that defines the evaluator's class, None for one that was typed in."""
     try:

@@ -162,10 +162,10 @@ class StorageView:
             trials = self._study.optuna.get_trials(deepcopy=False)
             finished = sum(trial.state.is_finished() for trial in trials)
             if finished != self._finished:
-                self._added, self._finished = self._build_additions(trials), finished
+                self._added, self._finished = self._build_additions(), finished
             return self._added
 
-    def _build_additions(self, trials: list[FrozenTrial]) -> dict[str, Any]:
+    def _build_additions(self) -> dict[str, Any]:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         record = self._study.record()
@@ -177,9 +177,9 @@ class StorageView:
                 figure.update_layout(height=BOX_PX)
             save_plotly_graph_object(scratch, figure, graph_object_id=kind)
         save_note(scratch, _study_note(record))
-        for trial, row in zip(trials, record.trials, strict=True):
+        for row in record.trials:
             if row.state == "complete":
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, row.number)
                 owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
                 save_note(owner, _plan_table(record, row))
         report = self._folder / "report.html"

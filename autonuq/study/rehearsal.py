@@ -37,7 +37,7 @@ from autonuq.study.engines import engine
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.resources import check_resources, needs_of
-from autonuq.study.stored import FINISHED, check_fingerprint
+from autonuq.study.stored import FINISHED, Study, check_fingerprint
 from autonuq.study.task import Task, check_folder, check_name, fingerprint_of, quantized_model
 
 SECONDS_TO_TIME_IN = 3.0
@@ -326,7 +326,7 @@ class Rehearsal:
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
         check_fingerprint(study, fingerprint_of(self._task, self._model))
-        self._finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+        self._finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
         return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
 
     def _is_new(self) -> bool:

@@ -34,7 +34,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate, Plan
 from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
@@ -62,15 +61,17 @@ from autonuq.records import (
 from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.attributes import seal_study
 from autonuq.study.confirmation import confirm
 from autonuq.study.dispatch import check_workers, run_sent
 from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.foretelling import foretell
+from autonuq.study.kept_files import KeptFiles
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
-from autonuq.study.plan_networks import PlanNetworks
+from autonuq.study.plan_networks import PlanNetworks, built_sizes
 from autonuq.study.points_cache import has_points
-from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
+from autonuq.study.preparation import calibrate, kept_candidate, prepare_points, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
 from autonuq.study.started import write_started
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
@@ -364,7 +365,7 @@ class StudyRun:
             There is none, or its storage cannot be read.
         """
         study = open_study(self.task.name, self.task.storage)
-        trials = study.optuna.get_trials(deepcopy=False)
+        trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
         changed = changed_parts(study.optuna, self.fingerprint)
         if not changed and self._judges_otherwise(study.record()):
@@ -408,15 +409,18 @@ class StudyRun:
         storage, study = self._opened(exists)
         check_workers(task, workers)
         score_original(task, study, on_progress)
-        model = calibrate(task, self.model, on_progress)
-        whole = self._prepared(model, study)
+        model = calibrate(task, self.model, study, on_progress)
+        found = prepare_points(task, model, self.fingerprint, study, on_progress)
+        whole = Candidate(model, found.points)
         floats = decide_float_layers(task, study, whole, on_progress)
         foretell(task, study, whole.leaving_float(floats.layers), on_progress)
         candidate = self._candidate = settled(task, study, whole)
         candidate.deploy_graph()  # refuses now, before all trials, what the export would refuse after them
+        seal_study(study)
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))
-        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
+        kept = KeptFiles(task, study).digests(found)
+        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint, kept)
         if workers.jobs == 1 and workers.is_here:
             runner.run(deadline)
         else:
@@ -455,11 +459,15 @@ class StudyRun:
         study.set_user_attr(STOPPED, "")
         return storage, study
 
-    def _prepared(self, model: QuantizedModel, study: optuna.Study) -> Candidate:
-        return Candidate(model, prepare_points(self.task, model, self.fingerprint, study, self._on_progress))
-
-    def candidate(self, study: Study, plan: Plan) -> Candidate:
+    def candidate(self, study: Study, plan: Plan, network: str = "") -> Candidate:
         """Return the network of a plan: what the run made, or what a finished one left in the folder.
+
+        Parameters
+        ----------
+        study : Study
+        plan : mapping of str to int
+        network : str
+            See `TrialRecord.network`; empty where it is not known.
 
         Raises
         ------
@@ -470,9 +478,8 @@ class StudyRun:
         """
         if self._candidate is None:
             check_fingerprint(study.optuna, self.fingerprint)
-            whole = self._prepared(calibrated(self.model, self.task.record_file), study.optuna)
-            self._candidate = settled(self.task, study.optuna, whole)
-        return PlanNetworks(self.task, self._candidate).network(plan)
+            self._candidate = kept_candidate(self.task, self.model, study.optuna)
+        return PlanNetworks(self.task, self._candidate, study.optuna).network(plan, network)
 
     def export(
         self,
@@ -514,8 +521,15 @@ class StudyRun:
             "loss": record.say_best() if found is record.best else "",
             **_hashes(self.fingerprint),
         }
+        network = self.candidate(study, found.points, found.network)
+        if found.built and {name: tuple(made) for name, made in found.built.items()} != built_sizes(network):
+            raise StudyError(
+                f"the network of trial {found.number} cannot be built again as it was scored; export it where the "
+                "study ran",
+                study=study.name,
+            )
         return export(
-            self.candidate(study, found.points),
+            network,
             prefix or self.task.prefix,
             formats,
             record_file=record_file,

@@ -13,7 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.chip import codecs_of, say_unsearched
+from autonuq.compress.chip import say_unsearched
 from autonuq.errors import AutonuqError
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
@@ -23,7 +23,7 @@ from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.locate import POLL_S
-from autonuq.study.plan_networks import PlanNetworks
+from autonuq.study.plan_networks import PlanNetworks, built_sizes
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
@@ -37,10 +37,10 @@ from autonuq.study.stored import (
     store_record,
     stored_layers,
     stored_rounding,
-    trial_record,
 )
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
+from autonuq.study.trials import trial_record
 
 LEAST_TRIALS = 10
 """Before a study may end because little is left to gain."""
@@ -51,7 +51,10 @@ def _never() -> bool:
 
 
 class Runner:
-    """One worker: runs trials, one after the other, until the study has as many as it shall have."""
+    """One worker: runs trials, one after the other, until the study has as many as it shall have.
+
+    The study that it is given is one of its own trials, see `trials.own_view`.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,8 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
-        self.codecs, self.unsearched = codecs_of(candidate.model), say_unsearched(candidate.model)
-        self.networks = PlanNetworks(task, candidate)
+        self.unsearched = say_unsearched(candidate.model)
+        self.networks = PlanNetworks(task, candidate, study)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
@@ -197,13 +200,6 @@ class Runner:
         points = {layer.name: layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers}
         return sum((points | {name: size for name, (size, _) in (built or {}).items()}).values())
 
-    def _built(self, network: Candidate) -> dict[str, tuple[int, int]]:
-        """Return bytes and number of levels of each layer that was rounded anew."""
-        return {
-            name: (self.codecs[name].size_bytes(made.codes), len(network.levels(name)))
-            for name, made in network.made.items()
-        }
-
     def _with_ratio(self, record: TrialRecord) -> TrialRecord:
         original_bytes = sum(layer.original_bytes for layer in self.layers)
         return replace(record, ratio=original_bytes / max(1, record.size_bytes or 0))
@@ -213,8 +209,8 @@ class Runner:
         expected = self.predictor.predict(self.study, plan, record.number)
         record = replace(record, predicted=expected and expected[0])
         network = self.networks.network(plan)
-        built = self._built(network)
-        record = replace(record, size_bytes=self._size_bytes(plan, built), built=built)
+        built, digest = built_sizes(network), self.networks.digest(plan)
+        record = replace(record, size_bytes=self._size_bytes(plan, built), built=built, network=digest)
         found = score_plan(self.task, network, self.original_metric, record)
         self._has_scored = True
         if not found.satisfied:
@@ -242,6 +238,7 @@ def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:
         record,
         size_bytes=known.size_bytes,
         built=known.built,
+        network=known.network,
         metric=known.metric,
         satisfied=known.satisfied,
         margin=known.margin,
@@ -257,7 +254,7 @@ class Tally:
     """Counts the finished trials of all workers, and keeps the best of them."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+        self._study, self._handle = study, Study(study)
         self._seen: set[int] = set()
 
     def news(self, total: int) -> list[Progress]:
@@ -266,7 +263,7 @@ class Tally:
         new = [trial for trial in trials if trial.number not in self._seen]
         if not new:
             return []
-        best = Study(self._study).record().best
+        best = self._handle.record().best
         return [self._described(trial_record(trial), best, total) for trial in new]
 
     def _described(self, record: TrialRecord, best: TrialRecord | None, total: int) -> Progress:
