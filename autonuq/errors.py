@@ -92,6 +92,10 @@ class StudyNotFound(StudyError):
     """A study is not there, or its storage is out of reach: either may come."""
 
 
+class StudyExists(StudyError):
+    """A study of this name is in the storage already."""
+
+
 class EvaluatorError(AutonuqError):
     """The user's evaluator cannot be loaded, raised, or returned no finite number."""
 

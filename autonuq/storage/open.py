@@ -14,7 +14,7 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, Storage
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
 
-from autonuq.errors import StudyError, StudyNotFound
+from autonuq.errors import StudyError, StudyExists, StudyNotFound
 from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
 from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
@@ -53,7 +53,7 @@ class Storage:
         Raises
         ------
         StudyError
-            A study of this name exists.
+            StudyExists if there is one of this name.
         """
         with _mapped(self.url, name):
             try:
@@ -61,7 +61,7 @@ class Storage:
                     storage=self.backend, study_name=name, direction="maximize", pruner=optuna.pruners.NopPruner()
                 )
             except DuplicatedStudyError as error:
-                raise StudyError(
+                raise StudyExists(
                     f"exists already in {self.url}; go on with 'autonuq resume', or choose another name or storage",
                     study=name,
                 ) from error

@@ -47,7 +47,6 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
-    FINGERPRINT,
     FLOAT_LAYERS,
     LEASE,
     PROVENANCE,
@@ -61,6 +60,7 @@ from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.confirmation import confirm
+from autonuq.study.creation import continue_study, is_begun, start_study
 from autonuq.study.dispatch import check_workers, run_sent
 from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
@@ -351,6 +351,8 @@ class StudyRun:
             There is none, or its storage cannot be read.
         """
         study = open_study(self.task.name, self.task.storage)
+        if not is_begun(study.optuna):
+            return Resumability(finished=0, changed=(), worker=None)
         trials = study.optuna.get_trials(deepcopy=False)
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
         changed = changed_parts(study.optuna, self.fingerprint)
@@ -422,22 +424,28 @@ class StudyRun:
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
         make_folders(task)
         storage = open_storage(task.storage)
+        begin = continue_study if exists else start_study
+        study = begin(storage, task.name, self._describe, fingerprint)
         if exists:
-            study = storage.load(task.name)
             check_fingerprint(study, fingerprint)
-        else:
-            study = storage.create(task.name)
-            study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
-            study.set_user_attr(CODEC, self.model.config.target.codec_name)
-            store_chip(study, describe_chip(self.model))
-            study.set_user_attr(FINGERPRINT, fingerprint)
-            study.set_user_attr(CONFIDENCE, task.confidence)
-            study.set_user_attr(FLOAT_LAYERS, "")
-        study.set_user_attr(TASK, task.as_attribute())
-        study.set_user_attr(TARGET_TRIALS, task.n_trials)
+            self._tell_task(study)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
-        study.set_user_attr(STOPPED, "")
         return storage, study
+
+    def _describe(self, study: optuna.Study) -> None:
+        """Store what a new study is, but for its fingerprint."""
+        study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+        study.set_user_attr(CODEC, self.model.config.target.codec_name)
+        store_chip(study, describe_chip(self.model))
+        study.set_user_attr(CONFIDENCE, self.task.confidence)
+        study.set_user_attr(FLOAT_LAYERS, "")
+        self._tell_task(study)
+
+    def _tell_task(self, study: optuna.Study) -> None:
+        """Store what each run may have otherwise."""
+        study.set_user_attr(TASK, self.task.as_attribute())
+        study.set_user_attr(TARGET_TRIALS, self.task.n_trials)
+        study.set_user_attr(STOPPED, "")
 
     def _prepared(self, model: QuantizedModel, study: optuna.Study) -> Candidate:
         return Candidate(model, prepare_points(self.task, model, self.fingerprint, study, self._on_progress))
