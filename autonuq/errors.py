@@ -82,6 +82,10 @@ class RuntimeFailure(AutonuqError):
     exit_code = 5
 
 
+class WriteFailure(RuntimeFailure):
+    """A file cannot be written, for lack of room or on a disk that takes nothing: neither plan nor evaluator did it."""
+
+
 class StudyError(AutonuqError):
     """A study file, a study or its storage is malformed, missing, unreachable or another model's."""
 

@@ -7,17 +7,18 @@ sent by value: its class with all that it uses of the user's own modules, which 
 from __future__ import annotations
 
 import atexit
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
+
+from autonuq.atomic import temporary_folder
 
 _HERE = Path(__file__).parent.parent
 
@@ -38,8 +39,9 @@ def arrived_file(main: Path, files: Mapping[str, bytes]) -> Path:
     folder = main.parent
     if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
         return main
-    place = Path(tempfile.mkdtemp(prefix="autonuq-evaluator-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    kept = ExitStack()
+    place = kept.enter_context(temporary_folder())
+    atexit.register(kept.close)
     for name, content in files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
 from optuna.storages.journal import JournalRedisBackend
 
 from autonuq.errors import StudyError, StudyExists, StudyNotFound
 from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
-from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
+from autonuq.storage.retries import is_connection_lost, is_storage_failure, patient, reason, retry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -109,7 +109,22 @@ def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     with _mapped(_shown(url), None, kind), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         backend, exclusive = retry(lambda: _OPEN.get(kind, _open_sql)(url), patience_s)
-    return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
+    file = storage_file(url)
+    kept = file if file is not None and file.exists() else None
+    return Storage(_shown(url), patient(backend, _shown(url), kept), _named(exclusive, _shown(url)))
+
+
+def _named(exclusive: Exclusion, url: str) -> Exclusion:
+    """Return the exclusion with what can go wrong in it mapped, too."""
+
+    @contextmanager
+    def exclusion(name: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            with _mapped(url, name):
+                stack.enter_context(exclusive(name))
+            yield
+
+    return exclusive if exclusive is no_exclusion else exclusion
 
 
 def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -163,8 +178,7 @@ def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
         raise StudyError(f"storage {url} needs a driver that is not installed; {remedy}", study=name) from error
     except Exception as error:  # also of packages that are not imported here
         is_lost = is_connection_lost(error)
-        is_ours = isinstance(error, (StorageInternalError, OSError, ValueError, RuntimeError))
-        is_known = is_ours or is_of(error, "sqlalchemy", "SQLAlchemyError")
+        is_known = isinstance(error, (ValueError, RuntimeError)) or is_storage_failure(error)
         if not (is_lost or is_known):
             raise
         failed = StudyNotFound if is_lost else StudyError

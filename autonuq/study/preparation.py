@@ -86,18 +86,30 @@ def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> Qua
         found = calibrated(model, task.record_file)
         left = has_points(task.points_folder) or has_moments(model, task.record_file)
         if left and (input_files(task.record_file) or not rounding_of(task.points_folder).in_order):
+            _remove_modified(task)
             return found
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
-    folder = task.record_file.parent.resolve()
-    pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+    pair = _modified(task)
     write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
     request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
-    for path in (pair.model, pair.weights):
-        path.unlink()
+    _remove_modified(task)
     model = calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
     return model
+
+
+def _modified(task: Task) -> ModelPair:
+    """Return where the network with calibration layers is, while that lasts."""
+    folder = task.record_file.parent.resolve()
+    return ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+
+
+def _remove_modified(task: Task) -> None:
+    """Delete it; a run that was killed left it behind."""
+    pair = _modified(task)
+    for path in (pair.model, pair.weights):
+        path.unlink(missing_ok=True)
 
 
 def points_key(fingerprint: Mapping[str, str]) -> str:
@@ -116,6 +128,7 @@ def prepare_points(
     if points is not None:
         if not stored_rounding(study).way:  # another study left them here
             store_rounding(study, rounding_of(task.points_folder))
+        remove_moments(task.record_file)  # where a run was killed before it did
         return points
     done: list[str] = []
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import codecs_of, say_unsearched
-from autonuq.errors import AutonuqError
+from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
@@ -184,6 +184,8 @@ class Runner:
         known = self.claims.scored(plan)
         try:
             record = self._scored(plan, record) if known is None else _copied(record, trial_record(known))
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             if isinstance(error.__cause__, FileNotFoundError) and not self._has_scored:
                 raise  # no plan's fault: this machine lacks what the evaluator reads
