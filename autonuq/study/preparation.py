@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,7 @@ from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, U
 from autonuq.runtime.inputs import count_images, input_files, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
+from autonuq.storage.journal_file import FileLock
 from autonuq.study.foretelling import corrected
 from autonuq.study.points_cache import has_points, load_points, rounding_of, store_points
 from autonuq.study.resolution import resolution_warning
@@ -42,6 +43,19 @@ from autonuq.study.stored import (
     stored_rounding,
 )
 from autonuq.study.task import OnProgress, Progress, Task
+
+
+@contextmanager
+def preparing_alone(task: Task, on_progress: OnProgress) -> Iterator[None]:
+    """Keep out whoever would prepare a study in the same folder; two calibrations would add up."""
+    lock = FileLock(task.out / ".preparation")
+    if not lock.acquire(0):
+        on_progress(Progress("waiting", f"another process prepares a study in {task.out}", 0, 1))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> None:

@@ -68,8 +68,9 @@ from autonuq.study.foretelling import foretell
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
 from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.points_cache import has_points
-from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
+from autonuq.study.preparation import calibrate, prepare_points, preparing_alone, score_original, settled
 from autonuq.study.resources import check_resources, needs_of
+from autonuq.study.runner import Runner
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
@@ -394,6 +395,18 @@ class StudyRun:
             check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
         check_workers(task, workers)
+        with preparing_alone(task, on_progress):
+            runner = self._prepared_runner(storage, study)
+        if workers.jobs == 1 and workers.is_here:
+            runner.run(deadline)
+        else:
+            run_sent(runner, workers, deadline)
+        confirm(task, study, runner.candidate, on_progress)
+        return self._concluded(Study(study))
+
+    def _prepared_runner(self, storage: Storage, study: optuna.Study) -> Runner:
+        """Measure and build what trials need, as far as that was not done before, and tell other workers."""
+        task, on_progress = self.task, self._on_progress
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, on_progress)
         whole = self._prepared(model, study)
@@ -404,12 +417,7 @@ class StudyRun:
         runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
         runner.begin(floats, first_trial(study, floats))
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
-        if workers.jobs == 1 and workers.is_here:
-            runner.run(deadline)
-        else:
-            run_sent(runner, workers, deadline)
-        confirm(task, study, candidate, on_progress)
-        return self._concluded(Study(study))
+        return runner
 
     def _concluded(self, study: Study) -> Study:
         """Write into the log what the run ended with, and return the study."""

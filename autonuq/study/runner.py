@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -80,6 +81,7 @@ class Runner:
     def run(self, deadline: float | None, is_abandoned: Callable[[], bool] = _never) -> None:
         """Run what is left, or what is until it `is_abandoned`; raise EvaluatorError after three failures in a row."""
         failures = 0
+        self._remove_left_folders()
         with self.session:
             while (deadline is None or time.monotonic() < deadline) and not is_abandoned() and not self._is_done():
                 trial = self.claims.next()
@@ -149,6 +151,11 @@ class Runner:
         self.study.set_user_attr(STOPPED, reason)
         self.tell_end()
         return True
+
+    def _remove_left_folders(self) -> None:
+        """Delete what killed workers left of trials that others have finished."""
+        for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
+            shutil.rmtree(self.task.trial_folder(trial.number), ignore_errors=True)
 
     def _finished(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
