@@ -105,6 +105,10 @@ class RuntimeFailure(AutonuqError):
     exit_code = 5
 
 
+class WriteFailure(RuntimeFailure):
+    """A file cannot be written, for lack of room or on a disk that takes nothing: neither plan nor evaluator did it."""
+
+
 class StudyError(AutonuqError):
     """A study file, a study or its storage is malformed, missing, unreachable or another model's."""
 
@@ -113,6 +117,10 @@ class StudyError(AutonuqError):
 
 class StudyNotFound(StudyError):
     """A study is not there, or its storage is out of reach: either may come."""
+
+
+class StudyExists(StudyError):
+    """A study of this name is in the storage already."""
 
 
 class EvaluatorError(AutonuqError):

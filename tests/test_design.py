@@ -16,9 +16,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # The floors of the house, from the bottom up; a room imports from the floors below, siblings do not import each other.
 FLOORS = (
-    {"file_names", "masking", "visible"},
-    {"errors", "atomic", "lazy", "notebook"},
-    {"plain", "reading"},
+    {"file_names", "masking", "processes", "visible"},
+    {"errors", "lazy", "notebook"},
+    {"atomic", "plain", "reading"},
     {"array_files", "records"},
     {"graph", "quant"},
     {"runtime"},
@@ -56,7 +56,7 @@ GATES = {
     "onnxruntime": ("runtime/",),
     "optuna": ("search/", "storage/", "study/", "report/"),
     "optuna_dashboard": ("report/dashboard.py",),
-    "psutil": ("evaluate/isolation.py", "storage/lease.py"),
+    "psutil": ("evaluate/isolation.py", "processes.py"),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/",),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from autonuq.amct.data_handler import DATA_TYPES, load_data
 from autonuq.amct.quant_config import create_quant_config
 from autonuq.amct.runner import prepare
 from autonuq.amct.static import init, quantize_model, save_model
+from autonuq.atomic import say_system_error, temporary_folder
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_module
 from autonuq.graph.files import ModelPair
@@ -60,8 +60,7 @@ def run_command() -> None:
     except AutonuqError as error:
         _fail(str(error), error.exit_code, error)
     except OSError as error:
-        said = f"{error.filename}: cannot be used: {error.strerror}" if error.filename else str(error)
-        _fail(said, StudyError.exit_code, error)
+        _fail(say_system_error(error), StudyError.exit_code, error)
 
 
 def _fail(message: str, exit_code: int, error: Exception) -> NoReturn:
@@ -170,11 +169,11 @@ def quantize_fed(source: ModelPair, save_path: str, feed: Feed, *, batch_num: in
     folder = Path(save_path).parent
     folder.mkdir(parents=True, exist_ok=True)
     files = (str(source.model), str(source.weights))
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with temporary_folder(folder) as scratch:
         config_file, record_file = f"{scratch}/config.json", f"{scratch}/record.txt"
         create_quant_config(config_file, *files, None, batch_num, True, cfg)
         graph = init(config_file, *files, record_file)
-        modified = ModelPair(Path(scratch) / "modified_model.prototxt", Path(scratch) / "modified_model.caffemodel")
+        modified = ModelPair(scratch / "modified_model.prototxt", scratch / "modified_model.caffemodel")
         quantize_model(graph, modified.model, modified.weights)
         feed(modified, graph.model.config.batch_num)
         save_model(graph, "Both", save_path)

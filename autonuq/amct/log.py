@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from autonuq.atomic import writing
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
 from autonuq.masking import masked_text
@@ -47,7 +48,7 @@ def open_log() -> logging.Logger:
         path.parent.mkdir(exist_ok=True)
         for handler in tuple(_logger.handlers):
             handler.close()
-        opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
+        opened = [_File(path, encoding="utf-8"), _Screen()]
         for handler in opened:
             handler.setFormatter(_OneLine(_FORMAT))
         _logger.handlers, _calibration.handlers = opened, opened[:1]
@@ -66,11 +67,20 @@ class _OneLine(logging.Formatter):
         return visible(masked_text(super().formatMessage(record)))
 
 
+class _File(logging.FileHandler):
+    """Fails with the file's name where it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        """Raise what went wrong; logging itself would print a traceback and go on."""
+        with writing(self.baseFilename):
+            raise
+
+
 class _Screen(logging.Handler):
     """Writes to what is standard error at that moment; warnings are left to Python's own, which show them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING and sys.stderr is not None:  # a closed one is None
             sys.stderr.write(f"{self.format(record)}\n")
 
 

@@ -146,6 +146,8 @@ def write_skeleton(
         for target, text in texts.items():
             replace_text(target, text)
     except OSError as error:
+        for target in texts:  # there was none of them
+            target.unlink(missing_ok=True)
         raise StudyError(f"folder cannot be written: {error.strerror}", path=folder) from error
     return tuple(texts)
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from autonuq import amct
+from autonuq.atomic import temporary_folder
 from autonuq.cli.console import (
     NOT_SATISFIED,
     LevelOption,
@@ -42,8 +42,8 @@ def _chosen(model: Path, level: int, stages: list[str] | None) -> Iterator[Path]
     if not level and not stages:
         yield model
         return
-    with TemporaryDirectory() as folder:
-        yield write_prototxt(load_graph(model, level=level, stages=stages or ()), Path(folder) / model.name)
+    with temporary_folder() as folder:
+        yield write_prototxt(load_graph(model, level=level, stages=stages or ()), folder / model.name)
 
 
 def config(

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
+from autonuq.atomic import is_out_of_room, say_system_error
+from autonuq.errors import AutonuqError, EvaluatorError, WriteFailure, suggest_name
 from autonuq.evaluate.samples import Score
 from autonuq.evaluate.sending import arrived_file, read_own_files
 from autonuq.graph.files import ModelPair
@@ -244,6 +245,8 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     except (Exception, SystemExit) as error:
         if _is_interrupt(error):
             raise KeyboardInterrupt from error
+        if isinstance(error, OSError) and is_out_of_room(error):
+            raise WriteFailure(say_system_error(error)) from error
         raise EvaluatorError(f"{method} raised {_reason(error)}") from error
     finally:
         _go_back(folder, method)

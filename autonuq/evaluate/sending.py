@@ -7,11 +7,10 @@ sent by value: its class with all that it uses of the user's own modules, which 
 from __future__ import annotations
 
 import atexit
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 
+from autonuq.atomic import temporary_folder
 from autonuq.errors import EvaluatorError
 from autonuq.file_names import RULE, file_below
 
@@ -50,8 +50,9 @@ def arrived_file(main: Path, files: Mapping[str, bytes]) -> Path:
             raise EvaluatorError(f"{name!r}, sent with the evaluator, is no file of its folder: {RULE}", path=main)
     if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
         return main
-    place = Path(tempfile.mkdtemp(prefix="autonuq-evaluator-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    kept = ExitStack()
+    place = kept.enter_context(temporary_folder())
+    atexit.register(kept.close)
     for name, content in files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)

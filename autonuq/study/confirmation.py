@@ -8,14 +8,13 @@ with the study's confidence after both (`search.trust`). What is held back is lo
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 
+from autonuq.atomic import temporary_folder
 from autonuq.compress.candidate import Candidate
-from autonuq.errors import AutonuqError
+from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.evaluate.evaluator import data_digests, evaluator_fingerprint, evaluator_name, score, standard_error
 from autonuq.evaluate.samples import Score, StoredSamples, samples_as_data, samples_from_data
 from autonuq.records import CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
@@ -77,6 +76,8 @@ class _Confirming:
                 if found[-1].holds:
                     return found[-1]
                 trial = self._next([one.trial for one in found])
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             return replace(found[0] if found else self._blank(first.number), error=str(error))
         return replace(found[0], tried=len(found))
@@ -122,10 +123,9 @@ class _Confirming:
 
     def _scored(self, trial: TrialRecord, original: float, tried: int) -> Confirmation:
         evaluator = self._task.confirm
-        with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
-            metric = score_candidate(
-                self._task, evaluator, self._networks.network(trial.points, trial.network), Path(folder)
-            )
+        with temporary_folder(self._task.out) as folder:
+            network = self._networks.network(trial.points, trial.network)
+            metric = score_candidate(self._task, evaluator, network, folder)
         judgement = judge_metric(evaluator, original, metric)
         believed, allowed = self._believed.get(trial.number), judgement.allowed or self._record.allowed
         loss = float(original - metric) * (1 if self._record.metric_rises else -1)

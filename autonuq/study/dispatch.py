@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import optuna
 
+from autonuq.atomic import say_system_error, temporary_folder
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
 from autonuq.evaluate.isolation import end_with_parent
@@ -195,6 +194,8 @@ def _as_ours() -> Iterator[None]:
         yield
     except AutonuqError:
         raise
+    except OSError as error:
+        raise StudyError(say_system_error(error)) from error
     except Exception as error:
         raise WorkerBug(traceback.format_exc()) from error
 
@@ -293,8 +294,8 @@ def _folder_here(task: Task) -> Iterator[Task]:
         make_folders(task)
         yield task
         return
-    with tempfile.TemporaryDirectory(prefix="autonuq-", ignore_cleanup_errors=True) as folder:
-        task = replace(task, out=Path(folder), artifacts=task.artifacts_location)
+    with temporary_folder() as folder:
+        task = replace(task, out=folder, artifacts=task.artifacts_location)
         make_folders(task)
         yield task
 

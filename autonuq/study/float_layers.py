@@ -28,7 +28,7 @@ import optuna
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.sensitivity import OutputErrors
-from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError, WriteFailure
 from autonuq.plain import ANY_NUMBER, from_plain, with_digest, without_digest
 from autonuq.records import (
     FLOAT_MEASURED,
@@ -251,6 +251,8 @@ class _Decision:
             return METRIC_CHANGE, self._metric_changes("another Caffe ran the calibration, or its inputs are gone")
         try:
             return OUTPUT_ERROR, self._output_errors(passes)
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             return METRIC_CHANGE, self._metric_changes(f"the network cannot be run here ({error})")
 

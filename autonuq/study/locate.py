@@ -15,6 +15,7 @@ from autonuq.graph.files import ModelPair
 from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.creation import is_begun
 from autonuq.study.started import load_started
 from autonuq.study.stored import Study
 from autonuq.study.study_file import absolute_location, load_task
@@ -165,6 +166,8 @@ def load_stored_task(
         return task if evaluator is None else replace(task, evaluator=evaluator)
     found = load_study(study, storage)
     stored = found.optuna.user_attrs.get(TASK)
+    if stored is None and not is_begun(found.optuna):
+        raise StudyError("was killed while it was made; start it again, with 'autonuq tune'", study=found.name)
     if stored is None:
         raise StudyError("was started by a version that did not store its task; give its study file", study=found.name)
     url = absolute_url(storage, Path.cwd()) if storage else default_url(Path(study).resolve())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
@@ -28,6 +29,7 @@ from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, U
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
+from autonuq.storage.journal_file import FileLock
 from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.foretelling import corrected
 from autonuq.study.kept_files import KeptFiles
@@ -42,6 +44,19 @@ from autonuq.study.stored import (
     stored_rounding,
 )
 from autonuq.study.task import OnProgress, Progress, Task
+
+
+@contextmanager
+def preparing_alone(task: Task, on_progress: OnProgress) -> Iterator[None]:
+    """Keep out whoever would prepare a study in the same folder; two calibrations would add up."""
+    lock = FileLock(task.out / ".preparation")
+    if not lock.acquire(0):
+        on_progress(Progress("waiting", f"another process prepares a study in {task.out}", 0, 1))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> None:
@@ -90,19 +105,31 @@ def calibrate(task: Task, model: QuantizedModel, study: optuna.Study, on_progres
     """
     kept = KeptFiles(task, study)
     if kept.is_calibrated() and (kept.points("") is not None or kept.has_moments()):
+        _remove_modified(task)
         return calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
-    folder = task.record_file.parent.resolve()
-    pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+    pair = _modified(task)
     write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
     request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
-    for path in (pair.model, pair.weights):
-        path.unlink()
+    _remove_modified(task)
     model = calibrated(model, task.record_file)
     kept.store_calibration()
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
     return model
+
+
+def _modified(task: Task) -> ModelPair:
+    """Return where the network with calibration layers is, while that lasts."""
+    folder = task.record_file.parent.resolve()
+    return ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+
+
+def _remove_modified(task: Task) -> None:
+    """Delete it; a run that was killed left it behind."""
+    pair = _modified(task)
+    for path in (pair.model, pair.weights):
+        path.unlink(missing_ok=True)
 
 
 def points_key(fingerprint: Mapping[str, str]) -> str:
@@ -124,14 +151,13 @@ def prepare_points(
     """
     key, kept = points_key(fingerprint), KeptFiles(task, study)
     found = kept.points(key)
-    if is_new := found is None:
+    if found is None:
         found = _build_points(task, model, key, kept, on_progress)
     told = stored_rounding(study)
     if not kept.is_final and replace(told, factors={}) != found.rounding:
         store_rounding(study, found.rounding)
     kept.store_points(found)
-    if is_new:
-        remove_moments(task.record_file)
+    remove_moments(task.record_file)
     return found
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import optuna
 
+from autonuq.atomic import temporary_folder
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import say_unsearched
@@ -148,8 +147,7 @@ class Rehearsal:
         Check
         """
         missed: set[str] = set()
-        with tempfile.TemporaryDirectory() as folder:
-            self._temporary = Path(folder)
+        with temporary_folder() as self._temporary:
             for name, needs, step in self._steps:
                 lacking = next((need for need in needs if need in missed), None)
                 check = Check(name, "skipped", f"needs '{lacking}'") if lacking else _taken(name, step)

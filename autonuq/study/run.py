@@ -48,7 +48,6 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
-    FINGERPRINT,
     FLOAT_LAYERS,
     LEASE,
     PROVENANCE,
@@ -63,6 +62,7 @@ from autonuq.storage.open import Storage, absolute_url, default_url, open_storag
 from autonuq.study.artifacts import Artifacts
 from autonuq.study.attributes import seal_study
 from autonuq.study.confirmation import confirm
+from autonuq.study.creation import continue_study, is_begun, start_study
 from autonuq.study.dispatch import check_workers, run_sent
 from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
@@ -71,8 +71,16 @@ from autonuq.study.kept_files import KeptFiles
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
 from autonuq.study.plan_networks import PlanNetworks, built_sizes
 from autonuq.study.points_cache import has_points
-from autonuq.study.preparation import calibrate, kept_candidate, prepare_points, score_original, settled
+from autonuq.study.preparation import (
+    calibrate,
+    kept_candidate,
+    prepare_points,
+    preparing_alone,
+    score_original,
+    settled,
+)
 from autonuq.study.resources import check_resources, needs_of
+from autonuq.study.runner import Runner
 from autonuq.study.started import write_started
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
@@ -365,6 +373,8 @@ class StudyRun:
             There is none, or its storage cannot be read.
         """
         study = open_study(self.task.name, self.task.storage)
+        if not is_begun(study.optuna):
+            return Resumability(finished=0, changed=(), worker=None)
         trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
         changed = changed_parts(study.optuna, self.fingerprint)
@@ -408,6 +418,18 @@ class StudyRun:
             check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
         check_workers(task, workers)
+        with preparing_alone(task, on_progress):
+            runner = self._prepared_runner(storage, study)
+        if workers.jobs == 1 and workers.is_here:
+            runner.run(deadline)
+        else:
+            run_sent(runner, workers, deadline)
+        confirm(task, study, runner.candidate, on_progress)
+        return self._concluded(Study(study))
+
+    def _prepared_runner(self, storage: Storage, study: optuna.Study) -> Runner:
+        """Measure and build what trials need, as far as that was not done before, and tell other workers."""
+        task, on_progress = self.task, self._on_progress
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, study, on_progress)
         found = prepare_points(task, model, self.fingerprint, study, on_progress)
@@ -421,12 +443,7 @@ class StudyRun:
         runner.begin(floats, first_trial(study, floats))
         kept = KeptFiles(task, study).digests(found)
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint, kept)
-        if workers.jobs == 1 and workers.is_here:
-            runner.run(deadline)
-        else:
-            run_sent(runner, workers, deadline)
-        confirm(task, study, candidate, on_progress)
-        return self._concluded(Study(study))
+        return runner
 
     def _concluded(self, study: Study) -> Study:
         """Write into the log what the run ended with, and return the study."""
@@ -442,22 +459,28 @@ class StudyRun:
         make_folders(task)
         write_started(task)
         storage = open_storage(task.storage)
+        begin = continue_study if exists else start_study
+        study = begin(storage, task.name, self._describe, fingerprint)
         if exists:
-            study = storage.load(task.name)
             check_fingerprint(study, fingerprint)
-        else:
-            study = storage.create(task.name)
-            study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
-            study.set_user_attr(CODEC, self.model.config.target.codec_name)
-            store_chip(study, describe_chip(self.model))
-            study.set_user_attr(FINGERPRINT, fingerprint)
-            study.set_user_attr(CONFIDENCE, task.confidence)
-            study.set_user_attr(FLOAT_LAYERS, "")
-        study.set_user_attr(TASK, task.as_attribute())
-        study.set_user_attr(TARGET_TRIALS, task.n_trials)
+            self._tell_task(study)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
-        study.set_user_attr(STOPPED, "")
         return storage, study
+
+    def _describe(self, study: optuna.Study) -> None:
+        """Store what a new study is, but for its fingerprint."""
+        study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+        study.set_user_attr(CODEC, self.model.config.target.codec_name)
+        store_chip(study, describe_chip(self.model))
+        study.set_user_attr(CONFIDENCE, self.task.confidence)
+        study.set_user_attr(FLOAT_LAYERS, "")
+        self._tell_task(study)
+
+    def _tell_task(self, study: optuna.Study) -> None:
+        """Store what each run may have otherwise."""
+        study.set_user_attr(TASK, self.task.as_attribute())
+        study.set_user_attr(TARGET_TRIALS, self.task.n_trials)
+        study.set_user_attr(STOPPED, "")
 
     def candidate(self, study: Study, plan: Plan, network: str = "") -> Candidate:
         """Return the network of a plan: what the run made, or what a finished one left in the folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import say_unsearched
-from autonuq.errors import AutonuqError
+from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
@@ -83,6 +84,7 @@ class Runner:
     def run(self, deadline: float | None, is_abandoned: Callable[[], bool] = _never) -> None:
         """Run what is left, or what is until it `is_abandoned`; raise EvaluatorError after three failures in a row."""
         failures = 0
+        self._remove_left_folders()
         with self.session:
             while (deadline is None or time.monotonic() < deadline) and not is_abandoned() and not self._is_done():
                 trial = self.claims.next()
@@ -153,6 +155,11 @@ class Runner:
         self.tell_end()
         return True
 
+    def _remove_left_folders(self) -> None:
+        """Delete what killed workers left of trials that others have finished."""
+        for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
+            shutil.rmtree(self.task.trial_folder(trial.number), ignore_errors=True)
+
     def _finished(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
@@ -187,6 +194,8 @@ class Runner:
         known = self.claims.scored(plan)
         try:
             record = self._scored(plan, record) if known is None else _copied(record, trial_record(known))
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             if isinstance(error.__cause__, FileNotFoundError) and not self._has_scored:
                 raise  # no plan's fault: this machine lacks what the evaluator reads
