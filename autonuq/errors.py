@@ -9,8 +9,9 @@
     ├─ StudyError         exit 6   study file, study or its storage: malformed, exists, not found, of another model
     └─ EvaluatorError     exit 7   the user's code raised, returned no finite number, or cannot be loaded
 
-A message is one short line that says what is wrong, where, and what to do. Misuse of the Python API raises
-``ValueError`` or ``TypeError`` instead. Errors of other libraries are mapped at one edge with ``raise ... from``.
+A message is one short line that says what is wrong, where, and what to do, without passwords. Misuse of the Python
+API raises ``ValueError`` or ``TypeError`` instead. Errors of other libraries are mapped at one edge with
+``raise ... from``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
+
+from autonuq.masking import masked_text
+from autonuq.visible import visible
 
 _MOST = 480
 """Characters of a message, beside the file, the layer and the study that it is about."""
@@ -51,19 +55,14 @@ class AutonuqError(Exception):
         layer: str | None = None,
         study: str | None = None,
     ) -> None:
-        self.message = _shortened(_one_line(message))
+        self.message = _shortened(visible(masked_text(message)))
         self.path = None if path is None else Path(path)
         self.layer = layer
         self.study = study
-        where = [_one_line(str(path))] if path is not None else []
-        where += [f"layer '{_cut(_one_line(layer), _MOST_QUOTED)}'"] if layer is not None else []
-        where += [f"study '{_cut(_one_line(study), _MOST_QUOTED)}'"] if study is not None else []
+        where = [visible(str(path))] if path is not None else []
+        where += [f"layer '{_cut(visible(layer), _MOST_QUOTED)}'"] if layer is not None else []
+        where += [f"study '{_cut(visible(study), _MOST_QUOTED)}'"] if study is not None else []
         super().__init__(": ".join([", ".join(where), self.message]) if where else self.message)
-
-
-def _one_line(text: str) -> str:
-    """Escape what is not printable: names out of a damaged file may hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _shortened(message: str) -> str:
@@ -106,6 +105,10 @@ class RuntimeFailure(AutonuqError):
     exit_code = 5
 
 
+class WriteFailure(RuntimeFailure):
+    """A file cannot be written, for lack of room or on a disk that takes nothing: neither plan nor evaluator did it."""
+
+
 class StudyError(AutonuqError):
     """A study file, a study or its storage is malformed, missing, unreachable or another model's."""
 
@@ -114,6 +117,10 @@ class StudyError(AutonuqError):
 
 class StudyNotFound(StudyError):
     """A study is not there, or its storage is out of reach: either may come."""
+
+
+class StudyExists(StudyError):
+    """A study of this name is in the storage already."""
 
 
 class EvaluatorError(AutonuqError):

@@ -4,8 +4,8 @@
 
 =========  =====================================================================================================
 preamble   magic 89 4E 55 51 0D 0A 1A 0A; uint32 version; uint64 length of the file; CRC-32 of these 20 bytes
-section    of the network: comment lines that say where it comes from, if any, and the fake-quant prototxt as it is
-           written, compressed together (LZMA, its `.lzma` container)
+section    of the network: comment lines that say where it comes from, if any, and which shapes its `Python` layers
+           made, and the fake-quant prototxt as it is written, compressed together (LZMA, its `.lzma` container)
 sections   one for every layer with blobs and every layer that a DeQuant layer names, in the network's order; but
            none for a DeQuant layer that names a quantized layer: its blobs follow from that one's factors
 =========  =====================================================================================================
@@ -31,11 +31,14 @@ layer's.
 
 from __future__ import annotations
 
+import json
 import lzma
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -46,7 +49,10 @@ from numpy.typing import NDArray
 
 from autonuq.atomic import replace_file
 from autonuq.errors import ModelError, QuantizationError
-from autonuq.graph.files import expected_blobs, parse_graph, prototxt_text
+from autonuq.graph.extent import checked_sizes
+from autonuq.graph.files import known_blobs, parse_graph, prototxt_text
+from autonuq.graph.hosted.permission import is_own, is_refused, refusal
+from autonuq.graph.layers import infer_known_shapes
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import dequantization_blobs
 from autonuq.graph.record import Factors, checked_factors
@@ -64,6 +70,7 @@ _COUNT = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _HEAD = struct.Struct("<fbB")
 _COMMENT = "# "
+_MADE = re.compile(r'(".*") is made by Python, shape((?: \d{1,10})*)')
 _FLOAT, _QUANTIZED = b"\0", b"\1"
 _NO_AXIS = 255
 Chunk = bytes | memoryview
@@ -138,12 +145,12 @@ def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Pa
         The file would be so small that `load_packed` takes it for one made to fill the memory.
     """
     path = Path(path)
-    text = ("".join(f"{_COMMENT}{line}\n" for line in origin.splitlines()) + prototxt_text(graph)).encode()
+    comments = [*origin.splitlines(), *_made_shapes(graph)]
+    text = ("".join(f"{_COMMENT}{line}\n" for line in comments) + prototxt_text(graph)).encode()
     packed_text = lzma.compress(text, lzma.FORMAT_ALONE)
     if len(text) > _most_text(len(packed_text)):
-        raise QuantizationError(
-            f"a prototxt of {len(text):,} bytes packs into {len(packed_text):,}: too few", path=path
-        )
+        sizes = f"{len(text):,} bytes into {len(packed_text):,}"
+        raise QuantizationError(f"the prototxt packs from {sizes}, which no reader takes", path=path)
     chunks = _section("", [packed_text])
     named = {_dequantized_layer(layer) for layer in graph.layers}
     for layer in graph.layers:
@@ -153,6 +160,16 @@ def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Pa
     _check_weights({layer.name: [blob.shape for blob in layer.blobs] for layer in graph.layers}, length, path)
     preamble = _PREAMBLE.pack(MAGIC, VERSION, length)
     return replace_file(path, [preamble, _CRC.pack(zlib.crc32(preamble)), *chunks])
+
+
+def _made_shapes(graph: Graph) -> Iterator[str]:
+    """Say which shapes the network's own `Python` layers made: who unpacks it does not run them."""
+    shapes = infer_known_shapes(graph)
+    for layer in graph.layers:
+        if layer.type == "Python" and not is_own(layer):
+            for top in layer.tops:
+                if top in shapes:
+                    yield f"{json.dumps(top)} is made by Python, shape {' '.join(map(str, shapes[top]))}"
 
 
 def _most_text(packed_bytes: int) -> int:
@@ -229,9 +246,13 @@ def load_packed(path: str | Path) -> PackedNetwork:
     packed_text = _decompressed(reader)
     with reading(path, QuantizationError, "holds a prototxt that is no UTF-8 text"):
         text = packed_text.decode()
+        told = _told_shapes(_divided(text)[0])
     try:
         graph = parse_graph(packed_text, path)
-        expected = expected_blobs(graph)
+        expected = known_blobs(graph, told)
+        for layer in graph.layers:
+            if layer.name not in expected:
+                expected[layer.name] = _no_blobs(graph, layer)
     except ModelError as error:
         raise QuantizationError(
             f"holds a network that cannot be used: {error.message}", path=path, layer=error.layer
@@ -250,11 +271,34 @@ def load_packed(path: str | Path) -> PackedNetwork:
             blobs = _read_layer(reader.section(layer.name), expected[layer.name], packed)
         layers.append(layer.with_(blobs=blobs))
     reader.finish()
+    comments, prototxt = _divided(text)
+    origin = " ".join(line for line in comments if not _MADE.fullmatch(line))
+    return PackedNetwork(prototxt, graph.with_layers(layers), packed, origin)
+
+
+def _divided(text: str) -> tuple[list[str], str]:
+    """Return the comments in front, and the prototxt behind them."""
     lines = text.splitlines(keepends=True)
     comments = [
         line.removeprefix(_COMMENT).strip() for line in takewhile(lambda line: line.startswith(_COMMENT), lines)
     ]
-    return PackedNetwork("".join(lines[len(comments) :]), graph.with_layers(layers), packed, " ".join(comments))
+    return comments, "".join(lines[len(comments) :])
+
+
+def _told_shapes(comments: Iterable[str]) -> dict[str, Shape]:
+    """Return the shapes that comments tell; those that no blob can have tell nothing."""
+    found = {}
+    for name, shape in (match.groups() for match in map(_MADE.fullmatch, comments) if match):
+        with suppress(ValueError):
+            found[str(json.loads(name))] = checked_sizes(tuple(map(int, shape.split())))
+    return found
+
+
+def _no_blobs(graph: Graph, layer: Layer) -> list[Shape]:
+    """Return the blobs of a `Python` layer; refuse a layer whose blobs only such a layer could tell."""
+    if is_refused(layer):
+        return []
+    raise refusal(next(filter(is_refused, graph.layers)), graph.path)
 
 
 def _decompressed(reader: _Reader) -> bytes:

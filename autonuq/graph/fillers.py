@@ -138,21 +138,26 @@ def _gaussian(filler: FillerParameter, shape: Shape, generator: np.random.Genera
     """Draw from a normal distribution; `sparse` says how many inputs of an output are not 0, on average."""
     values = _normal(filler.mean, filler.std, shape, generator)
     if filler.sparse >= 0:
-        values *= generator.random(shape, np.float32) < filler.sparse / shape[0]
+        values *= generator.random(shape, np.float32) < filler.sparse / _outputs(shape)
     return values
 
 
 def _unit_ball(filler: FillerParameter, shape: Shape, generator: np.random.Generator) -> Array:
     """Positive; the weights of each output sum up to 1."""
-    values: Array = generator.random((shape[0], math.prod(shape[1:])), np.float32)
+    values: Array = generator.random((_outputs(shape), math.prod(shape[1:])), np.float32)
     values /= values.sum(axis=1, keepdims=True)
     return values.reshape(shape)
+
+
+def _outputs(shape: Shape) -> int:
+    """Return how many outputs a blob is for; a single value is for one."""
+    return shape[0] if shape else 1
 
 
 def _variance_count(filler: FillerParameter, shape: Shape) -> float:
     """Return the n of variance 1 / n: inputs, outputs or their mean."""
     count = math.prod(shape)
-    fan_in, fan_out = count / (shape[0] if shape else 1), count / (shape[1] if len(shape) > 1 else 1)
+    fan_in, fan_out = count / _outputs(shape), count / (shape[1] if len(shape) > 1 else 1)
     return {
         FillerParameter.FAN_IN: fan_in,
         FillerParameter.FAN_OUT: fan_out,

@@ -23,7 +23,7 @@ import numpy as np
 
 from autonuq.graph import caffe_pb2
 from autonuq.graph.model import MAX_ELEMENTS, Array, Graph, Layer, Shape, Value
-from autonuq.graph.operators.builder import LOWERINGS, Builder, Lowering
+from autonuq.graph.operators.builder import LOWERINGS, MAX_TABLES_BYTES, Builder, Lowering
 from autonuq.graph.operators.quantizers import quant_factors
 from autonuq.graph.operators.windows import max_pool_attributes
 from autonuq.graph.shapes.layout import concat_axis
@@ -331,7 +331,10 @@ class IntegerLowering:
             pixels = self._every(codes.tensor, window.stride)
             values = self._product(layer, pixels, codes.grid, kernel, _matrix(kernel.codes))
         else:
-            values = self._strips(layer, codes, kernel, strip_of(window, shapes[0], builder.shapes_of_tops[0]))
+            strip = strip_of(window, shapes[0], builder.shapes_of_tops[0])
+            if strip.bytes > MAX_TABLES_BYTES:  # few weights, far apart
+                return LOWERINGS[layer.type](builder, layer, tensors, shapes)
+            values = self._strips(layer, codes, kernel, strip)
         return [self._channels_first(values, builder.shapes_of_tops[0], layer.name)]
 
     def _sums(self, layer: Layer, codes: _Codes, kernel: Kernel, grid: ActivationGrid) -> str:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
+from autonuq.graph.hosted.permission import is_refused, refusal
 from autonuq.graph.model import FED_LAYERS, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
@@ -39,6 +40,7 @@ __all__ = [
     "canonical_axis",
     "concat_axis",
     "convolution",
+    "infer_known_shapes",
     "infer_shapes",
     "input_window",
     "layer_type",
@@ -69,26 +71,52 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
     Raises
     ------
     ModelError
-        A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms.
+        A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms; or a `Python` layer,
+        which alone knows its shapes, may not run.
     """
+    for layer in graph.layers:
+        if is_refused(layer):
+            raise refusal(layer, graph.path)
     given = tuple(sorted((inputs or {}).items()))
     if given not in graph.known_shapes:
-        graph.known_shapes[given] = _inferred(graph, inputs)
+        graph.known_shapes[given] = _inferred(graph, inputs, {})
     return dict(graph.known_shapes[given])
 
 
-def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None) -> dict[str, Shape]:
+def infer_known_shapes(graph: Graph, told: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
+    """Compute the shapes that can be known without running `Python` layers that may not run.
+
+    Parameters
+    ----------
+    graph : Graph
+    told : mapping of str to tuple of int, optional
+        Shapes of such layers' tops, where somebody else has run them.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        As from `infer_shapes`, without the blobs of those layers and those behind them.
+    """
+    return _inferred(graph, None, told or {})
+
+
+def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None, told: Mapping[str, Shape]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for layer in graph.layers:
+        if is_refused(layer) or not all(bottom in shapes for bottom in layer.bottoms):
+            layer_type(graph, layer)
+            for top in layer.tops:  # one that is made in place was known so far
+                shapes.pop(top, None)
+            shapes.update({top: told[top] for top in layer.tops if is_refused(layer) and top in told})
+            continue
         bottoms = [shapes[bottom] for bottom in layer.bottoms]
-        tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops)
+        tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops, "top")
         _check_own_blobs(graph, layer, bottoms)
         if len(layer.tops) > len(tops):
             raise graph.error(layer, f"type '{layer.type}' makes {len(tops)} tops, but {len(layer.tops)} are named")
         for top, shape in zip(layer.tops, tops, strict=False):
             shapes[top] = shape if not inputs or layer.type not in FED_LAYERS else tuple(inputs.get(top, shape))
-            if math.prod(shapes[top]) > MAX_ELEMENTS:
-                raise graph.error(layer, f"blob '{top}' of shape {shapes[top]} exceeds {MAX_ELEMENTS} values")
+            _check_size(graph, layer, f"blob '{top}'", shapes[top])
     return shapes
 
 
@@ -98,7 +126,12 @@ def blob_shapes(graph: Graph, layer: Layer, shapes: Mapping[str, Shape]) -> list
 
 
 def _own_shapes(graph: Graph, layer: Layer, bottoms: list[Shape]) -> list[Shape]:
-    return _checked(graph, layer, bottoms, layer_type(graph, layer).blobs)
+    return _checked(graph, layer, bottoms, layer_type(graph, layer).blobs, "blob of weights")
+
+
+def _check_size(graph: Graph, layer: Layer, what: str, shape: Shape) -> None:
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise graph.error(layer, f"{what} of shape {shape} exceeds {MAX_ELEMENTS} values, Caffe's limit")
 
 
 def _check_own_blobs(graph: Graph, layer: Layer, bottoms: list[Shape]) -> None:
@@ -137,7 +170,8 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
     return found
 
 
-def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops) -> list[Shape]:
+def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops, what: str) -> list[Shape]:
+    """Return the shapes that a rule gives a layer's tops or its blobs of weights, if they can be."""
     wanted = LAYER_TYPES[layer.type].bottoms
     if len(bottoms) not in wanted:
         raise graph.error(layer, f"type '{layer.type}' takes {_range_text(wanted)} bottoms, got {len(bottoms)}")
@@ -147,6 +181,8 @@ def _checked(graph: Graph, layer: Layer, bottoms: list[Shape], function: Tops) -
         raise ModelError(str(error), path=graph.path, layer=layer.name) from error
     if any(min(shape, default=1) < 1 for shape in shapes):
         raise graph.error(layer, f"gives shapes {shapes}; every dimension must be positive")
+    for index, shape in enumerate(shapes):
+        _check_size(graph, layer, f"{what} {index}", shape)
     return shapes
 
 

@@ -17,6 +17,7 @@ from autonuq.graph.model import Array, Shape
 from autonuq.graph.shapes.windows import ConvolutionWindow
 
 _BLOCK_BYTES = 64  # pieces that are copied about as fast as longer ones
+_INDEX_BYTES = 8 + 4  # while an index is made: int64, then int32
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ class Strip:
         """Rows of the padded image, and blocks of each."""
         (stride, _), (dilation, _), (kernel, _) = self.window.stride, self.window.dilation, self.window.kernel
         return (self.output[0] - 1) * stride + dilation * (kernel - 1) + 1, self.across - 1 + self.width
+
+    @property
+    def bytes(self) -> int:
+        """What `index` and `matrix` take: much, for few weights, where a window is wide."""
+        rows, outputs = self.window.kernel[0], self.window.num_output
+        inputs = rows * self.width * self.block * self.channels
+        index = self.output[0] * rows * self.across * self.width
+        return index * _INDEX_BYTES + inputs * self.count * outputs
 
     @property
     def blocks(self) -> int:

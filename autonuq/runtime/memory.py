@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -35,8 +36,18 @@ def available_memory() -> float | None:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         free = 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
-        return min(free, _left_to_the_group())
+        return min(free, _left_to_the_group(), _left_to_the_process())
     return None
+
+
+def _left_to_the_process() -> float:
+    """Return what its own limits leave this process, infinite where there are none."""
+    import resource  # not on Windows; only Linux comes here
+
+    pages = Path("/proc/self/statm").read_text("ascii").split()
+    kinds = ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5]))
+    limits = ((resource.getrlimit(kind)[0], int(used) * resource.getpagesize()) for kind, used in kinds)
+    return min(math.inf if limit == resource.RLIM_INFINITY else float(limit - used) for limit, used in limits)
 
 
 def _left_to_the_group(folder: Path = Path("/sys/fs/cgroup")) -> float:

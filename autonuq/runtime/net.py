@@ -35,6 +35,7 @@ from autonuq.runtime.calibration import OBSERVER_TYPES, Observer, update_record
 from autonuq.runtime.device import Device, selected_device
 from autonuq.runtime.inputs import InputKeeper
 from autonuq.runtime.integers import integer_plan
+from autonuq.runtime.limits import refuse_blob, refuse_pass, refuse_weights
 from autonuq.runtime.memory_data import MemoryData
 from autonuq.runtime.program import HostLayers, Program, has_host_layers, host_blobs
 from autonuq.runtime.seed import random_generator
@@ -65,6 +66,7 @@ class Blob(Extent):
     @property
     def _data(self) -> Array:
         if self._array is None:
+            refuse_blob(self._name, self._shape)
             self._array = np.zeros(self._shape, np.float32)
         return self._array
 
@@ -134,6 +136,12 @@ class Parameter(Extent):
         kept = self._values.reshape(-1)[: values.size]
         values[: kept.size] = kept
         self._values, self.touched = values.reshape(shape), True
+
+
+def _filled(graph: Graph) -> Graph:
+    """Return a network with the weights that its fillers make."""
+    refuse_weights(graph)
+    return fill_weights(graph, random_generator())
 
 
 def _parameters(graph: Graph) -> list[list[Parameter]]:
@@ -209,6 +217,7 @@ class _Runner:
         key = (selected_device(), self.shapes, first, last, outputs, observe, again)
         if key in self._sessions:
             return self._sessions[key]
+        refuse_pass(self.graph, dict(self.shapes))
         if has_host_layers(self.graph):
             self._sessions[key] = Program(
                 self.graph, self.host, outputs, first=first, last=last, observe=observe, again=again, plan=self.plan
@@ -283,9 +292,7 @@ class Net:
         path = Path(network_file)
         graph = _structure(read_bytes(path), path, phase, given["level"], tuple(given["stages"] or ()))
         self._stored: Caffemodel | None = None  # the file that `save` keeps as it is
-        self._runner = _Runner(
-            fill_weights(graph, random_generator()) if weights is None else self._loaded(graph, weights)
-        )
+        self._runner = _Runner(_filled(graph) if weights is None else self._loaded(graph, weights))
         self._observers = {
             index: Observer(layer, self._graph.by_name)
             for index, layer in enumerate(self._graph.layers)

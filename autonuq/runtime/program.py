@@ -18,6 +18,7 @@ from autonuq.graph.integers import IntegerPlan
 from autonuq.graph.lowering import Lowered, lower
 from autonuq.graph.model import FED_LAYERS, Array, Graph, Layer, Shape
 from autonuq.runtime.calibration import OBSERVER_TYPES
+from autonuq.runtime.limits import refuse_pass
 from autonuq.runtime.session import Session
 
 _MAX_SHAPES = 8  # sessions of one part that are kept
@@ -145,6 +146,7 @@ class Program:
         if shapes not in part.sessions:
             sources = [source_layer(name, shape) for name, shape in zip(inputs, shapes, strict=True)]
             graph = self._graph.with_layers([*sources, *part.layers])
+            refuse_pass(graph)
             if len(part.sessions) >= _MAX_SHAPES:
                 part.sessions.pop(next(iter(part.sessions)))
             lowered = lower(graph, outputs=part.outputs, observe=self._observe, plan=self._plan)

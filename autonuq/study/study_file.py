@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 import warnings
@@ -13,13 +14,14 @@ from typing import Any
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
+from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import ModelPair
 from autonuq.quant.atc.chips import DDR_RATES, MARKS
 from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import Target
 from autonuq.reading import reading
 from autonuq.search.sampler import SAMPLERS
-from autonuq.storage.open import absolute_url, default_url
+from autonuq.storage.open import VARIABLE, absolute_url, default_url
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.task import FLOAT_RULES, Task
 
@@ -35,7 +37,7 @@ _DATA: Mapping[str, type | tuple[type, ...]] = {
 }
 _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "": {"name": str, "out": str},
-    "model": {"prototxt": str, "weights": str},
+    "model": {"prototxt": str, "weights": str, "allow_python_layers": bool},
     "evaluator": {
         "class": str,
         "evaluate_batch_num": int,
@@ -84,6 +86,7 @@ _RETIRED: Mapping[tuple[str, str], tuple[type, str]] = {("search", "racing"): (b
 """Keys of earlier versions, their kinds, and why they are gone: a study that was made with one must go on."""
 _FIELDS = {
     ("", "name"): "name",
+    ("model", "allow_python_layers"): "allow_python_layers",
     ("quantization", "batch_num"): "batch_num",
     ("quantization", "activation_offset"): "activation_offset",
     ("quantization", "python_layers"): "python_layers",
@@ -138,8 +141,9 @@ def load_task(
     ----------
     path : str or Path
     out, storage, artifacts, trials : optional
-        Override the file's; relative ones are relative to the working directory. The default folder is
-        `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
+        Override the file's; relative ones are relative to the working directory. Without a `storage` the environment
+        variable `AUTONUQ_STORAGE` overrides the file's, too, so that no password need stand there. The default folder
+        is `out/<name>` beside the file, the default storage `study.journal` in that folder (`study.db` if an earlier
         version started the study there).
 
     Raises
@@ -158,7 +162,7 @@ def load_task(
     folder = path.resolve().parent
     with reading(path, StudyError, "are no paths", what="what its keys name"):
         evaluator, confirm = _evaluators(tables, values, confirming, path)
-        target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
+        target = _folder(values, folder, out)
         url = _storage_url(values, folder, target, storage)
         artifacts_url = absolute_location(artifacts, Path.cwd()) or absolute_location(
             values.get(("search", "artifacts")), folder
@@ -205,6 +209,14 @@ def _check_plain(value: object, place: str, path: Path) -> None:
         raise StudyError(f"'{place}' must be finite. Got {value} instead.", path=path)
     elif isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
         raise StudyError(f"'{place}' must be a whole number of 64 bits, as TOML's are", path=path)
+
+
+def _folder(values: Mapping[tuple[str, str], Any], folder: Path, out: str | Path | None) -> Path:
+    """Return the study's folder; only where none is given is it called like the study."""
+    given = out or values.get(("", "out"))
+    if given is None and not is_file_name(values["", "name"]):
+        raise StudyError(f"its name makes no folder: {RULE}; give another name, or --out", study=values["", "name"])
+    return Path(out or folder / (given or f"out/{values['', 'name']}")).resolve()
 
 
 def _workers(values: Mapping[tuple[str, str], Any]) -> Workers:
@@ -266,6 +278,7 @@ def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> Ev
 
 def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Path, storage: str | None) -> str:
     """Return the URL with absolute paths: the given one's from here, the file's from its folder, or the default."""
+    storage = storage or os.environ.get(VARIABLE)
     if storage:
         return absolute_url(storage, Path.cwd())
     url = values.get(("search", "storage"))

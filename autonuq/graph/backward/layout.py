@@ -10,6 +10,7 @@ import onnx
 
 from autonuq.graph.backward.reverse import NoDerivative, Reverse, attributes_of, differentiates, differentiates_one
 from autonuq.graph.model import Shape
+from autonuq.graph.operators.builder import MAX_TABLES_BYTES
 
 
 @differentiates_one("Flatten", "Reshape", "Squeeze", "Unsqueeze")
@@ -122,6 +123,8 @@ def _resized(reverse: Reverse, gradient: str, shape: Shape, axis: int, size: int
     if larger % size == 0:
         apart = reverse.reshape(gradient, [*shape[:axis], size, larger // size, *shape[axis + 1 :]])
         return reverse.add("ReduceSum", apart, reverse.constant("axes", np.array([axis + 1])), keepdims=0)
+    if 2 * 8 * larger > MAX_TABLES_BYTES:
+        raise NoDerivative(f"Resize has no derivative here for an axis of {larger} values")
     step = np.float32(larger) / np.float32(size)
     places = np.minimum((np.arange(larger, dtype=np.float32) / step).astype(np.int64), size - 1)
     wanted = (*shape[:axis], size, *shape[axis + 1 :])

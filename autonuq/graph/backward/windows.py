@@ -11,6 +11,7 @@ import onnx
 
 from autonuq.graph.backward.reverse import PLACES, NoDerivative, Reverse, attributes_of, differentiates_one
 from autonuq.graph.model import Array, Shape
+from autonuq.graph.operators.builder import MAX_TABLES_BYTES
 
 
 def _transposed(found: Mapping[str, Any], output: Shape, wanted: Shape) -> dict[str, Any]:
@@ -84,6 +85,8 @@ def _average_pool(reverse: Reverse, node: onnx.NodeProto, gradient: str) -> Mapp
     bottom, top = reverse.shape(node.input[0]), reverse.shape(node.output[0])
     found = _plain(node, len(bottom) - 2)
     kernel = found["kernel_shape"]
+    if 4 * math.prod(kernel) > MAX_TABLES_BYTES:
+        raise NoDerivative(f"AveragePool has no derivative here for a window of {kernel}")
     share = reverse.constant("share", np.full((1, 1, *kernel), 1 / math.prod(kernel), np.float32))
     planes = reverse.reshape(gradient, [math.prod(top[:2]), 1, *top[2:]])
     spread = reverse.add("ConvTranspose", planes, share, **_transposed(found, top[2:], bottom[2:]))

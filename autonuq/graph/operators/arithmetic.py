@@ -246,7 +246,7 @@ def _largest(builder: Builder, tensor: str, axis: int, count: int, top_k: int) -
     if top_k == 1:
         place = builder.add("ArgMax", tensor, axis=axis, select_last_index=1)
         return builder.add("ReduceMax", tensor, axes=[axis]), place
-    backwards = builder.constant("backwards", np.arange(count)[::-1].copy())
-    turned = builder.add("Gather", tensor, backwards, axis=axis)
+    backwards = (builder.constant("backwards", np.array([number])) for number in (-1, -count - 1, axis, -1))
+    turned = builder.add("Slice", tensor, *backwards)
     values, places = builder.add_many("TopK", turned, builder.constant("k", np.array([top_k])), count=2, axis=axis)
     return values, builder.add("Sub", builder.constant("last", count - 1), places)

@@ -11,6 +11,14 @@ from onnx import TensorProto, helper
 
 from autonuq.graph.detached import Weights
 from autonuq.graph.model import Array, Layer, Shape
+from autonuq.graph.shapes.registry import LayerError
+
+MAX_TABLES_BYTES = 1 << 27
+"""What a network's tables may take while it is lowered: arrays that are made of settings and sizes, not of weights.
+
+A layer of a hundred bytes can ask for gigabytes of them. The largest in use are the boxes of detectors, 50 MB for SSD
+on images of 4,096 x 4,096 pixels; most networks need some kilobytes.
+"""
 
 
 class Builder:
@@ -26,6 +34,7 @@ class Builder:
         self.shapes_of_tops: list[Shape] = []  # of the layer that is being lowered
         self.layer = "t"  # its name: what its tensors are called that nobody gives a label
         self._count = 0
+        self._tables_bytes = 0
         self._makers: dict[str, onnx.NodeProto] = {}  # tensor -> its node
         self._rescaled: dict[str, tuple[Array, Array]] = {}  # weights -> (what they are made of, factor per output)
 
@@ -35,6 +44,25 @@ class Builder:
             self.inputs[blob] = self.shapes[blob]
             self.tensors[blob] = blob
         return self.tensors[blob]
+
+    def afford(self, what: str, size_bytes: int) -> None:
+        """Refuse a table that takes too much, together with those before it; called before it is made.
+
+        Raises
+        ------
+        LayerError
+            All of them would take more than `MAX_TABLES_BYTES`.
+        """
+        self._tables_bytes += size_bytes
+        if self._tables_bytes > MAX_TABLES_BYTES:
+            raise LayerError(
+                f"{what} would take {size_bytes:,} bytes; what layers' settings make may take {MAX_TABLES_BYTES:,} "
+                f"bytes in a network, {self._tables_bytes - size_bytes:,} of which are used: take smaller sizes"
+            )
+
+    def counted(self, count: int) -> str:
+        """Return a tensor of the integers from 0 on, below `count`; the engine makes them."""
+        return self.add("Range", *(self.constant("count", number) for number in (0, count, 1)))
 
     def constant(self, label: str, values: Array | Sequence[float] | float) -> str:
         """Add a float32 (or integer) constant and return its tensor; float32 arrays are not copied."""
@@ -131,7 +159,7 @@ def _attribute(name: str, value: Any) -> onnx.AttributeProto:
     """Make an attribute; whole numbers, which most are, without onnx's long way through all types."""
     if type(value) is int:
         return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INT, i=value)
-    if type(value) in (tuple, list) and all(type(each) is int for each in value) and value:
+    if type(value) in (tuple, list) and all(type(each) is int for each in value):  # the axes of a scalar are none
         return onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS, ints=value)
     return helper.make_attribute(name, value)
 

@@ -149,9 +149,12 @@ def _prelu(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shap
 
     In blocks of channels, min(x, 0) is minus the ReLU of -x, and both factors are Convs.
     """
-    slope = np.broadcast_to(layer.blobs[0].reshape(-1), shapes[0][1:2])
+    slope = layer.blobs[0].reshape(-1)
     above = builder.add("Relu", tensors[0])
     if _fills_blocks(shapes[0]):
+        if slope.size == 1:
+            builder.afford("a slope for every channel", 4 * 4 * shapes[0][1])
+        slope = np.broadcast_to(slope, shapes[0][1:2])
         no_shift = np.zeros_like(slope)
         turned = _own_conv(builder, tensors[0], np.full_like(slope, -1), no_shift, label=layer.name)
         leak = _own_conv(builder, builder.add("Relu", turned), -slope, no_shift, label=layer.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from autonuq.graph.model import Layer, Shape
@@ -17,6 +19,7 @@ def _permute(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Sh
 @lowers("PriorBox")
 def _prior_box(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     """Make a constant: only the bottoms' sizes count."""
+    builder.afford("its boxes", 4 * math.prod(builder.shapes_of_tops[0]))
     return [builder.constant(layer.name, prior_box_values(layer, shapes))]
 
 
@@ -50,6 +53,7 @@ def _interp(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Sha
 
 def _interpolate(builder: Builder, tensor: str, axis: int, size: int, wanted: int, label: str) -> str:
     """Blend two neighbours along one axis. onnxruntime's Resize rounds positions otherwise than Caffe's float32."""
+    builder.afford("the places that it blends", 2 * (8 + 8 + 4) * wanted)
     step = np.float32(size - 1) / np.float32(wanted - 1) if wanted > 1 else np.float32(0)
     position = step * np.arange(wanted, dtype=np.float32)
     low = np.minimum(position.astype(np.int64), size - 1)

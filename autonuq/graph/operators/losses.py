@@ -11,6 +11,7 @@ from autonuq.graph.model import Layer, Shape
 from autonuq.graph.operators.arithmetic import softmax
 from autonuq.graph.operators.builder import Builder, lowers
 from autonuq.graph.shapes.losses import label_axis
+from autonuq.graph.shapes.registry import legacy_shape
 
 _FLT_MIN = float(np.finfo(np.float32).tiny)
 _LOG_THRESHOLD = 1e-20
@@ -94,7 +95,7 @@ def _accuracy(builder: Builder, layer: Layer, tensors: list[str], shapes: list[S
         total = builder.add("Div", _total(builder, right), builder.scalar("Max", labels.valid, 1.0), label=layer.name)
     if len(layer.tops) < 2:
         return [total]
-    each = builder.constant("each", np.arange(classes).reshape(1, classes, 1))
+    each = builder.reshape(builder.counted(classes), [1, classes, 1])
     member = labels.only_counted(builder, builder.floats(builder.add("Equal", labels.indices, each)))
     others = builder.constant("others", np.array([0, 2]))
     members = builder.add("ReduceSum", member, others, keepdims=0)
@@ -150,7 +151,7 @@ def _hinge_loss(builder: Builder, layer: Layer, tensors: list[str], shapes: list
     number, classes = shapes[0][0], math.prod(shapes[0][1:])
     scores = builder.reshape(tensors[0], [number, classes])
     labels = _Labels(builder, tensors[1], [number, 1], None)
-    member = builder.floats(builder.add("Equal", labels.indices, builder.constant("each", np.arange(classes)[None])))
+    member = builder.floats(builder.add("Equal", labels.indices, builder.counted(classes)))
     signs = builder.scalar("Add", builder.scalar("Mul", member, -2.0), 1.0)
     margins = builder.add("Relu", builder.scalar("Add", builder.add("Mul", scores, signs), 1.0))
     if layer.message.hinge_loss_param.norm == caffe_pb2.HingeLossParameter.L2:
@@ -172,7 +173,7 @@ def _multinomial_loss(builder: Builder, layer: Layer, tensors: list[str], shapes
 def _contrastive_loss(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
     """Squared distance of pairs that belong together; of others what the margin lacks, squared."""
     message = layer.message.contrastive_loss_param
-    number = shapes[0][0]
+    number = legacy_shape(shapes[0])[0]
     pair = [builder.reshape(tensor, [number, math.prod(shapes[0][1:])]) for tensor in tensors[:2]]
     squares = builder.add("ReduceSumSquare", builder.add("Sub", *pair), axes=[1], keepdims=0)
     distance = squares if message.legacy_version else builder.add("Sqrt", squares)

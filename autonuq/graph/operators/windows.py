@@ -57,25 +57,20 @@ def _convolution(builder: Builder, layer: Layer, tensors: list[str], shapes: lis
 
 @lowers("Im2col")
 def _im2col(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Shape]) -> list[str]:
-    """Gather every kernel position's pixels: channels (c, position), one index a position and output pixel."""
+    """Gather every kernel position's pixels, axis by axis: (c, position, pixel), then channels are (c, position)."""
     axis, found = im2col(layer, shapes[0])
     batch, channels = math.prod(shapes[0][:axis]), shapes[0][axis]
-    padded = [size + 2 * pad for size, pad in zip(shapes[0][axis + 1 :], found.pad, strict=True)]
-    places = [
-        dilation * np.arange(kernel)[:, None] + stride * np.arange(output)
-        for kernel, dilation, stride, output in zip(
-            found.kernel, found.dilation, found.stride, builder.shapes_of_tops[0][axis + 1 :], strict=True
-        )
-    ]
-    index = np.zeros((1, 1), np.int64)
-    for size, place in zip(padded, places, strict=True):  # (positions, pixels), the last axis fastest in both
-        index = (index[:, None, :, None] * size + place[None, :, None, :]).reshape(len(index) * len(place), -1)
     image = builder.reshape(tensors[0], (batch, channels, *shapes[0][axis + 1 :]))
     if any(found.pad):
         pads = builder.constant("pads", np.array([0, 0, *found.pad] * 2, np.int64))
         image = builder.add("Pad", image, pads)
-    flat = builder.reshape(image, [batch, channels, math.prod(padded)])
-    columns = builder.add("Gather", flat, builder.constant(f"{layer.name}:index", index), axis=2)
+    windows = zip(found.kernel, found.dilation, found.stride, builder.shapes_of_tops[0][axis + 1 :], strict=True)
+    for spatial, (kernel, dilation, stride, output) in enumerate(windows):
+        builder.afford("the places under its windows", 2 * 8 * kernel * output)
+        places = dilation * np.arange(kernel)[:, None] + stride * np.arange(output)
+        image = builder.add("Gather", image, builder.constant(f"{layer.name}:places", places), axis=2 + 2 * spatial)
+    axes = range(2, 2 + 2 * len(found.kernel))
+    columns = builder.add("Transpose", image, perm=[0, 1, *axes[::2], *axes[1::2]])
     return [builder.reshape(columns, builder.shapes_of_tops[0], label=layer.name)]
 
 
@@ -97,8 +92,9 @@ def _pool(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, la
         return _with_windows_outside(builder, pooled, found, bottom, _LOWEST)
     pooled = builder.add("AveragePool", tensor, label=label, count_include_pad=1, **attributes)
     pooled = _with_windows_outside(builder, pooled, found, bottom, 0.0)
-    correction = _overhang_correction(found, bottom)
-    if correction is not None:
+    if _overhangs(found, bottom):
+        builder.afford("the areas of its windows", 4 * math.prod(found.output) + 3 * 8 * sum(found.output))
+        correction = _overhang_correction(found, bottom)
         pooled = builder.add("Mul", pooled, builder.constant(f"{label}:area", correction), label=label)
     return pooled
 
@@ -139,18 +135,27 @@ def _with_windows_outside(builder: Builder, pooled: str, found: PoolingWindow, b
     return builder.add("Pad", pooled, pads, builder.constant("outside", value))
 
 
-def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array | None:
+def _overhangs(found: PoolingWindow, bottom: Shape) -> bool:
+    """Say whether the last window along an axis reaches beyond the padded image."""
+    return any(
+        (output - 1) * stride + kernel > size + 2 * pad
+        for size, kernel, stride, pad, output in zip(
+            bottom[2:], found.kernel, found.stride, found.pad, found.output, strict=True
+        )
+    )
+
+
+def _overhang_correction(found: PoolingWindow, bottom: Shape) -> Array:
     """Return area/counted of each window: Caffe counts the padding of a window but not what overhangs it."""
     counted = []
     for size, kernel, stride, pad, output in zip(
         bottom[2:], found.kernel, found.stride, found.pad, found.output, strict=True
     ):
         start = np.arange(output) * stride - pad
-        counted.append(np.minimum(start + kernel, size + pad) - start)
+        counted.append((np.minimum(start + kernel, size + pad) - start).astype(np.float32))
     area = np.multiply.outer(*counted)
     with np.errstate(divide="ignore"):  # a window outside the image is 0/0 in Caffe too
-        correction = (math.prod(found.kernel) / area).astype(np.float32)
-    return None if (correction == 1).all() else correction
+        return np.divide(np.float32(math.prod(found.kernel)), area, out=area)
 
 
 def _max_pool_with_mask(builder: Builder, tensor: str, found: PoolingWindow, bottom: Shape, label: str) -> list[str]:

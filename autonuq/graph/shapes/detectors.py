@@ -16,6 +16,8 @@ from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.graph.shapes.registry import TWO, LayerError, define, legacy_shape
 
+_MAX_BOXES = 1_000  # of a pixel; SSD has four or six
+
 
 def permutation(layer: Layer, bottom: Shape) -> list[int]:
     """Return the order of a Permute's axes; those that it does not name follow in their own order."""
@@ -95,10 +97,15 @@ def _both(
 
 def _box_sizes(message: caffe_pb2.PriorBoxParameter) -> list[tuple[float, float]]:
     least, most = list(message.min_size), list(message.max_size)
+    if not all(map(math.isfinite, (*least, *most, *message.aspect_ratio))):
+        raise LayerError("min_size, max_size and aspect_ratio must be finite")
     if not least or min(least) <= 0:
         raise LayerError("needs a positive min_size")
     if most and (len(most) != len(least) or any(high <= low for low, high in zip(least, most, strict=True))):
         raise LayerError("every max_size must be larger than its min_size")
+    count = len(least) * (1 + bool(most) + len(message.aspect_ratio) * (1 + message.flip))
+    if count > _MAX_BOXES:
+        raise LayerError(f"min_size, max_size and aspect_ratio make {count} boxes a pixel; {_MAX_BOXES} is the most")
     ratios = [1.0]
     for ratio in message.aspect_ratio:
         if ratio <= 0:
@@ -289,17 +296,28 @@ def prior_box_values(layer: Layer, bottoms: list[Shape]) -> Array:
     -------
     ndarray of float32, shape (1, 2, H * W * P * 4)
         Corners (x1, y1, x2, y2) of P boxes a pixel, in image sizes; then their variances.
+
+    Notes
+    -----
+    **Cost**: no memory beside the result; x is the same in every row, y in every column.
     """
     found = prior_boxes(layer, bottoms)
-    image, step = np.array(found.image, np.float64), np.array(found.step, np.float64)
-    rows, columns = np.indices(bottoms[0][2:])
-    centres = (np.stack([columns, rows], axis=-1) + found.offset) * step  # (H, W, 2)
-    half = np.array(found.sizes) / 2  # (P, 2)
-    corners = np.stack([centres[:, :, None] - half, centres[:, :, None] + half], axis=3) / image  # (H, W, P, 2, 2)
-    boxes = corners.reshape(-1).astype(np.float32)
-    boxes = boxes.clip(0, 1) if found.clip else boxes
-    variance = np.tile(np.array(found.variance, np.float32), boxes.size // len(found.variance))
-    return np.stack([boxes, variance])[None]
+    height, width = bottoms[0][2:]
+    result = np.empty((2, height, width, len(found.sizes), 4), np.float32)
+    result[0, ..., 0::2] = _sides(found, 0, width)
+    result[0, ..., 1::2] = _sides(found, 1, height)[:, None]
+    if found.clip:
+        np.clip(result[0], 0, 1, out=result[0])
+    result[1] = found.variance
+    return result.reshape(1, 2, -1)
+
+
+def _sides(found: PriorBoxes, axis: int, count: int) -> Array:
+    """Return where the boxes at `count` pixels along an axis (0: x) begin and end, shape (count, P, 2)."""
+    centres = (np.arange(count) + found.offset) * float(found.step[axis])
+    half = np.array(found.sizes)[:, axis] / 2
+    with np.errstate(over="ignore", invalid="ignore"):  # sizes may be anything that float32 holds
+        return np.asarray((centres[:, None, None] + half[:, None] * np.array([-1, 1])) / float(found.image[axis]))
 
 
 define(["Permute"], _permute_tops)

@@ -124,7 +124,11 @@ def parsers(only: str = "") -> list[Parser]:
 
 def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
     """Try damaged files on every parser, each for its share of the time; what went wrong stays in `folder`."""
-    chosen = parsers(only)
+    return attack(parsers(only), seconds, seed, folder)
+
+
+def attack(chosen: Sequence[Parser], seconds: float, seed: int, folder: Path) -> list[Row]:
+    """Try damaged files on some parsers, each for its share of the time; what went wrong stays in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_attack(parser, seconds / len(chosen), seed, folder).row for parser in chosen]
 
