@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP", "TIFF", "GIF")
 _FREE_PIXELS = 6 << 20
@@ -42,6 +42,8 @@ def decode(file: Path | io.BytesIO, mode: str | None = None) -> Image.Image:
             _check(picture, data.getvalue())
             picture.load()
             return picture if mode in (None, picture.mode) else picture.convert(mode)
+    except UnidentifiedImageError as error:
+        raise OSError(f"it is no picture, or of another format than {', '.join(_FORMATS)}") from error
     except OSError:
         raise
     except Exception as error:

@@ -1,139 +1,80 @@
-"""`Classifier` and `Detector` prepare pictures as pycaffe's do, step by step, and hand back what the net says."""
+"""Pictures are decoded where their header fits their size, and in the formats that OpenCV reads for Caffe."""
+
+import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import autonuq as nuq
-from autonuq.graph.files import load_graph, write_caffemodel
-from autonuq.pycaffe import Classifier, Detector, io
+from autonuq.pycaffe.io import load_image
+from autonuq.pycaffe.pictures import decode
 
-SIDE = 6
-MEAN = np.float32([10, 20, 30])  # in the input's order, BGR
-RNG = np.random.default_rng(11)
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Write a net whose output is its input, flattened: two pictures a batch."""
-    model, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
-    count = 3 * SIDE * SIDE
-    shape = f"shape {{ dim: 2 dim: 3 dim: {SIDE} dim: {SIDE} }}"
-    model.write_text(
-        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ {shape} }} }}'
-        f'layer {{ name: "same" type: "InnerProduct" bottom: "data" top: "same"'
-        f" inner_product_param {{ num_output: {count} bias_term: false }} }}"
-    )
-    graph = load_graph(model)
-    write_caffemodel(
-        graph.with_layers(
-            layer.with_(blobs=[np.eye(count, dtype=np.float32)]) if layer.name == "same" else layer
-            for layer in graph.layers
-        ),
-        weights,
-    )
-    return str(model), str(weights)
+def stored(kind, pixels=PIXELS, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
 
 
-def prepared(crop):
-    """What the net must get for a crop (H, W, RGB) in [0, 1]."""
-    return ((crop[:, :, ::-1] * 255 - MEAN).transpose(2, 0, 1) * 0.5).ravel()
+def png(width, height, packed=b""):
+    """Return a PNG that promises a size, checksums right."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
-OPTIONS = {"mean": MEAN, "input_scale": 0.5, "raw_scale": 255, "channel_swap": (2, 1, 0)}
+@pytest.mark.parametrize("kind", ["png", "bmp", "ppm", "tiff", "gif", "jpeg", "webp"])
+def test_known_formats_are_decoded(kind):
+    data = stored(kind)
+    found = np.asarray(decode(io.BytesIO(data), "RGB"))
+    assert np.array_equal(found, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert decode(io.BytesIO(data), "L").size == (24, 20)
 
 
-@pytest.fixture
-def images():
-    return [RNG.random((height, width, 3), np.float32) for height, width in ((9, 12), (8, 8), (20, 10))]
+@pytest.mark.parametrize("kind", ["eps", "pcx", "ico", "sgi", "tga", "pdf"])
+def test_other_formats_are_not_even_tried(kind):
+    with pytest.raises(OSError, match="no picture, or of another format than JPEG, PNG"):
+        decode(io.BytesIO(stored(kind)))
 
 
-def test_a_classifier_takes_the_centre(files, images):
-    net = Classifier(*files, image_dims=(8, 9), **OPTIONS)
-    found = net.predict(images, oversample=False)
-    expected = [prepared(io.resize_image(image, (8, 9))[1:7, 1:7]) for image in images]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize(("width", "height"), [(4000, 4000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])
+def test_more_pixels_than_the_file_can_honestly_hold_are_refused(width, height):
+    with pytest.raises(OSError, match=f"{width}x{height} pixels in 57 bytes|damaged"):
+        decode(io.BytesIO(png(width, height)))
 
 
-def test_a_classifier_averages_ten_crops(files, images):
-    net = Classifier(*files, image_dims=(8, 10), **OPTIONS)
-    found = net.predict(images)
-    assert found.shape == (3, 3 * SIDE * SIDE)
-    for image, values in zip(images, found, strict=True):
-        resized = io.resize_image(image, (8, 10))
-        places = [(0, 0), (0, 4), (2, 0), (2, 4), (1, 2)]
-        crops = [resized[y : y + SIDE, x : x + SIDE] for y, x in places]
-        expected = np.mean([prepared(view) for crop in crops for view in (crop, crop[:, ::-1])], axis=0)
-        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-3)
+def test_a_large_photograph_and_a_plain_picture_are_decoded():
+    noise = np.random.default_rng(1).integers(0, 256, (2000, 3600, 3), np.uint8)
+    assert decode(io.BytesIO(stored("jpeg", noise, quality=30)), "RGB").size == (3600, 2000)
+    assert decode(io.BytesIO(stored("png", np.zeros((2000, 3000, 3), np.uint8))), "RGB").size == (3000, 2000)
 
 
-def test_a_classifier_without_options_resizes_to_the_input(files, images):
-    net = Classifier(*files)
-    assert isinstance(net, nuq.Net)
-    found = net.predict(images[:1], oversample=False)
-    np.testing.assert_allclose(found[0], io.resize_image(images[0], (SIDE, SIDE)).transpose(2, 0, 1).ravel(), rtol=1e-5)
+def test_a_jpeg_of_many_scans_is_refused():
+    data = stored("jpeg", progressive=True)
+    scan = data[data.index(b"\xff\xda") : data.index(b"\xff\xc4", data.index(b"\xff\xda"))]
+    with pytest.raises(OSError, match="a JPEG of 2.. scans"):
+        decode(io.BytesIO(data[:-2] + scan * 200 + data[-2:]))
 
 
-def test_pictures_smaller_than_the_crop_are_refused(files):
-    with pytest.raises(ValueError, match=r"'image_dims' parameter of Classifier must be at least the input's \(6, 6\)"):
-        Classifier(*files, image_dims=(5, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm"])
+def test_damage_is_an_oserror_that_names_the_file(tmp_path, kind):
+    whole, path = stored(kind), tmp_path / "a.picture"
+    for position in range(0, len(whole), max(1, len(whole) // 60)):
+        for data in (whole[:position], whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :]):
+            path.write_bytes(data)
+            try:
+                load_image(path)
+            except OSError as error:
+                assert "a.picture" in str(error)
 
 
-@pytest.fixture
-def picture(tmp_path):
-    pixels = RNG.integers(0, 256, (20, 24, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "p.png")
-    return tmp_path / "p.png", np.float32(pixels) / 255
-
-
-def test_a_detector_classifies_windows(files, picture):
-    path, values = picture
-    windows = np.array([[2, 3, 12, 11], [0, 0, 20, 24], [5, 5, 11, 11]])
-    found = Detector(*files, **OPTIONS).detect_windows([(path, windows), (str(path), windows[:1])])
-    assert [each["filename"] for each in found] == [path] * 3 + [str(path)]
-    for each, (top, left, bottom, right) in zip(found, [*windows, windows[0]], strict=True):
-        assert (each["window"] == (top, left, bottom, right)).all()
-        expected = prepared(io.resize_image(values[top:bottom, left:right], (SIDE, SIDE)))
-        np.testing.assert_allclose(each["prediction"], expected, rtol=1e-4, atol=1e-3)
-
-
-def test_context_inside_of_the_picture_enlarges_the_window(files, picture):
-    """A window of 4 pixels with 1 of 6 on either side for context: 6 pixels of the picture, about the same centre."""
-    path, values = picture
-    (found,) = Detector(*files, context_pad=1, **OPTIONS).detect_windows([(path, [(8, 8, 11, 11)])])
-    part = values[7:13, 7:13]  # of pixels 7..13; the last belongs to the size but is not cut, as in pycaffe
-    crop = io.resize_image(part, (SIDE, SIDE))
-    np.testing.assert_allclose(found["prediction"], prepared(crop), rtol=1e-4, atol=1e-3)
-
-
-def test_context_outside_of_the_picture_is_the_mean(files, picture):
-    path, _ = picture
-    net = Detector(*files, context_pad=1, **OPTIONS)
-    (found,) = net.detect_windows([(path, [(0, 0, 7, 7)])])
-    image = found["prediction"].reshape(3, SIDE, SIDE)
-    assert np.abs(image[:, 0]).max() < 1e-3  # the mean minus the mean
-    assert np.abs(image[:, :, 0]).max() < 1e-3
-    assert np.abs(image[:, 2:, 2:]).min() > 1e-3
-    np.testing.assert_allclose(net.crop_mean[0, 0], MEAN[::-1] / 255, rtol=1e-6)
-
-
-def test_without_a_mean_the_outside_is_black(files, picture):
-    crop = Detector(*files, context_pad=1).crop(picture[1], (0, 0, 7, 7))
-    assert crop.shape == (SIDE, SIDE, 3)
-    assert not crop[0].any() and crop[2:, 2:].any()
-
-
-@pytest.mark.parametrize("context", [None, 1])
-def test_a_window_beside_the_picture_is_refused(files, picture, context):
-    with pytest.raises(ValueError, match=r"window \[40.0, 40.0, 44.0, 44.0\] holds no pixel"):
-        Detector(*files, context_pad=context).crop(picture[1], (40, 40, 44, 44))
-
-
-def test_what_a_detector_does_not_have_is_named(files):
-    with pytest.raises(
-        ValueError, match="'context_pad' parameter of Detector must be less than half of the input's 6 x 6"
-    ):
-        Detector(*files, context_pad=3)
-    with pytest.raises(nuq.RuntimeFailure, match="detect_windows"):
-        Detector(*files).detect_selective_search(["p.png"])
-    assert Detector(*files).detect_windows([]) == []
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        load_image(tmp_path / "none.png")

@@ -113,7 +113,9 @@ def change_png(rng: Random, data: bytes, other: bytes) -> bytes:
         size = int.from_bytes(data[place : place + 4], "big")
         chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
         place += 12 + size
-    which = rng.randrange(len(chunks)) if chunks else 0
+    if not chunks:
+        return data
+    which = rng.randrange(len(chunks))
     for index, (kind, body) in enumerate(chunks):
         if kind == b"IHDR" and rng.random() < 0.6:
             sides = [rng.choice((0, 1, 40, 1000, 9000, 13000, 65535, 2**31 - 1)) for _ in range(2)]
