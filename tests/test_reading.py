@@ -19,7 +19,14 @@ def raised_for(error):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("odd"), zlib.error("odd"), struct.error("odd"), SyntaxError("odd"), OverflowError("odd"), OSError("odd")],
+    [
+        ValueError("odd"),
+        zlib.error("odd"),
+        struct.error("odd"),
+        SyntaxError("odd"),
+        OverflowError("odd"),
+        OSError("odd"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_a_library_raises_is_said_behind_what_is_wrong(error):

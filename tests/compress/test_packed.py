@@ -13,10 +13,12 @@ from targets import counted_with
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import fake_quant_pair, pack, unpack, write_fake_quant
-from autonuq.compress.packed_file import MAGIC, VERSION, load_packed
+from autonuq.compress.packed_file import MAGIC, VERSION, PackedLayer, load_packed, write_packed
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import QuantizationError
 from autonuq.graph.files import expected_blobs, load_graph
+from autonuq.graph.passes import QuantizedBlobs, insert_quantizers
+from autonuq.graph.record import Factors
 from autonuq.quant.codecs import CODEC_NAMES, PLAIN, make_codec
 
 MIXED = """
@@ -295,3 +297,69 @@ def test_other_files_are_refused(packed, tiny):
         load_packed(tiny / "tiny.caffemodel")
     with pytest.raises(QuantizationError, match="missing.nuq: cannot be read"):
         load_packed(tiny / "missing.nuq")
+
+
+BOMB = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc"
+        inner_product_param { num_output: %d bias_term: false } }
+"""
+
+
+def bomb(path, outputs, codec="fixed", stream=b"\0\0"):
+    """Write a packed file of a few hundred bytes whose one layer has a single level, and any number of weights."""
+    floats = struct.pack("<fbB", 1.0, 0, 255) + struct.pack("<If", 1, 1.0) + struct.pack("<I", 0)
+    arrays = struct.pack("<I", len(codec)) + codec.encode() + struct.pack("<3I", 2, outputs, 4)
+    bodies = {
+        "": lzma.compress((BOMB % outputs).encode(), lzma.FORMAT_ALONE),
+        "fc": b"\1" + floats + arrays + struct.pack("<I", len(stream)) + stream,
+    }
+    return written(path, bodies)
+
+
+def written(path, bodies):
+    data = b""
+    for name, body in bodies.items():
+        framed = struct.pack("<Q", len(body)) + body
+        data += framed + struct.pack("<I", zlib.crc32(framed, zlib.crc32(name.encode())))
+    preamble = struct.pack("<8sIQ", MAGIC, VERSION, 24 + len(data))
+    path.write_bytes(preamble + struct.pack("<I", zlib.crc32(preamble)) + data)
+    return path
+
+
+def test_a_layer_of_one_level_is_read_up_to_a_size_and_refused_before_it_is_made(tmp_path):
+    (layer,) = load_packed(bomb(tmp_path / "small.nuq", 1 << 18)).graph.layers[1:]
+    assert layer.blobs[0].shape == (1 << 18, 4)
+    with pytest.raises(QuantizationError, match=r"bomb\.nuq: 2,147,483,644 weights in \d+ bytes are more than"):
+        load_packed(bomb(tmp_path / "bomb.nuq", (1 << 29) - 1))
+
+
+def test_a_stream_of_ascend_is_as_long_as_its_weights_need(tmp_path):
+    with pytest.raises(QuantizationError, match=r"layer 'fc': 2 bytes cannot be 16,?000,?000 weights"):
+        load_packed(bomb(tmp_path / "a.nuq", 4_000_000, "ascend"))
+
+
+def test_a_prototxt_that_unpacks_to_thousands_of_times_is_refused(tmp_path):
+    text = lzma.compress(b"#" * (50 << 20), lzma.FORMAT_ALONE, preset=0)
+    with pytest.raises(QuantizationError, match=r"a\.nuq: its prototxt is longer than the [\d,]+ bytes that"):
+        load_packed(written(tmp_path / "a.nuq", {"": text}))
+
+
+def test_a_network_that_would_look_like_a_bomb_is_not_written(tmp_path):
+    (tmp_path / "zero.prototxt").write_text(BOMB % 6_000_000)
+    graph = load_graph(tmp_path / "zero.prototxt")
+    zeros = np.broadcast_to(np.float32(0), (6_000_000, 4))
+    graph = graph.with_layers(layer.with_(blobs=[zeros] if layer.name == "fc" else []) for layer in graph.layers)
+    factors = Factors(scale_d=1.0, scale_w=(1.0,), offset_w=(0,))
+    with pytest.raises(QuantizationError, match=r"zero\.nuq: 24,000,003 weights in"):
+        write_packed(
+            insert_quantizers(graph, {"fc": QuantizedBlobs((zeros,), factors)}),
+            {"fc": PackedLayer(factors, "fixed", None, b"\0\0")},
+            tmp_path / "zero.nuq",
+        )
+
+
+def test_a_prototxt_of_other_text_is_refused(tmp_path):
+    text = lzma.compress(b"# \xff\nname: 'a'\n", lzma.FORMAT_ALONE)
+    with pytest.raises(QuantizationError, match="no UTF-8 text"):
+        load_packed(written(tmp_path / "a.nuq", {"": text}))

@@ -248,6 +248,61 @@ def test_a_damaged_database_and_a_missing_picture(tmp_path, folder):
         open_images(DataSettings("folder", folder, labels=str(folder / "labels.txt")))
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a 0.png 9999999999", "line 1 must read 'picture label'"),
+        (f"a 0.png {'9' * 5000}", "line 1 must read 'picture label'"),
+        (f"{'x' * 5000}.png 1", "label file cannot be read: File name too long"),
+        ("a\0.png 1", "label file names what can be no file|picture 'a"),
+        ("", "data must hold at least one"),
+    ],
+    ids=["large", "huge", "long name", "NUL", "empty"],
+)
+def test_what_a_label_file_can_hold(folder, lines, message):
+    (folder / "labels.txt").write_text(lines)
+    with pytest.raises(EvaluatorError, match=message) as caught:
+        open_images(DataSettings("folder", folder, labels=str(folder / "labels.txt")))
+    assert str(folder) in str(caught.value)
+    assert len(str(caught.value)) < len(str(folder)) + 600
+
+
+def test_a_truncated_database_is_refused_before_its_pages_are_missed(tmp_path):
+    path = write_lmdb(tmp_path / "db", encoded=False)
+    whole = (path / "data.mdb").read_bytes()
+    for size in range(len(whole) - 4096, 8191, -4096):
+        (path / "data.mdb").write_bytes(whole[:size])
+        with pytest.raises(EvaluatorError, match=r"db: is truncated: it has \d of 7 pages"):
+            open_images(DataSettings("lmdb", path))
+    (path / "data.mdb").write_bytes(whole[:100])
+    with pytest.raises(EvaluatorError, match="db: is no LMDB that can be read"):
+        open_images(DataSettings("lmdb", path))
+
+
+def blob_of(shape, data):
+    blob = caffe_pb2.BlobProto(data=data)
+    blob.shape.dim.extend(shape)
+    return blob.SerializeToString()
+
+
+FOUR = np.ones(4, np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        blob_of(shape, FOUR)
+        for shape in ((1 << 32, 1 << 32, 1), (-1, -2, 2), (0, 1, 1), (2, 2), (1,) * 4, (4, 1 << 62, 4))
+    ]
+    + [b"", b"\xff" * 9, blob_of((4, 1, 1), np.full(4, np.nan, np.float32).tobytes())],
+)
+def test_a_mean_image_is_one_of_finite_numbers(tmp_path, data):
+    path = tmp_path / "m.binaryproto"
+    path.write_bytes(data)
+    with pytest.raises(EvaluatorError, match=r"m\.binaryproto: mean "):
+        Transform(TransformSettings(mean_file=str(path)), (4, 1, 1))
+
+
 @pytest.mark.slow
 def test_real_networks_from_a_study_file_alone(tmp_path, shared):
     """SqueezeNet over real pictures: 69 % of these 200, as Caffe's own 67 % of 1,000."""

@@ -140,3 +140,44 @@ def test_workers(write):
 def test_mistakes_of_workers(write, keys, message):
     with pytest.raises(StudyError, match=message):
         load_task(write(f"{GOOD}[workers]\n{keys}\n"))
+
+
+DEEP = ".".join("a" * 20_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("evaluate.py:Top1", ""), "'evaluator.class' must name a class, e.g. 'evaluate.py:Top1'. Got ''"),
+        (GOOD + "[search]\nseed = 0x" + "f" * 5000, "'search.seed' must be a whole number of 64 bits"),
+        (GOOD + "[search]\nseed = " + "9" * 5000, "is no TOML: "),
+        (GOOD + "[search]\nstop_gain = nan", "'search.stop_gain' must be finite"),
+        (GOOD + "timeout = inf", "'evaluator.timeout' must be finite"),
+        (GOOD.replace("lenet", "a\\u0000b"), "'name' must be text without control characters"),
+        (GOOD + "[search]\nfloat_layers = ['a', \"b\\n\"]", "'search.float_layers' must be text without control"),
+        (GOOD + "a = " + "[" * 5000, "study file is no TOML: it is nested too deeply"),
+        (GOOD + "a = " + "{a = " * 5000, "study file is no TOML: it is nested too deeply"),
+        (GOOD + DEEP + " = 1", "has a key of too many parts in line 9"),
+        (GOOD + "[" + DEEP.replace("a", "'a'") + "]", "has a key of too many parts in line 9"),
+        (GOOD + "# " + "x" * (1 << 20), "it must have at most 1,048,576"),
+        (GOOD + "x" * 5000 + " = 1", "unknown key of \\[evaluator\\] 'xxx"),
+        (GOOD + "[confirm]\nclass = 'a.py:A'", r"toml: in \[confirm\], .* 'evaluator.evaluate_batch_num' is missing"),
+        (GOOD.replace("lenet", "x" * 4000), "study.toml|makes no folder"),
+        ("out = '" + "x" * 5000 + "'" + GOOD, "what its keys name cannot be read: File name too long"),
+    ],
+    ids=lambda value: value[-30:],
+)
+def test_what_a_file_can_hold_is_refused_in_one_short_line(write, text, message):
+    path = write(text)
+    with pytest.raises(StudyError, match=message) as caught:
+        load_task(path)
+    assert len(str(caught.value)) < len(str(path)) + 600
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfea", GOOD.encode("utf-16"), b"name = '\xff'", b"\0"])
+def test_what_is_no_text_is_refused(write, data):
+    path = write("")
+    path.write_bytes(data)
+    with pytest.raises(StudyError, match=r"study\.toml: study file is no TOML"):
+        load_task(path)

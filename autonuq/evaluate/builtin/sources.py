@@ -28,6 +28,7 @@ from autonuq.reading import reading
 Order = Literal["RGB", "BGR"]
 _DECODERS = 4  # threads that decode pictures; Pillow works outside the interpreter's lock
 _CHUNK_BYTES = 1 << 20
+_LMDB_FILE = "data.mdb"
 _LABEL_DIGITS = 9  # Caffe's labels have 32 bits
 
 
@@ -272,8 +273,17 @@ class LmdbImages:
             environment = self._lmdb.open(
                 str(self._path), readonly=True, lock=False, create=False, subdir=self._path.is_dir()
             )
-            with environment, environment.begin() as transaction:
-                yield transaction
+            with environment:
+                self._check_size(environment)
+                with environment.begin() as transaction:
+                    yield transaction
+
+    def _check_size(self, environment: Any) -> None:
+        """Refuse a database that says it has more pages than its file: to read one that is not there is a SIGBUS."""
+        file = self._path / _LMDB_FILE if self._path.is_dir() else self._path
+        pages, held = environment.info()["last_pgno"] + 1, file.stat().st_size // environment.stat()["psize"]
+        if pages > held:
+            raise EvaluatorError(f"is truncated: it has {held:,} of {pages:,} pages", path=self._path)
 
     def _datum(self, key: bytes, value: bytes) -> Datum:
         return parse_datum(bytes(value), key.decode(errors="replace"), self._path)
