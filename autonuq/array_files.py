@@ -7,6 +7,7 @@ zeros to a thousandth, so a member may also be a bomb; what images and means are
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -28,6 +29,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _FREE_BYTES = 48 << 20
 _MOST_RATIO = 64
 """How large a member may be, beside that, as a multiple of its packed size; a stored one always may."""
+_MOST_HEAD_BYTES = 12 + 10_000  # NumPy reads no longer header
 _SUFFIX = ".npy"
 
 
@@ -93,13 +95,14 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size_bytes: int) ->
 
 def _read(file: IO[bytes], size_bytes: int) -> NDArray[Any]:
     """Read an array of a file of that size, once its header asks for no more than there is."""
-    version = npy_format.read_magic(file)
+    head = io.BytesIO(file.read(_MOST_HEAD_BYTES))  # of which a header may promise to be longer, and get no memory
+    version = npy_format.read_magic(head)
     if version not in _HEADERS:
         raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")
-    shape, _, dtype = _HEADERS[version](file)
+    shape, _, dtype = _HEADERS[version](head)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which could run anything")
-    wanted, held = math.prod(shape) * dtype.itemsize, size_bytes - file.tell()
+    wanted, held = math.prod(shape) * dtype.itemsize, size_bytes - head.tell()
     if not 0 <= wanted <= held:
         raise ValueError(f"an array of shape {shape} of {dtype} takes {wanted:,} bytes, the file has {held:,}")
     file.seek(0)

@@ -136,3 +136,10 @@ def test_a_missing_array_and_a_missing_file_are_named(tmp_path):
         load_arrays(tmp_path / "b.npz", ["x"], EvaluatorError)
     with pytest.raises(EvaluatorError, match=r"b\.npy: cannot be read: No such file"):
         load_array(tmp_path / "b.npy", EvaluatorError)
+
+
+def test_a_header_that_promises_to_be_long_gets_no_memory(tmp_path):
+    data = b"\x93NUMPY\2\0" + struct.pack("<I", 2**32 - 1) + npy(GOOD)[10:]
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(EvaluatorError, match="EOF: reading array header, expected 4294967295 bytes got"):
+        load_array(tmp_path / "a.npy", EvaluatorError)
