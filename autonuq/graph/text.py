@@ -21,7 +21,8 @@ _FROM_SURROGATES = {0xDC00 + byte: _PRIVATE + byte for byte in range(0x80, 0x100
 _TO_SURROGATES = {private: surrogate for surrogate, private in _FROM_SURROGATES.items()}
 _TO_ESCAPES = {private: f"\\{private - _PRIVATE:03o}" for private in _TO_SURROGATES}
 _PRIVATE_UTF8 = re.compile(rb"\xf4\x8f[\xba\xbb][\x80-\xbf]")
-_STRING = re.compile(r"""\#[^\n]*|(\w+\s*:\s*)?("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')""")
+# A comment, a string with its field's name in front, a string without an end: every character is looked at once
+_STRING = re.compile(r"""\#[^\n]*|(?<!\w)(\w+\s*:\s*)?("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|["'][^\n]*""")
 _HIGH_ESCAPE = re.compile(r"\\(?:[0-7]|[xX][0-9a-fA-F])")
 _Field = descriptor_pb2.FieldDescriptorProto
 _BYTES_FIELDS = frozenset(
