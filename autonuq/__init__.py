@@ -2,6 +2,9 @@
 
 The rooms, from the bottom up::
 
+    file_names the one rule for names that become files
+    masking    passwords, taken out of URLs and texts
+    visible    names of others as text
     errors     every exception
     records    what studies leave behind, as plain data, and every persisted word
     atomic     files that are written whole or not at all
@@ -39,6 +42,7 @@ _OWNERS = {
     "Score": "autonuq.evaluate.samples",
     "Study": "autonuq.study.stored",
     "StudyError": "autonuq.errors",
+    "allow_python_layers": "autonuq.graph.hosted.permission",
     "load_study": "autonuq.study.locate",
     "pycaffe": "autonuq.pycaffe",
     "register_layer": "autonuq.graph.hosted",
@@ -60,6 +64,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from autonuq.evaluate.evaluator import Evaluator as Evaluator
     from autonuq.evaluate.samples import Score as Score
     from autonuq.graph.hosted import register_layer as register_layer
+    from autonuq.graph.hosted.permission import allow_python_layers as allow_python_layers
     from autonuq.report.page import write_report as write_report
     from autonuq.runtime.net import Net as Net
     from autonuq.study.locate import load_study as load_study

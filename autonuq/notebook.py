@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
+
+from autonuq.visible import visible
 
 PLOT_PX = (320, 120)
 """Width and height of a line plot."""
@@ -19,9 +21,9 @@ def html_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[objec
     rows : iterable of sequences
         Cells are written by `str`.
     """
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    caption = f'<caption style="text-align:left">{escape(caption)}</caption>'
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    caption = f'<caption style="text-align:left">{_text(caption)}</caption>'
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -39,8 +41,8 @@ def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:
     places = [(_place(value, x), _place(other, y)) for value, other in zip(x, y, strict=True)]
     points = " ".join(f"{width * across:.1f},{height * (1 - up):.1f}" for across, up in places)
     return (
-        f'<svg role="img" aria-label="{escape(label)}" width="{width}" height="{height}" '
-        f'viewBox="-4 -4 {width + 8} {height + 8}"><title>{escape(label)}</title>'
+        f'<svg role="img" aria-label="{_text(label)}" width="{width}" height="{height}" '
+        f'viewBox="-4 -4 {width + 8} {height + 8}"><title>{_text(label)}</title>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="2"/></svg>'
     )
 
@@ -49,3 +51,7 @@ def _place(value: float, values: Sequence[float]) -> float:
     """Return where a value lies between the least (0) and the largest (1)."""
     low, high = min(values), max(values)
     return (value - low) / (high - low) if high > low else 0.5
+
+
+def _text(text: str) -> str:
+    return html.escape(visible(text))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
+
+from autonuq.plain import ANY_NUMBER
 
 # Words in storages; those of ours carry the prefix `autonuq:`.
 
@@ -26,6 +28,8 @@ LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
 TASK = "autonuq:task"
+MAKER = "autonuq:maker"
+"""The mark of whoever finishes a study that was half made, in a storage without lock."""
 CONFIDENCE = "autonuq:confidence"
 UNIT = "autonuq:unit"
 ORIGINAL_SAMPLES = "autonuq:original_samples"
@@ -45,6 +49,14 @@ SENDER = "autonuq:sender"
 """The `storage.lease.Lease` of the process that has sent workers out, while it waits for them; empty afterwards."""
 ARTIFACTS = "autonuq:artifacts"
 """File name -> SHA-256."""
+CALIBRATED = "autonuq:calibrated"
+"""The same, of the files of the calibration, from its end on; `ARTIFACTS` has those that are kept, too."""
+POINTS = "autonuq:points"
+"""SHA-256 of the operating points' index, which has the digests of the files beside it."""
+DATA = "autonuq:data"
+"""Part of the evaluators' data, in words -> digest."""
+SEAL = "autonuq:seal"
+"""Attribute that is final -> digest."""
 
 # Attributes of a trial.
 TRIAL = "autonuq:trial"
@@ -218,6 +230,8 @@ class TrialRecord:
     built : mapping of str to pair of int
         Bytes and number of levels of each layer that was rounded anew when the plan's network was built; other layers
         have those of their point.
+    network : str
+        SHA-256 of the file that keeps the plan's network; empty where it is what its points say.
     scatter : float or None
         By which trials scatter around the model of the loss, in allowed drops: what stands for the error of a loss
         whose samples are not known. Neither of these two is stored: they follow from all trials.
@@ -244,6 +258,7 @@ class TrialRecord:
     probability: float | None = None
     scatter: float | None = None
     built: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    network: str = ""
 
     @property
     def is_copy(self) -> bool:
@@ -347,7 +362,7 @@ class LayerCost:
 
     layer: str
     float_bytes: int
-    cost: float | None
+    cost: float | None = field(metadata=ANY_NUMBER)
 
 
 OUTPUT_ERROR, METRIC_CHANGE = "share of error in the outputs", "change of the metric"
@@ -420,7 +435,7 @@ class ComparedWay:
 
     way: str
     ratio: float
-    divergence: float
+    divergence: float = field(metadata=ANY_NUMBER)
 
 
 @dataclass(frozen=True)
@@ -449,13 +464,6 @@ class Rounding:
     in_order: bool = False
     images: int = 0
     factors: Mapping[str, float] = field(default_factory=dict)
-
-    @staticmethod
-    def from_data(entry: Mapping[str, Any] | None) -> Rounding:
-        """Return what `dataclasses.asdict` made plain; nothing chosen where there is nothing."""
-        if not entry:
-            return Rounding()
-        return Rounding(**{**entry, "compared": tuple(ComparedWay(**one) for one in entry["compared"])})
 
     def say(self) -> str:
         """Put it into words."""
@@ -505,13 +513,6 @@ class ChipRecord:
     marks: str
     layers: tuple[ChipLayer, ...]
 
-    @staticmethod
-    def from_data(entry: Mapping[str, Any] | None) -> ChipRecord | None:
-        """Return what `dataclasses.asdict` made plain; None where there is nothing."""
-        if not entry:
-            return None
-        return ChipRecord(**{**entry, "layers": tuple(ChipLayer(**layer) for layer in entry["layers"])})
-
     def of_study(self, layers: Iterable[LayerRecord]) -> ChipRecord:
         """Return what the chip does with all layers of a study: those that stay float it loads as float32."""
         known = {layer.layer: layer for layer in self.layers}
@@ -558,6 +559,9 @@ class StudyRecord:
         Chosen before the search.
     chip : ChipRecord or None
         Whose bytes are counted, if a chip's are.
+    ignored : mapping of int to str
+        Numbers of the trials in its storage that are not among `trials`, because another program made them or what is
+        stored of them is damaged -> why.
     """
 
     name: str
@@ -576,6 +580,7 @@ class StudyRecord:
     float_layers: FloatLayers = FloatLayers()
     rounding: Rounding = Rounding()
     chip: ChipRecord | None = None
+    ignored: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def int8_bytes(self) -> int | None:

@@ -14,6 +14,7 @@ from tiny_network import write_tiny, write_tiny_study
 from autonuq.cli import main
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.study.task import Task
 
 pytest_plugins = ("servers",)
@@ -50,6 +51,13 @@ def task(tiny):
         storage=f"sqlite:///{tiny}/study.db",
         n_trials=3,
     )
+
+
+@pytest.fixture
+def python_layers_run():
+    """Let networks run the `Python` layers that they name, for a test."""
+    with python_layers(True):
+        yield
 
 
 @pytest.fixture

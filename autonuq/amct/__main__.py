@@ -2,7 +2,7 @@
 
 ::
 
-    python -m autonuq.amct script.py [arguments ...]             see `runner`
+    python -m autonuq.amct [--allow-python-layers] script.py [arguments ...]   see `runner`
     python -m autonuq.amct calibration --model ...               see `command`, which is called amct_caffe, too
     python -m autonuq.amct --install | --uninstall [--target DIR]    see `stand_ins`
 """
@@ -13,18 +13,22 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from autonuq.amct.command import COMMANDS, OneLineParser, run_command
+from autonuq.amct.command import ALLOW, COMMANDS, OneLineParser, run_command
 from autonuq.amct.runner import run_script
 from autonuq.amct.stand_ins import remove_stand_ins, search_path, write_stand_ins
+from autonuq.graph.hosted.permission import allow_python_layers
 
 _USAGE = (
-    "python -m autonuq.amct script.py [arguments ...] | calibration [options] | --install [--target DIR] | "
+    f"python -m autonuq.amct [{ALLOW}] script.py [arguments ...] | calibration [options] | --install [--target DIR] | "
     "--uninstall [--target DIR]"
 )
 
 
 def main() -> None:
     """Do what the command line says."""
+    if ALLOW in sys.argv[1:2]:
+        allow_python_layers()
+        del sys.argv[1]
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in COMMANDS and not Path(first).is_file():
         run_command()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from autonuq.amct.log import FOLDER, open_log, warn_of
 from autonuq.amct.static import load_configured, write_outputs
-from autonuq.atomic import replace_text
+from autonuq.atomic import replace_text, temporary_folder
 from autonuq.compress.calibration import calibrated, layer_outputs, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import fake_quant_pair, write_fake_quant
@@ -121,9 +119,8 @@ def accuracy_based_auto_calibration(
     folder = Path(save_dir).parent
     folder.mkdir(parents=True, exist_ok=True)
     user = _User(model_evaluator, ModelPair(Path(model_file), Path(weights_file)))
-    stamp = datetime.now().strftime("%Y%m%d%H%M%S%f")
-    with tempfile.TemporaryDirectory(prefix=f"temp{stamp}", dir=folder) as scratch:
-        trials = _Trials(network, config, user, Path(scratch))
+    with temporary_folder(folder) as scratch:
+        trials = _Trials(network, config, user, scratch)
         found = _search(trials, tuple(config.layers), measure, chosen_strategy)
         best = trials.made(found.quantized)
     ranking = sorted(found.ranking.items(), key=lambda item: item[1])

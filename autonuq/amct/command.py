@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,18 +20,21 @@ from autonuq.amct.data_handler import DATA_TYPES, load_data
 from autonuq.amct.quant_config import create_quant_config
 from autonuq.amct.runner import prepare
 from autonuq.amct.static import init, quantize_model, save_model
+from autonuq.atomic import say_system_error, temporary_folder
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_module
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import allow_python_layers
 from autonuq.runtime.net import Net
 
 COMMANDS = ("calibration",)
+ALLOW = "--allow-python-layers"
 CUSTOM_EVALUATOR = "customize_evaluator"
 """What AMCT's samples call the object in an evaluator's file."""
 
 _USAGE = """amct_caffe calibration --model MODEL --weights WEIGHTS --save_path PREFIX
     (--input_shape SHAPES --data_dir FOLDERS --data_types TYPES | --evaluator FILE)
-    [--batch_num N | --calibration_config FILE] [--gpu_id N]"""
+    [--batch_num N | --calibration_config FILE] [--gpu_id N] [--allow-python-layers]"""
 
 Feed = Callable[[ModelPair, int], None]
 """Runs the modified model for a number of forward passes."""
@@ -58,8 +60,7 @@ def run_command() -> None:
     except AutonuqError as error:
         _fail(str(error), error.exit_code, error)
     except OSError as error:
-        said = f"{error.filename}: cannot be used: {error.strerror}" if error.filename else str(error)
-        _fail(said, StudyError.exit_code, error)
+        _fail(say_system_error(error), StudyError.exit_code, error)
 
 
 def _fail(message: str, exit_code: int, error: Exception) -> NoReturn:
@@ -82,6 +83,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--batch_num", type=_checked(_positive), help="forward passes of the calibration, 1 by default")
     parser.add_argument("--calibration_config", help="simplified configuration, in place of --batch_num")
     parser.add_argument("--gpu_id", type=int, help="the card that the calibration runs on; the CPU by default")
+    parser.add_argument(ALLOW, action="store_true", help="run the network's own Python layers, code that it names")
     return parser
 
 
@@ -129,6 +131,8 @@ def _calibrate(given: argparse.Namespace) -> None:
     if given.gpu_id is not None:
         pycaffe.set_device(given.gpu_id)
         pycaffe.set_mode_gpu()
+    if given.allow_python_layers:
+        allow_python_layers()
     source = ModelPair(Path(given.model), Path(given.weights))
     quantize_fed(source, given.save_path, _feed_of(given), batch_num=given.batch_num or 1, cfg=given.calibration_config)
 
@@ -165,11 +169,11 @@ def quantize_fed(source: ModelPair, save_path: str, feed: Feed, *, batch_num: in
     folder = Path(save_path).parent
     folder.mkdir(parents=True, exist_ok=True)
     files = (str(source.model), str(source.weights))
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with temporary_folder(folder) as scratch:
         config_file, record_file = f"{scratch}/config.json", f"{scratch}/record.txt"
         create_quant_config(config_file, *files, None, batch_num, True, cfg)
         graph = init(config_file, *files, record_file)
-        modified = ModelPair(Path(scratch) / "modified_model.prototxt", Path(scratch) / "modified_model.caffemodel")
+        modified = ModelPair(scratch / "modified_model.prototxt", scratch / "modified_model.caffemodel")
         quantize_model(graph, modified.model, modified.weights)
         feed(modified, graph.model.config.batch_num)
         save_model(graph, "Both", save_path)

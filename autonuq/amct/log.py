@@ -14,11 +14,14 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from autonuq.atomic import writing
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import Capability
+from autonuq.masking import masked_text
 from autonuq.quant.config import QuantizationConfig
 from autonuq.settings.config_json import QUANTIZABLE_TYPES
 from autonuq.study.task import Progress
+from autonuq.visible import visible
 
 FOLDER = "amct_log"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -45,9 +48,9 @@ def open_log() -> logging.Logger:
         path.parent.mkdir(exist_ok=True)
         for handler in tuple(_logger.handlers):
             handler.close()
-        opened = [logging.FileHandler(path, encoding="utf-8"), _Screen()]
+        opened = [_File(path, encoding="utf-8"), _Screen()]
         for handler in opened:
-            handler.setFormatter(logging.Formatter(_FORMAT))
+            handler.setFormatter(_OneLine(_FORMAT))
         _logger.handlers, _calibration.handlers = opened, opened[:1]
         for source in (_logger, _calibration):
             source.propagate = False
@@ -57,11 +60,27 @@ def open_log() -> logging.Logger:
     return _logger
 
 
+class _OneLine(logging.Formatter):
+    """Names of layers may hold line breaks, and a terminal's commands."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return visible(masked_text(super().formatMessage(record)))
+
+
+class _File(logging.FileHandler):
+    """Fails with the file's name where it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        """Raise what went wrong; logging itself would print a traceback and go on."""
+        with writing(self.baseFilename):
+            raise
+
+
 class _Screen(logging.Handler):
     """Writes to what is standard error at that moment; warnings are left to Python's own, which show them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING and sys.stderr is not None:  # a closed one is None
             sys.stderr.write(f"{self.format(record)}\n")
 
 

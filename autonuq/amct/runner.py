@@ -11,7 +11,8 @@ from types import CodeType, ModuleType
 
 from autonuq.amct.imports import install
 from autonuq.amct.old_names import restore_old_names
-from autonuq.errors import AutonuqError
+from autonuq.atomic import is_out_of_room, say_system_error
+from autonuq.errors import AutonuqError, WriteFailure
 
 SCRIPT_VARIABLE = "AUTONUQ_AMCT_SCRIPT"
 """Environment variable that tells `spawned` the script's absolute path."""
@@ -44,6 +45,11 @@ def run_script(script: Path) -> None:
         where = f" ({script}, line {own[-1].lineno})" if own else ""
         sys.stderr.write(f"error: {error}{where}\n")
         raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        if not is_out_of_room(error):
+            raise  # the script's own business
+        sys.stderr.write(f"error: {say_system_error(error)}\n")
+        raise SystemExit(WriteFailure.exit_code) from error
 
 
 def code_of(script: Path) -> CodeType:

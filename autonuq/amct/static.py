@@ -6,7 +6,6 @@ modified model fill the record file while the user runs it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.amct.log import log_layers, open_log, warn_of
+from autonuq.atomic import temporary_folder
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import judge_layer
@@ -199,8 +199,8 @@ def quantize_static(
     record_file = record_path(prefix)
     graph = init(config_file, model_file, weights_file, record_file)
     original = score(evaluator, ModelPair(Path(model_file), Path(weights_file)))
-    with tempfile.TemporaryDirectory(dir=record_file.parent) as scratch:
-        modified = ModelPair(Path(scratch) / "modified_model.prototxt", Path(scratch) / "modified_model.caffemodel")
+    with temporary_folder(record_file.parent) as scratch:
+        modified = ModelPair(scratch / "modified_model.prototxt", scratch / "modified_model.caffemodel")
         quantize_model(graph, modified.model, modified.weights)
         run_calibration(evaluator, modified, graph.model.config.batch_num)
     model = restrict_levels(calibrated(graph.model, graph.record_file), graph.record_file)

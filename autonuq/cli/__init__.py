@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from autonuq.atomic import say_system_error
 from autonuq.cli.console import Verbosity, common_options, show_error, warn
 from autonuq.errors import AutonuqError, StudyError
 
@@ -149,5 +150,5 @@ def main() -> None:
         show_error(error, str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        show_error(error, f"{error.filename}: cannot be used: {error.strerror}" if error.filename else str(error))
+        show_error(error, say_system_error(error))
         sys.exit(CANNOT_WRITE)

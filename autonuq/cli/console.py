@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from autonuq.errors import suggest_name
+from autonuq.masking import masked_text
+from autonuq.visible import visible
 
-out = Console(highlight=False)
+
+class PlainConsole(Console):
+    """Shows text as it is: what looks like Rich's markup is none, and what would command a terminal is escaped."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is printed; each piece of it is escaped, whatever brought it along."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text, keep="\n"), style, control)
+
+
+out = PlainConsole()
 """Results."""
-err = Console(stderr=True, highlight=False)
+err = PlainConsole(stderr=True)
 """Progress and messages; silent under --quiet."""
-alarms = Console(stderr=True, highlight=False)
+alarms = PlainConsole(stderr=True)
 """Errors and warnings; never silent."""
 
 NOT_SATISFIED, NOT_CONFIRMED, INTERRUPTED = 8, 9, 130
@@ -48,7 +65,7 @@ StageOption = Annotated[
     typer.Option("--stage", help="Stage of the prototxt's include and exclude rules; may be given several times."),
 ]
 TrialsOption = Annotated[int | None, typer.Option(min=1, help="Total of the study; overrides the file's.")]
-StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's.")]
+StorageOption = Annotated[str | None, typer.Option(help="Storage URL; overrides the file's, as AUTONUQ_STORAGE does.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the study; overrides the file's.")]
 PrefixOption = Annotated[str | None, typer.Option("--output", "-o", help=_PREFIX)]
 OutputOption = Annotated[str, typer.Option("--output", "-o", "--out", help=_PREFIX)]
@@ -64,6 +81,13 @@ WaitOption = Annotated[
         parser=read_duration,
         metavar="DURATION",
         help="How long to wait for a study or a storage that is not there yet: 90s, 10m, 2h.",
+    ),
+]
+PythonLayersOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-python-layers",
+        help="Run the network's own Python layers: code that its prototxt names. Also a key of [model].",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -120,21 +144,19 @@ def common_options() -> list[Any]:
 
 def warn(message: str) -> None:
     """Print a warning."""
-    alarms.print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+    alarms.print(Text.assemble(("warning: ", "yellow"), visible(masked_text(message))), soft_wrap=True)
 
 
 def show_error(error: BaseException, message: str) -> None:
     """Print an error as one line; under --verbose also where it came from."""
     if Verbosity.is_verbose:
-        from rich.traceback import Traceback
-
-        alarms.print(Traceback.from_exception(type(error), error, error.__traceback__))
-    alarms.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+        alarms.print(masked_text("".join(traceback.format_exception(error))), soft_wrap=True)
+    alarms.print(Text.assemble(("error: ", "bold red"), visible(message)), soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print a result as it is, however long its lines."""
-    out.print(text, soft_wrap=True, markup=False)
+    out.print(visible(text), soft_wrap=True)
 
 
 def show(table: Table) -> None:
@@ -154,6 +176,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def permit(python_layers: bool) -> None:
+    """Let this process run a network's own `Python` layers, where its command or the study file says so."""
+    if python_layers:
+        from autonuq.graph.hosted.permission import allow_python_layers
+
+        allow_python_layers()
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:

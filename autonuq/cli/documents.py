@@ -1,6 +1,7 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
-`inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights. `status --json` adds those in
+`inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights; where a network has `Python` layers of
+its own, which are not run, it says which, and its needs are null. `status --json` adds those in
 `_WHEN_THERE` for studies that ended early, confirmed their winner, left layers float or found that nothing helps, or
 count what a chip loads.
 """
@@ -105,8 +106,18 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                 ),
             },
             "weights": _COUNT,
-            "needs": _object({"memory_bytes": _COUNT, "disk_bytes": _COUNT, "curves_s": _SECONDS}),
-        }
+            "needs": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object({"memory_bytes": _COUNT, "disk_bytes": _COUNT, "curves_s": _SECONDS}),
+                ]
+            },
+            "python_layers": {
+                "type": "array",
+                "items": _object({"name": _TEXT, "module": _TEXT, "class": _TEXT}),
+            },
+        },
+        optional=("python_layers",),
     ),
     "status": _object(
         {

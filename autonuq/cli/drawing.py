@@ -42,7 +42,7 @@ def plot(
                 raise typer.BadParameter(str(error)) from error
             say(str(shown(target)))
     if output is None and ".png" not in suffixes:
-        err.print(f"no PNG, which needs the package kaleido: {PACKAGE_REMEDY}", soft_wrap=True, markup=False)
+        err.print(f"no PNG, which needs the package kaleido: {PACKAGE_REMEDY}", soft_wrap=True)
 
 
 def report(

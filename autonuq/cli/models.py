@@ -25,11 +25,13 @@ from autonuq.cli.console import (
     unknown,
 )
 from autonuq.compress.chip import ChipView, view_on_chip
-from autonuq.compress.needs import study_needs
+from autonuq.compress.needs import StudyNeeds, study_needs
 from autonuq.compress.outputs import unpack as write_unpacked
 from autonuq.compress.packed_file import load_packed
 from autonuq.graph.capability import Capability
 from autonuq.graph.files import load_graph
+from autonuq.graph.hosted.permission import is_refused, refusal
+from autonuq.graph.model import Layer
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.quant.config import QuantizationConfig
@@ -54,12 +56,12 @@ def inspect(
     views = {} if chip is None else view_on_chip(graph, chip)
     quantized = [layer.name for layer in found if layer.quantizable]
     searched = [layer.name for layer in found if layer.nuq]
-    needs = study_needs(graph, quantized, searched, QuantizationConfig.batch_num)
+    refused = [layer for layer in graph.layers if is_refused(layer)]
+    needs = None if refused else study_needs(graph, quantized, searched, QuantizationConfig.batch_num)
     if as_json:
         rows = [_inspected(layer, views.get(layer.name)) for layer in found]
-        sizes = {"memory_bytes": round(needs.memory_bytes), "disk_bytes": round(needs.disk_bytes)}
-        document = {"layers": rows, "weights": sum(layer.weights for layer in found)}
-        typer.echo(json.dumps({**document, "needs": {**sizes, "curves_s": needs.curves_s}}))
+        document = {"layers": rows, "weights": sum(layer.weights for layer in found), "needs": _needed(needs)}
+        typer.echo(json.dumps(document | ({"python_layers": list(map(_not_run, refused))} if refused else {})))
         return
     table = Table(title=f"{model}", title_justify="left")
     for column, justify in (("layer", "left"), ("type", "left"), ("shape", "left"), ("weights", "right")):
@@ -74,7 +76,10 @@ def inspect(
         table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
     show(table)
     out.print(f"{sum(layer.weights for layer in found):,} weights; {len(searched)} layers can carry a codebook")
-    say(f"a study takes {needs.say()}; its curves about {duration(needs.curves_s)} on one core")
+    if needs is not None:
+        say(f"a study takes {needs.say()}; its curves about {duration(needs.curves_s)} on one core")
+    for one in refused:
+        say(f"not run: {refusal(one, model)}; behind it shapes are those of the weights, and needs are not known")
     if chip:
         marked = [name for name, view in views.items() if view.mark.is_marked]
         say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
@@ -98,6 +103,20 @@ def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
     return row
 
 
+def _needed(needs: StudyNeeds | None) -> dict[str, float] | None:
+    """Describe what a study takes for --json."""
+    if needs is None:
+        return None
+    sizes = {"memory_bytes": round(needs.memory_bytes), "disk_bytes": round(needs.disk_bytes)}
+    return {**sizes, "curves_s": needs.curves_s}
+
+
+def _not_run(layer: Layer) -> dict[str, str]:
+    """Describe a layer whose code was not run for --json."""
+    parameters = layer.message.python_param
+    return {"name": layer.name, "module": parameters.module, "class": parameters.layer}
+
+
 def _chip_cells(view: ChipView | None) -> tuple[str, str]:
     if view is None:
         return "", ""
@@ -118,6 +137,6 @@ def unpack(
     network = load_packed(file)
     pair = write_unpacked(network, output)
     if network.origin:
-        err.print(network.origin, soft_wrap=True, markup=False)
+        err.print(network.origin, soft_wrap=True)
     for path in (pair.model, pair.weights):
         say(str(shown(path)))

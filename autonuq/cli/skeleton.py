@@ -10,9 +10,12 @@ from string import Template
 
 from autonuq.atomic import replace_text
 from autonuq.errors import StudyError
+from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
-from autonuq.graph.layers import infer_shapes
+from autonuq.graph.hosted.permission import is_refused
+from autonuq.graph.layers import infer_known_shapes
 from autonuq.graph.model import Graph, Shape
+from autonuq.visible import visible
 
 STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
 
@@ -22,7 +25,7 @@ name = ${name}
 
 [model]
 prototxt = ${prototxt}
-weights = ${weights}
+weights = ${weights}${permission}
 
 [evaluator]
 class = "${evaluator}:Closeness"  # it runs on random data: fill in what is marked TODO there
@@ -43,6 +46,9 @@ codec = "entropy"              # or fixed
 [search]
 trials = 20
 """)
+
+_PERMISSION = """
+# allow_python_layers = true     # lets its Python layers run, code of others: take the mark away where you trust it"""
 
 _EVALUATOR = Template('''\
 """How good a network is, and whether that is good enough.
@@ -124,10 +130,12 @@ def write_skeleton(
     ModelError
         The network cannot be used.
     """
+    if not is_file_name(folder.resolve().name):
+        raise StudyError(f"the folder's name is the study's, and that cannot be used: {RULE}", path=folder)
     graph = load_graph(model, weights, level=level, stages=stages)
     network = {folder / model.name: prototxt_text(graph)} if level or stages else {}
     model = next(iter(network), model)
-    values = _values(graph, infer_shapes(graph), folder, model, weights)
+    values = _values(graph, infer_known_shapes(graph), folder, model, weights)
     texts = {folder / STUDY_NAME: _STUDY.substitute(values), folder / EVALUATOR_NAME: _EVALUATOR.substitute(values)}
     texts |= network
     for target in texts:
@@ -138,26 +146,31 @@ def write_skeleton(
         for target, text in texts.items():
             replace_text(target, text)
     except OSError as error:
+        for target in texts:  # there was none of them
+            target.unlink(missing_ok=True)
         raise StudyError(f"folder cannot be written: {error.strerror}", path=folder) from error
     return tuple(texts)
 
 
 def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path, weights: Path) -> dict[str, str]:
     output = likely_output(graph)
-    others = [f"{blob} {shapes[blob]}" for blob in graph.outputs if blob != output]
+    sizes = {blob: str(shapes.get(blob, "of a shape that a Python layer makes")) for blob in [output, *graph.outputs]}
+    others = [f"{blob} {sizes[blob]}" for blob in graph.outputs if blob != output]
     sides = next((shape[2:] for shape in graph.inputs.values() if len(shape) == 4), (224, 224))
     prototxt, caffemodel = (
         json.dumps(os.path.relpath(path.resolve(), folder.resolve()), ensure_ascii=False) for path in (model, weights)
     )
-    return {
-        "title": graph.name.replace("\n", " ") or model.name,
+    beside = f"the outputs are {', '.join(others)}" if others else "the only output"
+    return {  # in comments names are escaped: behind a line break there would be code
+        "title": visible(graph.name or model.name),
         "name": json.dumps(folder.resolve().name, ensure_ascii=False),
         "prototxt": prototxt,
         "weights": caffemodel,
         "evaluator": EVALUATOR_NAME,
         "inputs": repr(dict(graph.inputs)),
         "output": json.dumps(output),
-        "others": f"{shapes[output]}; " + (f"the outputs are {', '.join(others)}" if others else "the only output"),
+        "permission": _PERMISSION if any(map(is_refused, graph.layers)) else "",
+        "others": visible(f"{sizes[output]}; {beside}"),
         "crop": str(sides[0]) if sides[0] == sides[1] else str(list(sides)),
     }
 

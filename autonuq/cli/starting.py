@@ -15,12 +15,14 @@ from autonuq.cli.console import (
     JsonOption,
     LevelOption,
     OutOption,
+    PythonLayersOption,
     StageOption,
     StorageOption,
     StudyArgument,
     duration,
     err,
     out,
+    permit,
     say,
     show_error,
     shown,
@@ -51,13 +53,19 @@ def new(
 
 
 def check(
-    study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
+    study: StudyArgument,
+    storage: StorageOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Take every step of a study on one batch, and say how long the study will take; nothing stays behind.
 
     Example: `autonuq check studies/fashion_lenet.toml`
     """
+    permit(allow_python_layers)
     task = load_task(study, out=out, storage=storage)
+    permit(task.allow_python_layers)
     rehearsal = Rehearsal(task)
     checks = []
     with err.status("checking"):

@@ -6,20 +6,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from autonuq import amct
+from autonuq.atomic import temporary_folder
 from autonuq.cli.console import (
     NOT_SATISFIED,
     LevelOption,
     ModelArgument,
     OutputOption,
+    PythonLayersOption,
     StageOption,
     WeightsArgument,
     err,
+    permit,
     say,
     shown,
 )
@@ -40,8 +42,8 @@ def _chosen(model: Path, level: int, stages: list[str] | None) -> Iterator[Path]
     if not level and not stages:
         yield model
         return
-    with TemporaryDirectory() as folder:
-        yield write_prototxt(load_graph(model, level=level, stages=stages or ()), Path(folder) / model.name)
+    with temporary_folder() as folder:
+        yield write_prototxt(load_graph(model, level=level, stages=stages or ()), folder / model.name)
 
 
 def config(
@@ -72,6 +74,7 @@ def quantize(
     batches: Annotated[int, typer.Option(min=1, help="Of the score, where the class does not say.")] = 1,
     level: LevelOption = 0,
     stage: StageOption = None,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Quantize as config.json says, without a search: uniform int8, and codebooks of 16 or 32 levels.
 
@@ -81,6 +84,7 @@ def quantize(
     Example: `autonuq quantize net.prototxt net.caffemodel --config config.json --evaluator eval.py:Top1 -o nets/i8`
     """
     _quiet_log()
+    permit(allow_python_layers)
     chosen = load_evaluator(evaluator, Path.cwd(), batches)
     with _chosen(model, level, stage) as prototxt:
         result = amct.quantize_static(prototxt, weights, config, chosen, output)

@@ -21,6 +21,7 @@ from autonuq.cli.console import (
     JobsOption,
     OutOption,
     PrefixOption,
+    PythonLayersOption,
     StorageOption,
     StudyArgument,
     TimeoutOption,
@@ -28,6 +29,7 @@ from autonuq.cli.console import (
     WaitOption,
     err,
     out,
+    permit,
     say,
     show,
     shown,
@@ -36,6 +38,7 @@ from autonuq.cli.console import (
 from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
+from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.locate import open_study
@@ -63,11 +66,13 @@ def tune(
     backend: BackendOption = None,
     address: AddressOption = None,
     artifacts: ArtifactsOption = None,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Start a study, run it, and write the best network.
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
+    permit(allow_python_layers)
     task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
     _run(task, timeout, exists=False)
 
@@ -82,11 +87,13 @@ def resume(
     backend: BackendOption = None,
     address: AddressOption = None,
     artifacts: ArtifactsOption = None,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Go on with a study where its storage stands.
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
+    permit(allow_python_layers)
     task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
     open_study(task.name, task.storage)  # before folders are made for a study that is not there
     _run(task, timeout, exists=True)
@@ -99,6 +106,7 @@ def work(
     out: OutOption = None,
     timeout: TimeoutOption = None,
     wait: WaitOption = None,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Run trials of a study that was started elsewhere, until none is left.
 
@@ -106,6 +114,7 @@ def work(
 
     Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
     """
+    permit(allow_python_layers)
     task = _task(study, out, storage, artifacts)
     try:
         with Display(task.name, task.storage) as display:
@@ -124,6 +133,7 @@ def export(
     formats: Annotated[
         list[str] | None, typer.Option("--format", help=f"One of {', '.join(FORMATS)}; may be repeated. Or all.")
     ] = None,
+    allow_python_layers: PythonLayersOption = False,
 ) -> None:
     """Write the files of a trial.
 
@@ -142,7 +152,9 @@ def export(
         wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    permit(allow_python_layers)
     task = load_task(study, out=out, storage=storage)
+    permit(task.allow_python_layers)
     if out is not None and not out.is_dir():
         hint = "--out is the study's folder, and -o PREFIX says where the files go"
         raise StudyError(f"not found: there is no folder {out}; {hint}", study=task.name)
@@ -155,7 +167,8 @@ def export(
 def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | None, trials: int | None = None) -> Task:
     """Read a study file, and remember by what command that was."""
     task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
-    command = {"command": shlex.join(["autonuq", *sys.argv[1:]])}
+    permit(task.allow_python_layers)
+    command = {"command": shlex.join(["autonuq", *map(masked, sys.argv[1:])])}
     return replace(task, provenance={**command, **task.provenance})
 
 

@@ -22,8 +22,6 @@ from autonuq.graph.record import load_record, write_record
 from autonuq.runtime.moments import (
     describe_inputs,
     is_observable,
-    load_moments,
-    moments_folder,
     request_moments,
 )
 from autonuq.runtime.session import Session
@@ -76,19 +74,6 @@ def calibrated(model: QuantizedModel, record_file: Path) -> QuantizedModel:
             raise QuantizationError(f"{record_file} holds the factors of other weights", layer=name)
         factors[name] = replace(found, cluster=own.cluster)
     return replace(model, factors=factors)
-
-
-def has_moments(model: QuantizedModel, record_file: Path) -> bool:
-    """Say whether a calibration left what it was asked for of the layers' inputs.
-
-    Raises
-    ------
-    QuantizationError
-        It was an earlier version's.
-    """
-    for name in model.weights:
-        load_moments(record_file, model.graph.by_name[name])
-    return moments_folder(record_file).exists()
 
 
 def layer_outputs(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
-from autonuq.graph.layers import infer_shapes, input_window
+from autonuq.graph.layers import infer_known_shapes, input_window
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import Judgement, Mark, judge, predict_mark
@@ -161,17 +161,20 @@ def predict_marks(graph: Graph, chip: str) -> dict[str, Mark]:
     Parameters
     ----------
     graph : Graph
-        Folded or not, with or without blobs: shapes decide.
+        Folded or not, with or without blobs: shapes decide, and layers whose shapes only a `Python` layer that may not
+        run could tell are left out.
     chip : str
         Key of `quant.atc.chips.DDR_RATES`.
     """
-    shapes = infer_shapes(graph)
+    shapes = infer_known_shapes(graph)
     marks = {}
     for capability in capabilities(graph):
         if not capability.nuq:
             continue
         top = graph.by_name[capability.name].tops[0]
         is_fc = capability.type == "InnerProduct"
+        if not (is_fc or top in shapes):
+            continue
         outputs, channels, height, width = (*capability.shape, 1, 1)[:4]
         map_height, map_width = (1, 1) if is_fc else shapes[top][2:]
         marks[capability.name] = predict_mark(

@@ -35,9 +35,9 @@ from autonuq.compress.outputs import (
 )
 from autonuq.errors import suggest_name
 from autonuq.graph.files import ModelPair, write_model
+from autonuq.graph.hosted.permission import OWN_MODULE
 from autonuq.graph.onnx_model import build_onnx
 from autonuq.graph.record import write_record
-from autonuq.graph.stock_caffe import MODULE
 
 
 def pycaffe_pair(prefix: str) -> ModelPair:
@@ -136,7 +136,7 @@ def _write_deploy(job: _Job) -> Iterator[Path]:
 def _write_pycaffe(job: _Job) -> Iterator[Path]:
     pair = pycaffe_pair(job.prefix)
     write_fake_quant(job.candidate, pair, python_layers=True)
-    yield from (pair.model, pair.weights, pair.model.with_name(f"{MODULE}.py"))
+    yield from (pair.model, pair.weights, pair.model.with_name(f"{OWN_MODULE}.py"))
 
 
 def _write_weights_only(job: _Job) -> Iterator[Path]:

@@ -27,6 +27,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from autonuq.atomic import allocate, writing
 from autonuq.compress.candidate import Candidate, Made
 from autonuq.compress.chip import codecs_of
 from autonuq.compress.head_metrics import HeadMetric, SoftmaxMetric, Spread, SquaresMetric
@@ -264,7 +265,9 @@ class _SharedFile:
         """Write an array of float32 behind all others and return where it begins."""
         with self._lock:
             begin = self._stream.seek(0, os.SEEK_END)
-            self._stream.write(np.ascontiguousarray(values, np.float32).data)
+            with writing(tempfile.gettempdir()):
+                self._stream.write(np.ascontiguousarray(values, np.float32).data)
+                self._stream.flush()
         return begin
 
     def read(self, begin: int, shape: Shape) -> Array:
@@ -462,7 +465,8 @@ def _stored(values: Array, passes: int) -> Array:
     """Return the values in a temporary file, if those of all passes are too many for the memory."""
     if values.nbytes * passes <= _IN_MEMORY:
         return values
-    with tempfile.TemporaryFile(prefix="autonuq-") as file:
+    with writing(tempfile.gettempdir()), tempfile.TemporaryFile(prefix="autonuq-") as file:
+        allocate(file, values.nbytes)
         mapped = np.memmap(file, np.float32, "w+", shape=values.shape)
     mapped[...] = values
     return mapped

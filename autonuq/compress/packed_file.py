@@ -4,8 +4,8 @@
 
 =========  =====================================================================================================
 preamble   magic 89 4E 55 51 0D 0A 1A 0A; uint32 version; uint64 length of the file; CRC-32 of these 20 bytes
-section    of the network: comment lines that say where it comes from, if any, and the fake-quant prototxt as it is
-           written, compressed together (LZMA, its `.lzma` container)
+section    of the network: comment lines that say where it comes from, if any, and which shapes its `Python` layers
+           made, and the fake-quant prototxt as it is written, compressed together (LZMA, its `.lzma` container)
 sections   one for every layer with blobs and every layer that a DeQuant layer names, in the network's order; but
            none for a DeQuant layer that names a quantized layer: its blobs follow from that one's factors
 =========  =====================================================================================================
@@ -31,11 +31,14 @@ layer's.
 
 from __future__ import annotations
 
+import json
 import lzma
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -46,12 +49,16 @@ from numpy.typing import NDArray
 
 from autonuq.atomic import replace_file
 from autonuq.errors import ModelError, QuantizationError
-from autonuq.graph.files import expected_blobs, parse_graph, prototxt_text
+from autonuq.graph.extent import checked_sizes
+from autonuq.graph.files import known_blobs, parse_graph, prototxt_text
+from autonuq.graph.hosted.permission import is_own, is_refused, refusal
+from autonuq.graph.layers import infer_known_shapes
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import dequantization_blobs
 from autonuq.graph.record import Factors, checked_factors
 from autonuq.quant.codecs import CODEC_NAMES, PLAIN, make_codec
 from autonuq.quant.uniform import dequantize
+from autonuq.reading import reading
 
 SUFFIX = ".nuq"
 MAGIC = b"\x89NUQ\r\n\x1a\n"
@@ -63,10 +70,15 @@ _COUNT = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _HEAD = struct.Struct("<fbB")
 _COMMENT = "# "
+_MADE = re.compile(r'(".*") is made by Python, shape((?: \d{1,10})*)')
 _FLOAT, _QUANTIZED = b"\0", b"\1"
 _NO_AXIS = 255
 Chunk = bytes | memoryview
-_MAX_TEXT = 1 << 28  # bytes of a prototxt: a file of a few kilobytes must not fill the memory
+_FREE_TEXT_BYTES, _TEXT_RATIO = 1 << 18, 64
+"""Of a prototxt; thousands of layers of one kind, numbered, come to a ratio of 58 and hold no more than that."""
+_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 24, 128
+"""Of a file: a layer of one level takes no bytes at all, but networks that do their work stay far above 1/16 bit."""
+_LZMA_BYTES = 1 << 25  # what the decoder may take; the writer's settings need a third of it
 
 
 @dataclass(frozen=True)
@@ -126,16 +138,54 @@ def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Pa
         Its folder must exist.
     origin : str, optional
         Where the network comes from and what it lost.
+
+    Raises
+    ------
+    QuantizationError
+        The file would be so small that `load_packed` takes it for one made to fill the memory.
     """
-    text = "".join(f"{_COMMENT}{line}\n" for line in origin.splitlines()) + prototxt_text(graph)
-    chunks = _section("", [lzma.compress(text.encode(), lzma.FORMAT_ALONE)])
+    path = Path(path)
+    comments = [*origin.splitlines(), *_made_shapes(graph)]
+    text = ("".join(f"{_COMMENT}{line}\n" for line in comments) + prototxt_text(graph)).encode()
+    packed_text = lzma.compress(text, lzma.FORMAT_ALONE)
+    if len(text) > _most_text(len(packed_text)):
+        sizes = f"{len(text):,} bytes into {len(packed_text):,}"
+        raise QuantizationError(f"the prototxt packs from {sizes}, which no reader takes", path=path)
+    chunks = _section("", [packed_text])
     named = {_dequantized_layer(layer) for layer in graph.layers}
     for layer in graph.layers:
         if _dequantized_layer(layer) not in layers and (layer.blobs or layer.name in named):
             chunks += _section(layer.name, _layer_chunks(layer, layers.get(layer.name)))
     length = _PREAMBLE.size + _CRC.size + sum(len(chunk) for chunk in chunks)
+    _check_weights({layer.name: [blob.shape for blob in layer.blobs] for layer in graph.layers}, length, path)
     preamble = _PREAMBLE.pack(MAGIC, VERSION, length)
     return replace_file(path, [preamble, _CRC.pack(zlib.crc32(preamble)), *chunks])
+
+
+def _made_shapes(graph: Graph) -> Iterator[str]:
+    """Say which shapes the network's own `Python` layers made: who unpacks it does not run them."""
+    shapes = infer_known_shapes(graph)
+    for layer in graph.layers:
+        if layer.type == "Python" and not is_own(layer):
+            for top in layer.tops:
+                if top in shapes:
+                    yield f"{json.dumps(top)} is made by Python, shape {' '.join(map(str, shapes[top]))}"
+
+
+def _most_text(packed_bytes: int) -> int:
+    """Return how long a prototxt may be that was packed into so many bytes."""
+    return max(_FREE_TEXT_BYTES, _TEXT_RATIO * packed_bytes)
+
+
+def _check_weights(shapes: Mapping[str, Sequence[Shape]], file_bytes: int, path: Path) -> None:
+    """Refuse a network whose weights no file of that size holds, but one that was made to fill the memory."""
+    count = sum(math.prod(shape) for blobs in shapes.values() for shape in blobs)
+    if count > (most := _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * file_bytes):
+        raise QuantizationError(
+            f"{count:,} weights in {file_bytes:,} bytes are more than the {most:,} that so small a file can honestly "
+            "hold; take the prototxt and caffemodel instead",
+            path=path,
+        )
 
 
 def _dequantized_layer(layer: Layer) -> str | None:
@@ -193,12 +243,21 @@ def load_packed(path: str | Path) -> PackedNetwork:
     """
     path = Path(path)
     reader = _Reader(path)
-    text = _decompressed(reader)
+    packed_text = _decompressed(reader)
+    with reading(path, QuantizationError, "holds a prototxt that is no UTF-8 text"):
+        text = packed_text.decode()
+        told = _told_shapes(_divided(text)[0])
     try:
-        graph = parse_graph(text, path)
-        expected = expected_blobs(graph)
+        graph = parse_graph(packed_text, path)
+        expected = known_blobs(graph, told)
+        for layer in graph.layers:
+            if layer.name not in expected:
+                expected[layer.name] = _no_blobs(graph, layer)
     except ModelError as error:
-        raise QuantizationError(f"holds a network that cannot be used: {error}", path=path) from error
+        raise QuantizationError(
+            f"holds a network that cannot be used: {error.message}", path=path, layer=error.layer
+        ) from error
+    _check_weights(expected, reader.size_bytes, path)
     named = {_dequantized_layer(layer) for layer in graph.layers}
     packed: dict[str, PackedLayer] = {}
     layers = []
@@ -212,22 +271,47 @@ def load_packed(path: str | Path) -> PackedNetwork:
             blobs = _read_layer(reader.section(layer.name), expected[layer.name], packed)
         layers.append(layer.with_(blobs=blobs))
     reader.finish()
-    lines = text.decode().splitlines(keepends=True)
+    comments, prototxt = _divided(text)
+    origin = " ".join(line for line in comments if not _MADE.fullmatch(line))
+    return PackedNetwork(prototxt, graph.with_layers(layers), packed, origin)
+
+
+def _divided(text: str) -> tuple[list[str], str]:
+    """Return the comments in front, and the prototxt behind them."""
+    lines = text.splitlines(keepends=True)
     comments = [
         line.removeprefix(_COMMENT).strip() for line in takewhile(lambda line: line.startswith(_COMMENT), lines)
     ]
-    return PackedNetwork("".join(lines[len(comments) :]), graph.with_layers(layers), packed, " ".join(comments))
+    return comments, "".join(lines[len(comments) :])
+
+
+def _told_shapes(comments: Iterable[str]) -> dict[str, Shape]:
+    """Return the shapes that comments tell; those that no blob can have tell nothing."""
+    found = {}
+    for name, shape in (match.groups() for match in map(_MADE.fullmatch, comments) if match):
+        with suppress(ValueError):
+            found[str(json.loads(name))] = checked_sizes(tuple(map(int, shape.split())))
+    return found
+
+
+def _no_blobs(graph: Graph, layer: Layer) -> list[Shape]:
+    """Return the blobs of a `Python` layer; refuse a layer whose blobs only such a layer could tell."""
+    if is_refused(layer):
+        return []
+    raise refusal(next(filter(is_refused, graph.layers)), graph.path)
 
 
 def _decompressed(reader: _Reader) -> bytes:
     section = reader.section("")
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MAX_TEXT)
-    try:
-        text = decoder.decompress(section.rest(), _MAX_TEXT)
-    except lzma.LZMAError as error:
-        raise section.error(f"its prototxt cannot be decompressed: {error}") from error
+    data = section.rest()
+    most = _most_text(len(data))
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_BYTES)
+    with reading(section.path, QuantizationError, "cannot be decompressed", what="its prototxt"):
+        text = decoder.decompress(data, most + 1)
+    if len(text) > most:
+        raise section.error(f"its prototxt is longer than the {most:,} bytes that {len(data):,} honestly hold")
     if not decoder.eof or decoder.unused_data:
-        raise section.error("its prototxt is incomplete, too long, or followed by something else")
+        raise section.error("its prototxt is incomplete, or followed by something else")
     return text
 
 
@@ -274,10 +358,11 @@ def _weights(section: _Section, packed: PackedLayer, shape: Shape, scales: NDArr
     known = (*CODEC_NAMES, PLAIN)
     if packed.codec not in known:
         raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(known)}")
-    try:
-        codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
-    except QuantizationError as error:
-        raise section.error(str(error)) from error
+    with reading(section.path, QuantizationError, "holds weights that are damaged", layer=section.layer):
+        try:
+            codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
+        except QuantizationError as error:
+            raise section.error(error.message) from error
     return dequantize(codes.reshape(shape), scales, axis)
 
 
@@ -286,10 +371,8 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading(path, QuantizationError, "cannot be read"):
             self._data = memoryview(path.read_bytes())
-        except OSError as error:
-            raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
         self._position = _PREAMBLE.size + _CRC.size
         if bytes(self._data[: len(MAGIC)]) != MAGIC:
             raise QuantizationError(f"is no packed network ({SUFFIX}), or its first bytes are damaged", path=path)
@@ -299,6 +382,7 @@ class _Reader:
         if self._data[_PREAMBLE.size : self._position] != _CRC.pack(zlib.crc32(preamble)):
             raise QuantizationError("the checksum of its first bytes is wrong: the file is damaged", path=path)
         _, version, self._length = _PREAMBLE.unpack(preamble)
+        self.size_bytes = len(self._data)
         if version != VERSION:
             raise QuantizationError(f"is of version {version}, but this program reads {VERSION}", path=path)
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from autonuq.errors import AutonuqError, EvaluatorError, suggest_name
+from autonuq.atomic import is_out_of_room, say_system_error
+from autonuq.errors import AutonuqError, EvaluatorError, WriteFailure, suggest_name
 from autonuq.evaluate.samples import Score
 from autonuq.evaluate.sending import arrived_file, read_own_files
 from autonuq.graph.files import ModelPair
-from autonuq.graph.hosted.python_layer import importable
+from autonuq.graph.hosted.python_layer import layers_importable
 from autonuq.records import Unit
 
 _log = logging.getLogger(__name__)
@@ -237,14 +238,15 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     """Call a method of the user's: what it prints goes to stderr, the working directory stays what it was."""
     folder = Path.cwd()
     try:
-        # importable: the module of Python layers, for a Caffe that is not ours
-        with redirect_stdout(sys.stderr), importable(Path(model_file).parent):
+        with redirect_stdout(sys.stderr), layers_importable(Path(model_file).parent):
             return getattr(evaluator, method)(model_file, weights_file, batch_num)
     except AutonuqError:
         raise
     except (Exception, SystemExit) as error:
         if _is_interrupt(error):
             raise KeyboardInterrupt from error
+        if isinstance(error, OSError) and is_out_of_room(error):
+            raise WriteFailure(say_system_error(error)) from error
         raise EvaluatorError(f"{method} raised {_reason(error)}") from error
     finally:
         _go_back(folder, method)
@@ -353,6 +355,12 @@ def evaluator_fingerprint(evaluator: Any) -> str:
     if source:
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def data_digests(evaluator: Any) -> dict[str, str]:
+    """Return a digest of each part of the data that an evaluator reads, by what it is called, where it tells them."""
+    found = evaluator.data_digests() if callable(getattr(evaluator, "data_digests", None)) else {}
+    return {str(part): str(digest) for part, digest in found.items()}
 
 
 def _source_file(evaluator: Any) -> Path | None:

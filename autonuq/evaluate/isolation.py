@@ -22,6 +22,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, run_evaluator_call
+from autonuq.graph.hosted.permission import allow_python_layers, python_layers_allowed
 from autonuq.runtime.device import selection
 
 _LOOK_S = 0.5
@@ -53,9 +54,11 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="autonuq parent", daemon=True).start()
 
 
-def _keep(make: Callable[[], Any], select: Callable[[], None]) -> None:
+def _keep(make: Callable[[], Any], select: Callable[[], None], allowed: bool) -> None:
     end_with_parent()
     select()
+    if allowed:
+        allow_python_layers()
     _kept.append(make())
 
 
@@ -109,7 +112,9 @@ class IsolatedEvaluator:
             It raised, took longer than it may, or its process died.
         """
         if self._process is None:
-            self._process = ProcessPoolExecutor(1, initializer=_keep, initargs=(self._make, selection()))
+            self._process = ProcessPoolExecutor(
+                1, initializer=_keep, initargs=(self._make, selection(), python_layers_allowed())
+            )
             self._wait(self._process.submit(int), None)  # making the evaluator does not count
         future = self._process.submit(_call, "eval_model", model_file, weights_file, batch_num)
         return self._wait(future, self._timeout_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -102,20 +102,47 @@ def paired_error(original: float, new: float) -> float | None:
     return float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
+@dataclass(frozen=True)
+class StoredSamples:
+    """What samples scored, in JSON.
+
+    Attributes
+    ----------
+    count : int
+    is_bool : bool
+        One bit each; otherwise a float32.
+    data : str
+        That, compressed, in base 64.
+    """
+
+    count: int
+    is_bool: bool
+    data: str
+
+
 def samples_as_data(samples: NDArray[Any]) -> dict[str, Any]:
-    """Return samples in JSON: one bit each where they are true or false, a float32 elsewhere, compressed."""
+    """Return the fields of `StoredSamples`."""
     is_bool = samples.dtype == bool
     raw = np.packbits(samples) if is_bool else samples.astype("<f4")
-    return {
-        "count": len(samples),
-        "is_bool": is_bool,
-        "data": base64.b64encode(zlib.compress(raw.tobytes())).decode("ascii"),
-    }
+    data = base64.b64encode(zlib.compress(raw.tobytes())).decode("ascii")
+    return asdict(StoredSamples(len(samples), is_bool, data))
 
 
-def samples_from_data(stored: Mapping[str, Any]) -> NDArray[Any]:
-    """Read what `samples_as_data` wrote."""
-    raw, count = zlib.decompress(base64.b64decode(stored["data"])), int(stored["count"])
-    if stored["is_bool"]:
-        return np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool)
-    return np.frombuffer(raw, "<f4", count).astype(np.float64)
+def samples_from_data(stored: StoredSamples) -> NDArray[Any]:
+    """Read what `samples_as_data` wrote.
+
+    Raises
+    ------
+    ValueError
+        It is damaged.
+    """
+    size = -(-stored.count // 8) if stored.is_bool else 4 * stored.count
+    try:
+        raw = zlib.decompressobj().decompress(base64.b64decode(stored.data, validate=True), max(1, size + 1))
+    except (zlib.error, OverflowError) as error:
+        raise ValueError(f"the samples cannot be unpacked: {error}") from error
+    if len(raw) != size:
+        raise ValueError(f"there are not {stored.count} samples")
+    if stored.is_bool:
+        return np.unpackbits(np.frombuffer(raw, np.uint8), count=stored.count).astype(bool)
+    return np.frombuffer(raw, "<f4", stored.count).astype(np.float64)

@@ -7,17 +7,20 @@ sent by value: its class with all that it uses of the user's own modules, which 
 from __future__ import annotations
 
 import atexit
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import cloudpickle
+
+from autonuq.atomic import temporary_folder
+from autonuq.errors import EvaluatorError
+from autonuq.file_names import RULE, file_below
 
 _HERE = Path(__file__).parent.parent
 
@@ -34,12 +37,22 @@ def read_own_files(main: Path) -> dict[str, bytes]:
 
 
 def arrived_file(main: Path, files: Mapping[str, bytes]) -> Path:
-    """Return where a file lies that was sent with its modules: in its place, if it is the same, or in a new folder."""
+    """Return where a file lies that was sent with its modules: in its place, if it is the same, or in a new folder.
+
+    Raises
+    ------
+    EvaluatorError
+        One of the names would leave the folder.
+    """
     folder = main.parent
+    for name in files:
+        if file_below(folder, name) is None:
+            raise EvaluatorError(f"{name!r}, sent with the evaluator, is no file of its folder: {RULE}", path=main)
     if all((folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items()):
         return main
-    place = Path(tempfile.mkdtemp(prefix="autonuq-evaluator-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    kept = ExitStack()
+    place = kept.enter_context(temporary_folder())
+    atexit.register(kept.close)
     for name, content in files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)

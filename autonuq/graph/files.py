@@ -17,8 +17,9 @@ from autonuq.graph.caffemodel import Caffemodel, StoredBlob, load_caffemodel, ne
 from autonuq.graph.deployed import unpack_parameters
 from autonuq.graph.fillers import Filling, fill, fillings
 from autonuq.graph.foreign import unquote_foreign
+from autonuq.graph.hosted.permission import is_refused
 from autonuq.graph.hosted.python_layer import importable
-from autonuq.graph.layers import blob_shapes, infer_shapes
+from autonuq.graph.layers import blob_shapes, infer_known_shapes, infer_shapes
 from autonuq.graph.model import TEST, Array, Graph, Layer, Shape, named_layers
 from autonuq.graph.prototxt import parse_prototxt
 from autonuq.graph.text import escape_bytes, serialize
@@ -53,6 +54,11 @@ def load_graph(
     ------
     ModelError
         A file cannot be read or parsed, the structure is wrong, or the weights do not fit the prototxt.
+
+    Notes
+    -----
+    Reading runs no code of the file's: behind a `Python` layer that may not run, shapes are not known, and layers have
+    the blobs that the caffemodel holds.
     """
     path = Path(model_file)
     graph = parse_graph(read_bytes(path), path, phase=phase, level=level, stages=stages)
@@ -68,7 +74,7 @@ def parse_graph(text: bytes, path: Path, *, phase: int = TEST, level: int = 0, s
         graph.validate()
     refuse_training(graph)
     with importable(path.parent):  # modules of Python layers
-        expected_blobs(graph)
+        known_blobs(graph)
     return graph
 
 
@@ -83,7 +89,9 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
     """
     stored = weights if isinstance(weights, Caffemodel) else load_caffemodel(weights)
     order = {name: position for position, name in enumerate(stored)}
-    expected = expected_blobs(graph)
+    known = known_blobs(graph)
+    unknown = {layer.name: _stored_shapes(layer, stored) for layer in graph.layers if layer.name not in known}
+    expected = known | unknown
     names = stored_names(graph, stored, expected)
     own = {
         layer.name: list(_fitting_blobs(layer, expected[layer.name], stored[names[layer.name]], stored.path))
@@ -103,7 +111,10 @@ def attach_weights(graph: Graph, weights: str | Path | Caffemodel) -> Graph:
         _refuse_unfilled(graph, layer, filling, stored.path)
         return fill(graph, layer, filling, shape, np.random.default_rng(0))  # a fixed filler draws nothing
 
-    return _with_blobs(graph, expected, own, shared, missing)
+    filled = _with_blobs(graph, known, own, shared, missing)
+    return filled.with_layers(
+        layer.with_(blobs=own.get(layer.name, ())) if layer.name in unknown else layer for layer in filled.layers
+    )
 
 
 def fill_weights(graph: Graph, generator: np.random.Generator) -> Graph:
@@ -146,6 +157,31 @@ def expected_blobs(graph: Graph) -> dict[str, list[Shape]]:
     return {layer.name: blob_shapes(graph, layer, shapes) for layer in graph.layers}
 
 
+def known_blobs(graph: Graph, told: Mapping[str, Shape] | None = None) -> dict[str, list[Shape]]:
+    """Return what `expected_blobs` does, without layers behind a `Python` layer that may not run."""
+    shapes = infer_known_shapes(graph, told)
+    known = (layer for layer in graph.layers if all(bottom in shapes for bottom in layer.bottoms))
+    return {layer.name: blob_shapes(graph, layer, shapes) for layer in known if not is_refused(layer)}
+
+
+def _stored_shapes(layer: Layer, stored: Caffemodel) -> list[Shape]:
+    """Return the shapes of the blobs that a file has for a layer, in today's spelling."""
+    return [
+        _without_ones(blob.shape, _AXES.get(layer.type, 1) if index == 0 else 1) if blob.legacy else blob.shape
+        for index, blob in enumerate(stored.get(layer.name) or stored.get(layer.caffe_name) or ())
+    ]
+
+
+_AXES = {"InnerProduct": 2, "Convolution": 4, "Deconvolution": 4}
+"""How many axes weights have at least; in the legacy spelling ones stand in front of fewer than four."""
+
+
+def _without_ones(shape: Shape, axes: int) -> Shape:
+    while len(shape) > axes and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
 def _shared_names(layer: Layer) -> dict[int, str]:
     """Return the names under which a layer shares its parameters, by index."""
     return {index: spec.name for index, spec in enumerate(layer.message.param) if spec.name}
@@ -175,7 +211,7 @@ def _with_blobs(
             yield blob.reshape(shape)
 
     return graph.with_layers(
-        layer.with_(blobs=blobs(layer)) if expected[layer.name] else layer for layer in graph.layers
+        layer.with_(blobs=blobs(layer)) if expected.get(layer.name) else layer for layer in graph.layers
     )
 
 

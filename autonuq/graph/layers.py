@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
+from autonuq.graph.hosted.permission import is_refused, refusal
 from autonuq.graph.model import FED_LAYERS, MAX_AXES, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
@@ -39,6 +40,7 @@ __all__ = [
     "canonical_axis",
     "concat_axis",
     "convolution",
+    "infer_known_shapes",
     "infer_shapes",
     "input_window",
     "layer_type",
@@ -69,17 +71,44 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
     Raises
     ------
     ModelError
-        A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms.
+        A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms; or a `Python` layer,
+        which alone knows its shapes, may not run.
     """
+    for layer in graph.layers:
+        if is_refused(layer):
+            raise refusal(layer, graph.path)
     given = tuple(sorted((inputs or {}).items()))
     if given not in graph.known_shapes:
-        graph.known_shapes[given] = _inferred(graph, inputs)
+        graph.known_shapes[given] = _inferred(graph, inputs, {})
     return dict(graph.known_shapes[given])
 
 
-def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None) -> dict[str, Shape]:
+def infer_known_shapes(graph: Graph, told: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
+    """Compute the shapes that can be known without running `Python` layers that may not run.
+
+    Parameters
+    ----------
+    graph : Graph
+    told : mapping of str to tuple of int, optional
+        Shapes of such layers' tops, where somebody else has run them.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        As from `infer_shapes`, without the blobs of those layers and those behind them.
+    """
+    return _inferred(graph, None, told or {})
+
+
+def _inferred(graph: Graph, inputs: Mapping[str, Shape] | None, told: Mapping[str, Shape]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for layer in graph.layers:
+        if is_refused(layer) or not all(bottom in shapes for bottom in layer.bottoms):
+            layer_type(graph, layer)
+            for top in layer.tops:  # one that is made in place was known so far
+                shapes.pop(top, None)
+            shapes.update({top: told[top] for top in layer.tops if is_refused(layer) and top in told})
+            continue
         bottoms = [shapes[bottom] for bottom in layer.bottoms]
         tops = _checked(graph, layer, bottoms, layer_type(graph, layer).tops, "top")
         _check_own_blobs(graph, layer, bottoms)

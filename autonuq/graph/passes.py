@@ -15,7 +15,7 @@ import numpy as np
 from autonuq.errors import QuantizationError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
-from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_shapes
+from autonuq.graph.layers import DEPTHWISE_TYPES, blob_shapes, convolution, infer_known_shapes
 from autonuq.graph.lowering import batch_norm_rescaling
 from autonuq.graph.model import Array, Graph, Layer, Shape, Value, weight_parameters
 from autonuq.graph.record import Factors
@@ -180,14 +180,18 @@ def _in_groups(factor: Array, shape: Shape) -> Array:
 
 
 def capabilities(graph: Graph, *, skip_fusion: Iterable[str] = (), do_fusion: bool = True) -> tuple[Capability, ...]:
-    """Say of every layer what quantization can do with it; the graph may be folded or not, with or without blobs."""
-    shapes = infer_shapes(graph)
+    """Say of every layer what quantization can do with it; the graph may be folded or not, with or without blobs.
+
+    Behind a `Python` layer that may not run, a layer's weights have the shape that they have in the file.
+    """
+    shapes = infer_known_shapes(graph)
     fusible = foldable_chains(graph)
     chains = foldable_chains(graph, skip_fusion) if do_fusion else {}
     absorbed = {position: graph.layers[index].name for index, chain in chains.items() for position in chain}
     found = []
     for index, layer in enumerate(graph.layers):
-        blobs = blob_shapes(graph, layer, shapes)
+        known = all(bottom in shapes for bottom in layer.bottoms)
+        blobs = blob_shapes(graph, layer, shapes) if known else [blob.shape for blob in layer.blobs]
         weight = blobs[0] if blobs and layer.type in WEIGHT_TYPES else ()
         if index in absorbed:
             quantizable, nuq, reason = False, False, f"is folded into '{absorbed[index]}'"

@@ -14,13 +14,13 @@ from google.protobuf import text_format
 
 from autonuq.atomic import replace_text
 from autonuq.graph import caffe_pb2, record_pb2
+from autonuq.graph.hosted.permission import OWN_MODULE
 from autonuq.graph.layers import input_window
 from autonuq.graph.model import Graph, Layer
 from autonuq.graph.operators.quantizers import quant_factors
 from autonuq.graph.text import escape_bytes
 
-MODULE = "autonuq_layers"
-_SOURCE = Path(__file__).parent / "hosted" / f"{MODULE}.py"
+_SOURCE = Path(__file__).parent / "hosted" / f"{OWN_MODULE}.py"
 
 
 def write_layers_module(folder: Path) -> Path:
@@ -60,7 +60,7 @@ def with_python_layers(graph: Graph, inputs: Mapping[str, Mapping[str, object]] 
 
 def _python(layer: Layer, parameters: Mapping[str, object]) -> Layer:
     message = caffe_pb2.LayerParameter(name=layer.name, type="Python", bottom=layer.bottoms, top=layer.tops)
-    message.python_param.module, message.python_param.layer = MODULE, layer.type
+    message.python_param.module, message.python_param.layer = OWN_MODULE, layer.type
     message.python_param.param_str = json.dumps(parameters)
     return Layer(message)
 

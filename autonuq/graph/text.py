@@ -21,8 +21,8 @@ _FROM_SURROGATES = {0xDC00 + byte: _PRIVATE + byte for byte in range(0x80, 0x100
 _TO_SURROGATES = {private: surrogate for surrogate, private in _FROM_SURROGATES.items()}
 _TO_ESCAPES = {private: f"\\{private - _PRIVATE:03o}" for private in _TO_SURROGATES}
 _PRIVATE_UTF8 = re.compile(rb"\xf4\x8f[\xba\xbb][\x80-\xbf]")
-# A comment, a string with its field's name in front, a string without an end: every character is looked at once
-_STRING = re.compile(r"""\#[^\n]*|(?<!\w)(\w+\s*:\s*)?("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|["'][^\n]*""")
+# Possessive, from the beginnings of words only, and with strings that do not end: else its time has the text's square.
+_STRING = re.compile(r"""\#[^\n]*+|((?<!\w)\w++\s*+:\s*+)?(["'])((?:\\.|(?!\2)[^\\\n])*+)(\2?)""")
 _HIGH_ESCAPE = re.compile(r"\\(?:[0-7]|[xX][0-9a-fA-F])")
 _Field = descriptor_pb2.FieldDescriptorProto
 _BYTES_FIELDS = frozenset(
@@ -63,11 +63,11 @@ def unescape_bytes(text: str) -> str:
 
 def _respelled(found: re.Match[str]) -> str:
     """Respell one string, unless its field holds bytes: those are no text."""
-    field, token = found[1] or "", found[2] or ""
-    if not _HIGH_ESCAPE.search(token) or field.rstrip(": \t\r\n") in _BYTES_FIELDS:
+    field, content = found[1] or "", found[3] or ""
+    if not found[4] or not _HIGH_ESCAPE.search(content) or field.rstrip(": \t\r\n") in _BYTES_FIELDS:
         return found[0]
     try:
-        data = text_encoding.CUnescape(escape_bytes(token[1:-1]))
+        data = text_encoding.CUnescape(escape_bytes(content))
     except ValueError:  # a bad escape: for the parser to refuse
         return found[0]
     text = decode_text(data).encode()

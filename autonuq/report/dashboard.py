@@ -13,6 +13,7 @@ Source of the keys: optuna-dashboard 0.21, through its own `save_note` and `save
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from autonuq.errors import RuntimeFailure
 from autonuq.records import StudyRecord, TrialRecord
 from autonuq.report.kinds import FIGURES
 from autonuq.report.page import write_report
+from autonuq.visible import visible
 
 LOOPBACK = "127.0.0.1"
 BOX_PX, SHRINKABLE_PX = 440, 600
@@ -160,10 +162,10 @@ class StorageView:
             trials = self._study.optuna.get_trials(deepcopy=False)
             finished = sum(trial.state.is_finished() for trial in trials)
             if finished != self._finished:
-                self._added, self._finished = self._build_additions(trials), finished
+                self._added, self._finished = self._build_additions(), finished
             return self._added
 
-    def _build_additions(self, trials: list[FrozenTrial]) -> dict[str, Any]:
+    def _build_additions(self) -> dict[str, Any]:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         record = self._study.record()
@@ -175,9 +177,9 @@ class StorageView:
                 figure.update_layout(height=BOX_PX)
             save_plotly_graph_object(scratch, figure, graph_object_id=kind)
         save_note(scratch, _study_note(record))
-        for trial, row in zip(trials, record.trials, strict=True):
+        for row in record.trials:
             if row.state == "complete":
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, row.number)
                 owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
                 save_note(owner, _plan_table(record, row))
         report = self._folder / "report.html"
@@ -201,15 +203,22 @@ def _with_old_constraints(trial: FrozenTrial) -> FrozenTrial:
     return seen
 
 
+def as_code(text: str) -> str:
+    """Write a text of the user's as code of Markdown's, in a table or elsewhere: in there nothing is HTML or a link."""
+    text = visible(text).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"
+
+
 def _study_note(record: StudyRecord) -> str:
     best = record.best
     if best is None:
-        return f"# {record.name}\n\nNo trial satisfied the constraint so far."
-    chip = f" {record.say_transfer()}." if record.chip is not None else ""
+        return f"# {as_code(record.name)}\n\nNo trial satisfied the constraint so far."
+    chip = f" {as_code(record.say_transfer())}." if record.chip is not None else ""
     return (
-        f"# {record.name}: {best.ratio:.2f}× smaller\n\n"
+        f"# {as_code(record.name)}: {best.ratio:.2f}× smaller\n\n"
         f"Trial {best.number}, codec {record.codec}: {record.original_bytes:,} → {best.size_bytes:,} bytes of weights, "
-        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {record.say_best()}.{chip}\n\n"
+        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {as_code(record.say_best())}.{chip}\n\n"
         f"{_plan_table(record, best)}"
     )
 
@@ -217,7 +226,7 @@ def _study_note(record: StudyRecord) -> str:
 def _plan_table(record: StudyRecord, trial: TrialRecord) -> str:
     """Return a trial's plan as a table in Markdown."""
     rows = [
-        f"| {row.layer.name.replace('|', chr(92) + '|')} | {'float32' if row.levels is None else row.levels} "
+        f"| {as_code(row.layer.name)} | {'float32' if row.levels is None else row.levels} "
         f"| {row.size_bytes:,} | {row.ratio:.2f}× |"
         for row in record.layer_rows(trial)
     ]

@@ -18,10 +18,12 @@ import plotly.io
 import plotly.offline
 
 from autonuq.atomic import replace_text
+from autonuq.masking import masked_text
 from autonuq.records import LayerRecord, LayerRow, StudyRecord, TrialRecord, format_metric
 from autonuq.report.kinds import FIGURES
 from autonuq.report.layer_figures import FEW_LAYERS
 from autonuq.report.style import TEMPLATE, TITLE_PX, format_bytes
+from autonuq.visible import visible
 
 TABS: Mapping[str, str] = {
     "front": "Front",
@@ -309,8 +311,9 @@ def _failure_row(trial: TrialRecord) -> tuple[str, ...]:
 
 def _provenance(record: StudyRecord) -> str:
     """Return command and study file to copy, and what else is known of the study's origin."""
-    texts = [(key, record.provenance[key]) for key in ("command", "study file") if key in record.provenance]
-    others = [(key, value) for key, value in record.provenance.items() if key not in dict(texts)]
+    known = {key: masked_text(value) for key, value in record.provenance.items()}  # older versions stored passwords
+    texts = [(key, known[key]) for key in ("command", "study file") if key in known]
+    others = [(key, value) for key, value in known.items() if key not in dict(texts)]
     blocks = "".join(f"<h3>{_text(key.capitalize())}</h3><pre>{_text(value)}</pre>" for key, value in texts)
     return f"<section><h2>How to reproduce</h2>{blocks}</section>" + _plain_table(
         "Versions, files and hashes", ("What", "Value"), others
@@ -334,7 +337,7 @@ def _number(value: float | None, pattern: str) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value)
+    return html.escape(visible(value, keep="\n"))
 
 
 _STYLE = """

@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autonuq.report.data import Floats, Integers
+from autonuq.visible import visible
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
@@ -75,11 +76,15 @@ def show_sentence(figure: go.Figure, sentence: str) -> go.Figure:
 
 
 def plotly_text(text: str, longest: int | None = None) -> str:
-    """Escape a user's string for plotly, cutting its middle if it is longer than `longest` characters."""
+    """Escape a user's string for plotly, cutting its middle if it is longer than `longest` characters.
+
+    Not even in a template of plotly's does anything in it mean more than itself.
+    """
+    text = visible(text)
     if longest is not None and len(text) > longest:
         half = (longest - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
-    return html.escape(text, quote=False)
+    return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
 def axis_labels(names: Sequence[str]) -> list[str]:

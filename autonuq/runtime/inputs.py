@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autonuq.atomic import replacing
 from autonuq.graph.model import Array
 
 MOST_IMAGES = 1024
@@ -84,7 +85,8 @@ class InputKeeper:
             return
         arrays = {str(index): values for index, values in enumerate(inputs.values())}
         for folder in self._folders:
-            np.savez(folder / f"{self._passes}.npz", allow_pickle=False, names=np.array(list(inputs)), **arrays)
+            with replacing(folder / f"{self._passes}.npz") as file:
+                np.savez(file, allow_pickle=False, names=np.array(list(inputs)), **arrays)
         self._passes += 1
         self._images += len(next(iter(inputs.values())))
         self._bytes += sum(values.nbytes for values in inputs.values())

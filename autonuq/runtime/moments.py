@@ -8,6 +8,7 @@ to it in place, samples are appended to a second one.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from autonuq.atomic import allocate, replacing, writing
 from autonuq.errors import QuantizationError
 from autonuq.graph.layers import InputWindow, input_window
 from autonuq.graph.model import Array, Layer, Shape
@@ -153,11 +155,11 @@ class MomentObserver:
         self._pass += 1
         chunks = inputs.patches(share, seed=self._pass)
         if self._as_rows:
-            with rows_file(self._path).open("ab") as file:
+            with writing(rows_file(self._path)), rows_file(self._path).open("ab") as file:
                 for patches in chunks:
                     if not np.isfinite(patches).all():
                         raise QuantizationError("its inputs are not finite")
-                    patches.tofile(file)
+                    file.write(np.ascontiguousarray(patches).data)
             return
         stored = np.load(self._path, mmap_mode="r+")
         for patches in chunks:
@@ -172,8 +174,18 @@ class MomentObserver:
         used, as_rows = sampling_of(self._columns).expected(samples)
         self._used, self._as_rows = used, as_rows and self._groups == 1
         if not self._as_rows:
-            shape = (self._groups, self._columns + 2, self._columns)
-            np.lib.format.open_memmap(self._path, mode="w+", dtype=np.float32, shape=shape)
+            _make_array_file(self._path, (self._groups, self._columns + 2, self._columns))
+
+
+def _make_array_file(path: Path, shape: Shape) -> None:
+    """Make a file of zeros, float32, that can be mapped; whoever has the old one mapped keeps that."""
+    head = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    begin = io.BytesIO()
+    np.lib.format.write_array_header_1_0(begin, head)
+    with replacing(path) as file:
+        allocate(file, begin.tell() + 4 * math.prod(shape))
+        file.seek(0)
+        file.write(begin.getbuffer())
 
 
 class InputPatches:

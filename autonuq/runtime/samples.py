@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autonuq.atomic import replacing
 from autonuq.graph.model import Array
 from autonuq.runtime.moments import array_file_name
 
@@ -22,7 +23,10 @@ def samples_folder(record_file: Path) -> Path:
 
 def store_sample(record_file: Path, layer: str, bottom: Array) -> None:
     """Keep the first images of a layer's input."""
-    np.save(_file(record_file, layer), bottom[:MAX_IMAGES])
+    images = np.ascontiguousarray(bottom[:MAX_IMAGES])
+    with replacing(_file(record_file, layer)) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(images))
+        file.write(images.data)
 
 
 def load_sample(record_file: Path, layer: str) -> Array | None:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autonuq.errors import RuntimeFailure
+from autonuq.atomic import allocate, say_system_error, temporary_folder, writing
+from autonuq.errors import RuntimeFailure, WriteFailure
 from autonuq.graph import caffe_pb2
 from autonuq.graph.detached import Weights, split_weights
 from autonuq.graph.lowering import Lowered, lower
@@ -274,11 +275,24 @@ def _shapes_of_integers(weights: Mapping[str, Array]) -> dict[str, Shape]:
 def _optimize(model: bytes, weights: Mapping[str, Array], layers: Sequence[str]) -> bytes:
     """Let onnxruntime optimize a network for this processor; it hands the result out as a file only."""
     options = _options(threads=1)
-    with tempfile.TemporaryDirectory(prefix="autonuq-") as folder:
-        path = Path(folder, "optimized.onnx")
+    with temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         options.optimized_model_filepath = str(path)
-        _load(model, weights, options, Device(), layers, disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
+        try:
+            _load(model, weights, options, Device(), layers, disabled_optimizers=_ARITHMETIC_OPTIMIZERS)
+        except RuntimeFailure as error:
+            _check_room(folder, len(model) + sum(values.nbytes for values in weights.values()), error)
+            raise
         return path.read_bytes()
+
+
+def _check_room(folder: Path, size_bytes: int, cause: RuntimeFailure) -> None:
+    """Say that there is no room for a file, which the engine does not, if so many bytes cannot be written."""
+    try:
+        with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+            allocate(file, size_bytes)
+    except OSError as error:
+        raise WriteFailure(say_system_error(error)) from cause
 
 
 def _find_move(values: Array, first: dict[str, int], sizes: dict[str, int]) -> _Move | None:

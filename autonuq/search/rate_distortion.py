@@ -191,7 +191,7 @@ class RateDistortionSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         if self._proposer is None:
             return {}
-        plan = self._propose(self._proposer, trials, len(trials))
+        plan = self._propose(self._proposer, trials, trials[-1].number + 1 if trials else 0)
         return self._space.parameters(dict(zip(self._names, plan.tolist(), strict=True)))
 
     def has_gain_left(self, study: Study, share: float, probability: float = 0.9) -> bool:

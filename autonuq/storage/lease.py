@@ -12,17 +12,16 @@ import secrets
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
 from autonuq.errors import StudyError
+from autonuq.processes import machine, start_time
 from autonuq.records import LEASE
 
 INTERVAL_S = 15.0
@@ -30,8 +29,6 @@ INTERVAL_S = 15.0
 
 _MISSED = 3  # intervals, before a worker counts as dead
 _GRACE_S = 10.0  # on top, for a slow storage
-_PROC = Path("/proc")  # Linux's
-_RANDOM_ADDRESS = 1 << 40  # the multicast bit, see uuid.getnode
 
 _sessions: set[str] = set()  # of this process, while they work
 
@@ -81,7 +78,7 @@ class WorkerSession:
     def __init__(self) -> None:
         pid = os.getpid()
         name = f"{socket.gethostname()}:{pid}"
-        self.lease = Lease(name, secrets.token_hex(8), _machine(), pid, _started(pid))
+        self.lease = Lease(name, secrets.token_hex(8), machine(), pid, start_time(pid))
 
     def __enter__(self) -> WorkerSession:
         _sessions.add(self.lease.session)
@@ -179,49 +176,14 @@ class LeaseWatch:
 def works_here(trial: FrozenTrial) -> bool:
     """Say whether the worker of a running trial is a process of this machine and alive."""
     lease = trial.user_attrs.get(LEASE, {})
-    return bool(lease.get("machine")) and lease["machine"] == _machine() and not _is_gone(lease)
+    return bool(lease.get("machine")) and lease["machine"] == machine() and not _is_gone(lease)
 
 
 def _is_gone(lease: Mapping[str, object]) -> bool:
     """Say whether the worker ran in this machine's processes and is there no more."""
-    machine, pid = lease.get("machine"), int(str(lease.get("pid", 0)))
-    if not machine or machine != _machine():
+    place, pid = lease.get("machine"), int(str(lease.get("pid", 0)))
+    if not place or place != machine():
         return False
     if pid == os.getpid():
         return lease.get("session") not in _sessions
-    return _started(pid) != lease.get("since")
-
-
-def _machine() -> str:
-    try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot} {(_PROC / 'self/ns/pid').readlink()}"
-    except OSError:
-        return _machine_without_proc()
-
-
-def _machine_without_proc() -> str:
-    """Return the name and the network address; without an address each process has a random one, which has its bit."""
-    address = uuid.getnode()
-    return "" if address & _RANDOM_ADDRESS else f"{socket.gethostname()} {address:x}"
-
-
-def _started(pid: int) -> str:
-    """Return the start time of a process, empty if there is none or it only waits for its parent to notice."""
-    if not _PROC.is_dir():
-        return _started_without_proc(pid)
-    try:
-        fields = (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _started_without_proc(pid: int) -> str:
-    import psutil  # not installed on Linux
-
-    try:
-        process = psutil.Process(pid)
-        return "" if process.status() == psutil.STATUS_ZOMBIE else repr(process.create_time())
-    except psutil.NoSuchProcess:
-        return ""
+    return start_time(pid) != lease.get("since")

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage
-from optuna.storages.journal import JournalRedisBackend
 
-from autonuq.errors import StudyError, StudyNotFound
+from autonuq.errors import StudyError, StudyExists, StudyNotFound
+from autonuq.masking import MASK, masked, without_secrets
 from autonuq.storage.exclusion import Exclusion, bounded_redis, file_exclusion, no_exclusion, redis_exclusion
 from autonuq.storage.journal_file import JournalFile
-from autonuq.storage.retries import is_connection_lost, is_of, patient, reason, retry
+from autonuq.storage.journal_redis import JournalRedis
+from autonuq.storage.retries import is_connection_lost, is_storage_failure, patient, reason, retry
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+VARIABLE = "AUTONUQ_STORAGE"
+"""Environment variable with a storage's URL, which overrides a study file's as `--storage` does."""
 JOURNAL, SQLITE = "journal://", "sqlite:///"
 _GRPC_PORT = 13000  # Optuna's default
 
@@ -53,7 +56,7 @@ class Storage:
         Raises
         ------
         StudyError
-            A study of this name exists.
+            StudyExists if there is one of this name.
         """
         with _mapped(self.url, name):
             try:
@@ -61,7 +64,7 @@ class Storage:
                     storage=self.backend, study_name=name, direction="maximize", pruner=optuna.pruners.NopPruner()
                 )
             except DuplicatedStudyError as error:
-                raise StudyError(
+                raise StudyExists(
                     f"exists already in {self.url}; go on with 'autonuq resume', or choose another name or storage",
                     study=name,
                 ) from error
@@ -106,10 +109,30 @@ def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     """
     scheme = url.partition("://")[0]
     kind = scheme.partition("+")[0]
-    with _mapped(_shown(url), None, kind), warnings.catch_warnings():
+    if f":{MASK}@" in url:
+        raise StudyError(
+            f"storage {url} has no password, only its mask; give the URL in {VARIABLE} or with --storage, or leave the "
+            "password out where the server's client has it (PGPASSWORD, ~/.pgpass)"
+        )
+    with _mapped(url, None, kind), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         backend, exclusive = retry(lambda: _OPEN.get(kind, _open_sql)(url), patience_s)
-    return Storage(_shown(url), patient(backend, _shown(url)), exclusive)
+    file = storage_file(url)
+    kept = file if file is not None and file.exists() else None
+    return Storage(masked(url), patient(backend, masked(url), kept), _named(exclusive, url))
+
+
+def _named(exclusive: Exclusion, url: str) -> Exclusion:
+    """Return the exclusion with what can go wrong in it mapped, too."""
+
+    @contextmanager
+    def exclusion(name: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            with _mapped(url, name):
+                stack.enter_context(exclusive(name))
+            yield
+
+    return exclusive if exclusive is no_exclusion else exclusion
 
 
 def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -120,7 +143,7 @@ def _open_journal(url: str) -> tuple[BaseStorage, Exclusion]:
 def _open_redis(url: str) -> tuple[BaseStorage, Exclusion]:
     bounded = bounded_redis(url)
     exclusive = redis_exclusion(bounded)
-    return JournalStorage(JournalRedisBackend(bounded)), exclusive
+    return JournalStorage(JournalRedis(bounded)), exclusive
 
 
 def _open_grpc(url: str) -> tuple[BaseStorage, Exclusion]:
@@ -156,33 +179,21 @@ _EXTRAS = {
 
 @contextmanager
 def _mapped(url: str, name: str | None, kind: str = "") -> Iterator[None]:
+    """Map what is raised to errors that name the URL, as it may be shown."""
     try:
         yield
     except ImportError as error:
         remedy = f"pip install 'autonuq[{_EXTRAS[kind]}]'" if kind in _EXTRAS else "install the one that its URL names"
-        raise StudyError(f"storage {url} needs a driver that is not installed; {remedy}", study=name) from error
+        raise StudyError(f"storage {masked(url)} needs a driver that is not installed; {remedy}", study=name) from error
     except Exception as error:  # also of packages that are not imported here
         is_lost = is_connection_lost(error)
-        is_ours = isinstance(error, (StorageInternalError, OSError, ValueError, RuntimeError))
-        is_known = is_ours or is_of(error, "sqlalchemy", "SQLAlchemyError")
+        is_known = isinstance(error, (ValueError, RuntimeError)) or is_storage_failure(error)
         if not (is_lost or is_known):
             raise
         failed = StudyNotFound if is_lost else StudyError
         what = "used" if is_known else "reached"
-        raise failed(f"storage {url} cannot be {what}: {reason(error)}", study=name) from error
-
-
-def _shown(url: str) -> str:
-    """Return the URL without its password."""
-    if "@" not in url:
-        return url
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return url.partition("://")[0] + "://"
+        said = without_secrets(reason(error), url)
+        raise failed(f"storage {masked(url)} cannot be {what}: {said}", study=name) from error
 
 
 def absolute_url(url: str, folder: Path) -> str:

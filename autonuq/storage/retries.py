@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
@@ -16,11 +17,21 @@ PATIENCE_S = 120.0
 """How long a lost connection is tried again before the study stops, in seconds."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_REFUSED = ("53100", 1021, 1114, 1290)  # a full disk, PostgreSQL's and MySQL's, or one that is not to be written
 _ENDED_SESSION = ("25P03", None)  # PostgreSQL's code: idle within a transaction for too long; none: a garbled answer
 
 
-def patient(storage: BaseStorage, url: str, patience_s: float = PATIENCE_S) -> BaseStorage:
+def patient(storage: BaseStorage, url: str, file: Path | None = None, patience_s: float = PATIENCE_S) -> BaseStorage:
     """Return the storage with every operation tried again while the connection is lost.
+
+    Parameters
+    ----------
+    storage : BaseStorage
+    url : str
+        What it is called in messages.
+    file : Path, optional
+        In which it is; that is looked for at each operation: SQLite goes on in one that is deleted.
+    patience_s : float
 
     Its operations raise StudyError, with the URL, for what stays lost and for whatever else the storage fails with.
 
@@ -29,7 +40,8 @@ def patient(storage: BaseStorage, url: str, patience_s: float = PATIENCE_S) -> B
     An operation whose answer was lost may have been done. Repeated settings of attributes and states do no harm; a
     trial that was made twice is run once, because its twin has the same plan and no worker (see `study.claims`).
     """
-    methods = {name: _retried(getattr(storage, name), url, patience_s) for name in dir(BaseStorage) if name[0] != "_"}
+    names = [name for name in dir(BaseStorage) if name[0] != "_"]
+    methods = {name: _retried(getattr(storage, name), url, file, patience_s) for name in names}
     kind = type("PatientStorage", (BaseStorage,), {name: staticmethod(method) for name, method in methods.items()})
     made: BaseStorage = kind()
     return made
@@ -49,21 +61,37 @@ def retry(operation: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def _retried(method: Callable[..., Any], url: str, patience_s: float) -> Callable[..., Any]:
+def _retried(method: Callable[..., Any], url: str, file: Path | None, patience_s: float) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*arguments: Any, **named: Any) -> Any:
         try:
-            return retry(lambda: method(*arguments, **named), patience_s)
+            found = retry(lambda: method(*arguments, **named), patience_s)
         except Exception as error:
+            if file is not None and not file.exists():
+                raise _gone(url) from error
             if is_connection_lost(error):
                 what = f"has been out of reach for {patience_s:g} s; go on with 'autonuq resume' when it is back"
-            elif isinstance(error, (StorageInternalError, OSError)) or is_of(error, "sqlalchemy", "SQLAlchemyError"):
-                what = "failed; nothing that had finished is lost"
+            elif is_storage_failure(error):
+                what = "failed; what it holds is not touched, go on with 'autonuq resume' when that is mended"
             else:
                 raise
             raise StudyError(f"storage {url} {what}: {reason(error)}") from error
+        if file is not None and not file.exists():
+            raise _gone(url)
+        return found
 
     return call
+
+
+def _gone(url: str) -> StudyError:
+    return StudyError(f"storage {url} was removed meanwhile, with all trials; restore a copy, or start the study again")
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Say whether an error is a storage's own: of Optuna's layer, the system, or a client of a server."""
+    classes = {"sqlalchemy": "SQLAlchemyError", "redis": "RedisError", "grpc": "RpcError"}
+    is_known = isinstance(error, (StorageInternalError, OSError))
+    return is_known or any(is_of(error, package, name) for package, name in classes.items())
 
 
 def is_connection_lost(error: BaseException) -> bool:
@@ -83,6 +111,8 @@ def _is_lost(error: BaseException) -> bool:
         return True
     if is_of(error, "sqlalchemy", "OperationalError") and type(cause).__module__ == "sqlite3":
         return "locked" in str(cause)
+    if _code_of(cause) in _REFUSED:
+        return False
     if is_of(error, "sqlalchemy", "PendingRollbackError"):  # a transaction whose connection broke a statement earlier
         return bool(code == "8s2b")
     if is_of(error, "sqlalchemy", "InternalError"):  # a session that the server ended, perhaps behind a pooler
@@ -93,6 +123,12 @@ def _is_lost(error: BaseException) -> bool:
     if package == "redis":  # itself, and not a refused password, which is a kind of ConnectionError there
         return type(error).__name__ in ("ConnectionError", "TimeoutError", "BusyLoadingError")
     return package == "grpc" and callable(code) and code().name in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+def _code_of(cause: object) -> object:
+    """Return a server's number for an error: PostgreSQL's drivers have it by name, MySQL's as the first argument."""
+    named = getattr(cause, "sqlstate", getattr(cause, "pgcode", None))
+    return named or next(iter(getattr(cause, "args", ())), None)
 
 
 def is_of(error: BaseException, package: str, *names: str) -> bool:

@@ -23,15 +23,16 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from autonuq.atomic import replace_file
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
-from autonuq.quant.config import ActivationSettings, LayerSettings, QuantizationConfig, Target, WeightSettings
+from autonuq.plain import from_plain
+from autonuq.quant.config import QuantizationConfig
 from autonuq.records import ARTIFACTS
 from autonuq.runtime.inputs import input_files
+from autonuq.study.artifact_names import CONFIG, PROTOTXT, WEIGHTS, artifact_files
+from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.points_cache import CODES_SUFFIX, INDEX
-from autonuq.study.stored import load_long, store_long
 from autonuq.study.task import Task, file_digest
 
 S3 = "s3://"
-_PROTOTXT, _WEIGHTS, _CONFIG = "model/model.prototxt", "model/weights.caffemodel", "model/quantization.json"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -62,7 +63,12 @@ class Artifacts:
                 self._store = _Folder(location)
 
     def publish(
-        self, task: Task, study: optuna.Study, config: QuantizationConfig, fingerprint: Mapping[str, str]
+        self,
+        task: Task,
+        study: optuna.Study,
+        config: QuantizationConfig,
+        fingerprint: Mapping[str, str],
+        kept: Mapping[str, str],
     ) -> None:
         """Store what a study's workers need, as far as it is not there yet, and tell the study.
 
@@ -70,25 +76,32 @@ class Artifacts:
         ----------
         fingerprint : mapping of str to str
             Of the study: it has the network's digests already.
+        kept : mapping of str to str
+            Digests of the other files, by name within the task's folder.
+
+        Raises
+        ------
+        StudyError
+            A file is not what it was when it was read, or the place cannot be used.
         """
-        files = {_PROTOTXT: task.source.model, _WEIGHTS: task.source.weights}
-        calibration = task.record_file.parent
-        points = sorted(path for path in task.points_folder.iterdir() if path.is_file())
-        kept = [task.record_file, *points, *input_files(task.record_file)]
-        files |= {path.relative_to(calibration.parent).as_posix(): path for path in kept}
-        document = json.dumps(asdict(config)).encode()
-        known = {
-            _PROTOTXT: fingerprint["prototxt"],
-            _WEIGHTS: fingerprint["weights"],
-            _CONFIG: hashlib.sha256(document).hexdigest(),
+        files = {
+            PROTOTXT: task.source.model,
+            WEIGHTS: task.source.weights,
+            **{name: task.out / name for name in kept},
         }
-        digests = {name: known.get(name) or file_digest(path) for name, path in files.items()} | known
+        document = json.dumps(asdict(config)).encode()
+        digests = {PROTOTXT: fingerprint["prototxt"], WEIGHTS: fingerprint["weights"], **kept}
         with self._mapped():
             for name, digest in digests.items():
+                if file_digest(files[name]) != digest:
+                    raise StudyError(f"{files[name]} was changed meanwhile; restore it, or run 'autonuq resume'")
                 if not self._holds(digest):
-                    with io.BytesIO(document) if name == _CONFIG else files[name].open("rb") as content:
+                    with files[name].open("rb") as content:
                         self._store.write(self._prefix + digest, content)
-        if load_long(study.user_attrs, ARTIFACTS) != digests:
+            digests[CONFIG] = hashlib.sha256(document).hexdigest()
+            if not self._holds(digests[CONFIG]):
+                self._store.write(self._prefix + digests[CONFIG], io.BytesIO(document))
+        if _published(study) != digests:
             store_long(study, ARTIFACTS, digests)
 
     def fetch(self, task: Task, study: optuna.Study) -> Task:
@@ -97,20 +110,34 @@ class Artifacts:
         Raises
         ------
         StudyError
-            The study has none yet, or a file is missing or damaged.
+            The study has none yet, a file is missing or damaged, or the storage names one that no study has.
         """
-        digests = load_long(study.user_attrs, ARTIFACTS)
+        digests = _published(study)
         if not digests:
             raise StudyError("has no artifacts yet; let 'autonuq tune' finish its preparation", study=study.study_name)
-        # The index of the points comes last, as when they were built.
-        for name in sorted(digests, key=lambda name: name.endswith(INDEX)):
-            path = task.out / name
-            if not path.exists() or file_digest(path) != digests[name]:
-                self._download(name, digests[name], path)
-        config = _config(json.loads((task.out / _CONFIG).read_text("utf-8")))
-        source = ModelPair(task.out / _PROTOTXT, task.out / _WEIGHTS)
+        for path in input_files(task.record_file):
+            if path.relative_to(task.out).as_posix() not in digests:
+                path.unlink()  # another study's calibration left it
+        self.restore(task, digests)
+        config = load_config(task.out / CONFIG)
+        source = ModelPair(task.out / PROTOTXT, task.out / WEIGHTS)
         # The configuration lacks the layers that were named to stay float; the others stand in the study.
         return replace(task, source=source, config=config, cfg=None, float_layers=Task.float_layers)
+
+    def restore(self, task: Task, digests: Mapping[str, str]) -> None:
+        """Bring what is missing in the task's folder, or differs there.
+
+        Raises
+        ------
+        StudyError
+            A file is missing or damaged here, too, or is none that a study has.
+        """
+        files = artifact_files(task, digests)
+        # The index of the points comes last, as when they were built.
+        for name in sorted(digests, key=lambda name: name.endswith(INDEX)):
+            path = files[name]
+            if not path.exists() or file_digest(path) != digests[name]:
+                self._download(name, digests[name], path)
 
     def _download(self, name: str, digest: str, path: Path) -> None:
         hashed = hashlib.sha256()
@@ -131,11 +158,13 @@ class Artifacts:
                 replace_file(path, chunks(content))
 
     def _holds(self, digest: str) -> bool:
+        """Say whether a file is there; in a folder, whether it is what its name says, too."""
         try:
-            self._store.open_reader(self._prefix + digest).close()
+            with self._store.open_reader(self._prefix + digest) as content:
+                path = getattr(content, "name", None)
+                return not isinstance(path, str) or file_digest(Path(path)) == digest
         except ArtifactNotFound:
             return False
-        return True
 
     @contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -168,13 +197,26 @@ class _Folder(FileSystemArtifactStore):
         return None
 
 
-def _config(document: Mapping[str, Any]) -> QuantizationConfig:
-    layers = {
-        name: LayerSettings(ActivationSettings(**entry["activation"]), WeightSettings(**entry["weights"]))
-        for name, entry in document["layers"].items()
-    }
-    aim = document.get("target", {})  # earlier versions had none
-    marked = aim.get("marked")
-    target = Target(**{**aim, "marked": None if marked is None else tuple(marked)})
-    unfolded = tuple(document["skip_fusion_layers"])
-    return QuantizationConfig(**{**document, "layers": layers, "skip_fusion_layers": unfolded, "target": target})
+def _published(study: optuna.Study) -> Mapping[str, str]:
+    digests: Mapping[str, str] = StudyAttributes(study).long(ARTIFACTS, Mapping[str, str], {})
+    return digests
+
+
+def load_config(path: Path) -> QuantizationConfig:
+    """Read the configuration among the artifacts.
+
+    Raises
+    ------
+    StudyError
+        It cannot be read, or it is none.
+    """
+    try:
+        config: QuantizationConfig = from_plain(QuantizationConfig, json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise StudyError(
+            f"{path} is no quantization configuration: {error}; remove it among the artifacts, and run "
+            "'autonuq resume' where the study was started"
+        ) from error
+    return config

@@ -1,11 +1,11 @@
 """Which trial a worker runs next.
 
-The total of a study is a matter of numbers: trials 0 to total - 1 are run, whoever makes them; one beyond stays queued
-until the total is raised. So no worker can start one too many. A plan is scored by one worker only, because a trial
-waits until every earlier trial of the same plan is finished, and then takes over its result. Both rules rest on what
-never changes, a trial's number and its plan, and hold without any lock; the lock of `storage.exclusion` keeps proposals
-apart, and may be taken from a worker that is slow. Where there is none, a worker makes its trial first and proposes
-when every earlier trial has its plan.
+The total of a study is a matter of numbers: of the study's own trials (`trials`) the first ones, as many as the total,
+are run, whoever makes them; one beyond stays queued until the total is raised. So no worker can start one too many. A
+plan is scored by one worker only, because a trial waits until every earlier trial of the same plan is finished, and
+then takes over its result. Both rules rest on what never changes, a trial's number and its plan, and hold without any
+lock; the lock of `storage.exclusion` keeps proposals apart, and may be taken from a worker that is slow. Where there is
+none, a worker makes its trial first and proposes when every earlier trial has its plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -24,7 +24,9 @@ from autonuq.search.rate_distortion import FIXED, RateDistortionSampler
 from autonuq.search.space import Space
 from autonuq.storage.lease import LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage
-from autonuq.study.stored import id_of, requeue, trial_record
+from autonuq.study.attributes import StudyAttributes
+from autonuq.study.stored import id_of, requeue
+from autonuq.study.trials import record_as_data, trial_record
 
 MOST_DEATHS = 3
 """Workers that a plan may cost before its trial counts as failed."""
@@ -41,7 +43,7 @@ class Claims:
     ----------
     storage : Storage
     study : optuna.Study
-        With the sampler that proposes.
+        With the sampler that proposes; of its own trials, see `trials.own_view`.
     space : Space
     session : WorkerSession
         The worker's.
@@ -55,7 +57,8 @@ class Claims:
 
     def total(self) -> int:
         """Return how many trials the study shall have: what is asked for, but no more than there are plans."""
-        return int(min(self._study.user_attrs[TARGET_TRIALS], self._space.size))
+        asked: int = StudyAttributes(self._study).get(TARGET_TRIALS, int)
+        return min(asked, self._space.size)
 
     def is_finished(self) -> bool:
         """Say whether every trial up to the total is finished."""
@@ -132,7 +135,7 @@ class Claims:
         try:
             if deaths >= MOST_DEATHS and TRIAL not in trial.user_attrs:
                 failed = replace(trial_record(trial), error=f"{deaths} workers died while they ran it")
-                open_trial.set_user_attr(TRIAL, asdict(failed))
+                open_trial.set_user_attr(TRIAL, record_as_data(failed))
                 self._study.tell(open_trial, state=TrialState.FAIL)
                 return
             open_trial.set_user_attr(DEATHS, deaths)
@@ -158,7 +161,9 @@ class Claims:
         """Say whether an earlier trial of the same plan is unfinished."""
         plan = self._plans.get(number)
         return plan is not None and any(
-            not trial.state.is_finished() and self._plans.get(trial.number) == plan for trial in trials[:number]
+            not trial.state.is_finished() and self._plans.get(trial.number) == plan
+            for trial in trials
+            if trial.number < number
         )
 
     def _claim(self, trial_id: int) -> optuna.Trial | None:
@@ -178,7 +183,8 @@ class Claims:
             parameters = sampler.propose(self._study)
         trial_id = self._create(TrialState.RUNNING, parameters, {LEASE: self._session.lease.as_attribute()})
         trial = optuna.Trial(self._study, trial_id)
-        if trial.number >= total:  # without a lock another worker took the last one
+        earlier = sum(other.number < trial.number for other in self._trials())
+        if earlier >= total:  # without a lock another worker took the last one
             requeue(self._storage.backend, trial_id)
             return None
         if not self._storage.has_lock:
@@ -191,7 +197,8 @@ class Claims:
         while time.monotonic() < deadline:
             trials = self._trials()
             self._learn_plans(trials)
-            if all(trial.state.is_finished() or trial.number in self._plans for trial in trials[:number]):
+            earlier = (trial for trial in trials if trial.number < number)
+            if all(trial.state.is_finished() or trial.number in self._plans for trial in earlier):
                 return
             time.sleep(TURN_POLL_S)
 
@@ -211,7 +218,8 @@ class Claims:
                 trial.suggest_float(name, distribution.low, distribution.high, log=True)
         trials = self._trials()
         self._learn_plans(trials)
-        if not self._session.holds(trials[trial.number]):  # this worker was suspended and taken for dead
+        now = next((other for other in trials if other.number == trial.number), None)
+        if now is None or not self._session.holds(now):  # this worker was suspended and taken for dead
             return None
         if self._is_blocked(trial.number, trials):
             requeue(self._storage.backend, id_of(trial))

@@ -8,22 +8,21 @@ with the study's confidence after both (`search.trust`). What is held back is lo
 from __future__ import annotations
 
 import math
-import tempfile
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import optuna
 
+from autonuq.atomic import temporary_folder
 from autonuq.compress.candidate import Candidate
-from autonuq.errors import AutonuqError
-from autonuq.evaluate.evaluator import evaluator_fingerprint, evaluator_name, score, standard_error
-from autonuq.evaluate.samples import Score, samples_as_data, samples_from_data
-from autonuq.records import CONFIRMATION, CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
+from autonuq.errors import AutonuqError, WriteFailure
+from autonuq.evaluate.evaluator import data_digests, evaluator_fingerprint, evaluator_name, score, standard_error
+from autonuq.evaluate.samples import Score, StoredSamples, samples_as_data, samples_from_data
+from autonuq.records import CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
 from autonuq.search.trust import BelievedLoss, HeldLoss
+from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.plan_networks import PlanNetworks
 from autonuq.study.scoring import judge_metric, score_candidate
-from autonuq.study.stored import Study, load_long, store_long
+from autonuq.study.stored import StoredConfirmation, Study, store_confirmation, stored_confirmation
 from autonuq.study.task import OnProgress, Progress, Task
 
 MOST_TRIED = 6
@@ -40,12 +39,16 @@ def confirm(task: Task, study: optuna.Study, candidate: Candidate, on_progress: 
     if task.confirm is None or first is None:
         return
     fingerprint = evaluator_fingerprint(task.confirm)
-    stored: dict[str, Any] = study.user_attrs.get(CONFIRMATION, {})
-    known = stored["found"] if stored.get("evaluator") == fingerprint else {}
-    if known.get("finished") == record.counts.finished and not known["error"]:
+    data = data_digests(task.confirm)
+    stored = stored_confirmation(study)
+    is_same = stored.evaluator == fingerprint and stored.data in (None, data)
+    known = stored.found if is_same else None
+    if known is not None and known.finished == record.counts.finished and not known.error:
         return
-    found = _Confirming(task, study, candidate, record, on_progress).run(first, known.get("original_metric"))
-    study.set_user_attr(CONFIRMATION, {"evaluator": fingerprint, "found": asdict(found)})
+    found = _Confirming(task, study, candidate, record, on_progress).run(
+        first, None if known is None else known.original_metric
+    )
+    store_confirmation(study, StoredConfirmation(fingerprint, found, data))
     on_progress(Progress("confirmation", found.say(record.unit), 1, 1))
 
 
@@ -56,7 +59,7 @@ class _Confirming:
         self, task: Task, study: optuna.Study, candidate: Candidate, record: StudyRecord, on_progress: OnProgress
     ) -> None:
         self._task, self._study, self._on_progress = task, study, on_progress
-        self._networks = PlanNetworks(task, candidate)
+        self._networks = PlanNetworks(task, candidate, study)
         self._record, self._believed = record, Study(study).believe(record.layers)
         self._held: list[HeldLoss] = []
 
@@ -73,6 +76,8 @@ class _Confirming:
                 if found[-1].holds:
                     return found[-1]
                 trial = self._next([one.trial for one in found])
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             return replace(found[0] if found else self._blank(first.number), error=str(error))
         return replace(found[0], tried=len(found))
@@ -84,9 +89,11 @@ class _Confirming:
 
     def _original(self, metric: float | None) -> float:
         """Return the original's metric on the held-back data, scored once in a study's life."""
-        samples = load_long(self._study.user_attrs, CONFIRMING_SAMPLES)
+        attributes = StudyAttributes(self._study)
+        samples: StoredSamples | None = attributes.long(CONFIRMING_SAMPLES, StoredSamples)
         if metric is not None and samples:
-            return Score(metric, samples=samples_from_data(samples))
+            with attributes.blaming(CONFIRMING_SAMPLES):
+                return Score(metric, samples=samples_from_data(samples))
         if metric is not None:
             return metric
         self._on_progress(Progress("confirmation", "scoring the original", 0, 1))
@@ -116,8 +123,9 @@ class _Confirming:
 
     def _scored(self, trial: TrialRecord, original: float, tried: int) -> Confirmation:
         evaluator = self._task.confirm
-        with tempfile.TemporaryDirectory(dir=self._task.out) as folder:
-            metric = score_candidate(self._task, evaluator, self._networks.network(trial.points), Path(folder))
+        with temporary_folder(self._task.out) as folder:
+            network = self._networks.network(trial.points, trial.network)
+            metric = score_candidate(self._task, evaluator, network, folder)
         judgement = judge_metric(evaluator, original, metric)
         believed, allowed = self._believed.get(trial.number), judgement.allowed or self._record.allowed
         loss = float(original - metric) * (1 if self._record.metric_rises else -1)

@@ -11,23 +11,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import optuna
 
+from autonuq.atomic import say_system_error, temporary_folder
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name
 from autonuq.evaluate.isolation import end_with_parent
 from autonuq.evaluate.sending import dumps_by_value
+from autonuq.graph.hosted.permission import python_layers, python_layers_allowed
 from autonuq.records import FINGERPRINT, SENDER, STOPPED
 from autonuq.runtime.device import selection
 from autonuq.storage.lease import INTERVAL_S, Heartbeat, Lease, LeaseWatch, WorkerSession
@@ -81,7 +81,8 @@ def check_workers(task: Task, engine: Engine, *, is_begun: bool = True) -> None:
     """
     if not engine.is_here:
         parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
-        _call(engine, task.name, _arrive, _versions(), parcel, is_begun, timeout_s=_ARRIVAL_S)
+        allowed = python_layers_allowed()
+        _call(engine, task.name, _arrive, _versions(), allowed, parcel, is_begun, timeout_s=_ARRIVAL_S)
 
 
 def dumps_parcel(parcel: Parcel) -> bytes:
@@ -154,7 +155,7 @@ def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sende
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         with suppress(WorkerKilled):
-            _call(engine, task.name, _work, _versions(), sent, timeout)
+            _call(engine, task.name, _work, _versions(), python_layers_allowed(), sent, timeout)
             is_over = deadline is not None and time.monotonic() >= deadline
             if is_over or runner.study.user_attrs.get(STOPPED) or runner.claims.is_finished():
                 return
@@ -193,22 +194,24 @@ def _as_ours() -> Iterator[None]:
         yield
     except AutonuqError:
         raise
+    except OSError as error:
+        raise StudyError(say_system_error(error)) from error
     except Exception as error:
         raise WorkerBug(traceback.format_exc()) from error
 
 
-def _arrive(versions: Mapping[str, str], parcel: bytes, is_begun: bool) -> None:
+def _arrive(versions: Mapping[str, str], allowed: bool, parcel: bytes, is_begun: bool) -> None:
     """Open a parcel, on a worker, to see whether that can be done, and look for a study that is begun."""
-    with _as_ours():
+    with _as_ours(), python_layers(allowed):
         task = _opened(versions, parcel).task
         check_evaluator(task.evaluator)
         if is_begun:
             _storage_of(task).load(task.name)
 
 
-def _work(versions: Mapping[str, str], parcel: Parcel | bytes, timeout: float | None) -> None:
-    """Work on a study, on a worker, until nothing is left or its sender is gone."""
-    with _as_ours():
+def _work(versions: Mapping[str, str], allowed: bool, parcel: Parcel | bytes, timeout: float | None) -> None:
+    """Work on a study, on a worker, until nothing is left or its sender is gone; `allowed`: its `Python` layers are."""
+    with _as_ours(), python_layers(allowed):
         deadline = None if timeout is None else time.monotonic() + timeout
         opened = parcel if isinstance(parcel, Parcel) else _opened(versions, parcel)
         opened.select()
@@ -291,8 +294,8 @@ def _folder_here(task: Task) -> Iterator[Task]:
         make_folders(task)
         yield task
         return
-    with tempfile.TemporaryDirectory(prefix="autonuq-", ignore_cleanup_errors=True) as folder:
-        task = replace(task, out=Path(folder), artifacts=task.artifacts_location)
+    with temporary_folder() as folder:
+        task = replace(task, out=folder, artifacts=task.artifacts_location)
         make_folders(task)
         yield task
 

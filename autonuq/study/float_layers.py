@@ -20,7 +20,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +28,8 @@ import optuna
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.sensitivity import OutputErrors
-from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.errors import AutonuqError, EvaluatorError, StudyError, WriteFailure
+from autonuq.plain import ANY_NUMBER, from_plain, with_digest, without_digest
 from autonuq.records import (
     FLOAT_MEASURED,
     INT8,
@@ -43,17 +44,11 @@ from autonuq.records import (
 from autonuq.runtime.inputs import first_images, load_inputs
 from autonuq.search.rollback import BinarySearchStrategy, Verdict, requantize, roll_back
 from autonuq.search.trust import target_loss
+from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
-from autonuq.study.stored import (
-    load_long,
-    original_metric,
-    record_as_data,
-    record_from_data,
-    store_float_layers,
-    store_long,
-    stored_float_layers,
-)
+from autonuq.study.stored import original_metric, store_float_layers, stored_float_layers
 from autonuq.study.task import OnProgress, Progress, Task
+from autonuq.study.trials import record_as_data, record_from_data
 
 _IMAGES = 16  # on which a layer's harm is measured
 MOST_REQUANTIZED = 10
@@ -94,6 +89,13 @@ def first_trial(study: optuna.Study, found: FloatLayers) -> TrialRecord | None:
     return _Measured(study).record(found.layers)
 
 
+@dataclass(frozen=True)
+class _Measurement:
+    kind: str
+    layers: tuple[str, ...]
+    value: float | Mapping[str, Any] = field(metadata=ANY_NUMBER)
+
+
 class _Measured:
     """What a study stores of measurements, in the order in which they were made.
 
@@ -102,28 +104,35 @@ class _Measured:
     """
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-        count = study.user_attrs.get(FLOAT_MEASURED, 0)
-        self._entries: list[dict[str, Any]] = [
-            load_long(study.user_attrs, f"{FLOAT_MEASURED}/{index}") for index in range(count)
-        ]
+        self._study, attributes = study, StudyAttributes(study)
+        self._entries: list[_Measurement] = []
+        for index in range(attributes.get(FLOAT_MEASURED, int, 0)):
+            self._entries.append(self._stored(attributes, f"{FLOAT_MEASURED}/{index}"))
+
+    def _stored(self, attributes: StudyAttributes, key: str) -> _Measurement:
+        with attributes.blaming(key):
+            entry = without_digest(attributes.long(key, Mapping[str, Any], {}))
+            found: _Measurement = from_plain(_Measurement, entry)
+            if found.kind == INT8:
+                record_from_data(found.value, 0)
+            return found
 
     def add(self, kind: str, layers: Collection[str], value: Any) -> None:
-        entry = {"kind": kind, "layers": sorted(layers), "value": value}
-        store_long(self._study, f"{FLOAT_MEASURED}/{len(self._entries)}", entry)
+        entry = _Measurement(kind, tuple(sorted(layers)), value)
+        store_long(self._study, f"{FLOAT_MEASURED}/{len(self._entries)}", with_digest(asdict(entry)))
         self._entries.append(entry)
         self._study.set_user_attr(FLOAT_MEASURED, len(self._entries))  # last: what is not counted is not there
 
     def value(self, kind: str, layers: Collection[str]) -> Any:
-        wanted = sorted(layers)
-        return next((one["value"] for one in self._entries if (one["kind"], one["layers"]) == (kind, wanted)), None)
+        wanted = tuple(sorted(layers))
+        return next((one.value for one in self._entries if (one.kind, one.layers) == (kind, wanted)), None)
 
     def record(self, floats: Collection[str]) -> TrialRecord | None:
         stored = self.value(INT8, floats)
         return None if stored is None else record_from_data(stored, 0)
 
-    def records(self) -> list[tuple[list[str], TrialRecord]]:
-        return [(one["layers"], record_from_data(one["value"], 0)) for one in self._entries if one["kind"] == INT8]
+    def records(self) -> list[tuple[tuple[str, ...], TrialRecord]]:
+        return [(one.layers, record_from_data(one.value, 0)) for one in self._entries if one.kind == INT8]
 
 
 class _Decision:
@@ -242,6 +251,8 @@ class _Decision:
             return METRIC_CHANGE, self._metric_changes("another Caffe ran the calibration, or its inputs are gone")
         try:
             return OUTPUT_ERROR, self._output_errors(passes)
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             return METRIC_CHANGE, self._metric_changes(f"the network cannot be run here ({error})")
 

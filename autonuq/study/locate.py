@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from autonuq.graph.files import ModelPair
 from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.creation import is_begun
+from autonuq.study.started import load_started
 from autonuq.study.stored import Study
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import PLAIN_FIELDS, OnProgress, Progress, Task
@@ -155,7 +158,7 @@ def load_stored_task(
     Raises
     ------
     StudyError
-        It does not exist, or needs an evaluator.
+        It does not exist, or needs an evaluator, or a folder: those that only the storage names are not used.
     """
     if _is_study_file(study, storage):
         task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
@@ -163,38 +166,77 @@ def load_stored_task(
         return task if evaluator is None else replace(task, evaluator=evaluator)
     found = load_study(study, storage)
     stored = found.optuna.user_attrs.get(TASK)
+    if stored is None and not is_begun(found.optuna):
+        raise StudyError("was killed while it was made; start it again, with 'autonuq tune'", study=found.name)
     if stored is None:
         raise StudyError("was started by a version that did not store its task; give its study file", study=found.name)
     url = absolute_url(storage, Path.cwd()) if storage else default_url(Path(study).resolve())
-    folder = Path(out or (stored["out"] if storage else study)).resolve()
-    if stored["study_file"] and evaluator is None:
-        if not Path(stored["study_file"]).exists():
-            raise StudyError(
-                f"its study file {stored['study_file']} is gone; give it, or an evaluator", study=found.name
-            )
-        return load_task(stored["study_file"], out=folder, storage=url, artifacts=artifacts, trials=trials)
+    folder = Path(out).resolve() if out else _folder_of(found.name, url, stored) if storage else Path(study).resolve()
+    started = load_started(folder, found.name)
     if evaluator is None:
-        raise StudyError("was not started from a study file, so its evaluator must be given", study=found.name)
-    return _stored_task(found, stored, evaluator, folder, url, artifacts, trials)
+        return load_task(
+            _study_file(found.name, stored, started), out=folder, storage=url, artifacts=artifacts, trials=trials
+        )
+    return _stored_task(found, stored, started, evaluator, folder, url, artifacts, trials)
+
+
+def _folder_of(name: str, url: str, stored: Mapping[str, Any]) -> Path:
+    """Return the folder that the storage names, if that says itself that it is this study's."""
+    folder = Path(str(stored["out"]))
+    if load_started(folder, name, url) is None:
+        raise StudyError(
+            f"its storage says that its folder is {str(folder)!r}, which does not say so itself; name the folder here "
+            "that it shall use, with out=...",
+            study=name,
+        )
+    return folder
+
+
+def _study_file(name: str, stored: Mapping[str, Any], started: Mapping[str, Any] | None) -> str:
+    """Return the study file whose evaluator may be loaded, as the study's folder knows it."""
+    named = stored["study_file"]
+    if not named:
+        raise StudyError("was not started from a study file, so its evaluator must be given", study=name)
+    if started is None or started["study_file"] is None:
+        raise StudyError(
+            f"only its storage says that its study file is {named!r}, and an evaluator is code: give that file, or an "
+            "evaluator",
+            study=name,
+        )
+    file = str(started["study_file"])
+    if not Path(file).exists():
+        raise StudyError(f"its study file {file} is gone; give it, or an evaluator", study=name)
+    return file
 
 
 def _stored_task(
-    study: Study, stored: dict[str, Any], evaluator: Any, out: Path, url: str, artifacts: str | None, trials: int | None
+    study: Study,
+    stored: Mapping[str, Any],
+    started: Mapping[str, Any] | None,
+    evaluator: Any,
+    out: Path,
+    url: str,
+    artifacts: str | None,
+    trials: int | None,
 ) -> Task:
-    """Put a task together from what the study stores; what is not on this machine any more comes from the artifacts."""
+    """Put a task together from what the study stores; its paths are those that its folder knows.
+
+    What is not on this machine any more, or not known, comes from the artifacts.
+    """
+    known = started or {"prototxt": "", "weights": "", "cfg": None, "artifacts": ""}
     task = Task(
         name=study.name,
-        source=ModelPair(Path(stored["prototxt"]), Path(stored["weights"])),
+        source=ModelPair(Path(known["prototxt"]), Path(known["weights"])),
         evaluator=evaluator,
         out=out,
         storage=url,
-        cfg=stored["cfg"] and Path(stored["cfg"]),
+        cfg=known["cfg"] and Path(known["cfg"]),
         n_trials=study.optuna.user_attrs[TARGET_TRIALS] if trials is None else trials,
-        **{key: stored[key] for key in PLAIN_FIELDS if key in stored},
+        **{key: stored[key] for key in PLAIN_FIELDS if key in stored} | {"artifacts": known["artifacts"]},
     )
     if artifacts is not None:
         task = replace(task, artifacts=absolute_location(artifacts, Path.cwd()))
-    gone = [path for path in (task.source.model, task.source.weights, task.cfg) if path and not path.exists()]
+    gone = [path for path in (task.source.model, task.source.weights, task.cfg) if path and not path.is_file()]
     if stored["has_config"] or gone:
         return Artifacts(task.artifacts_location).fetch(task, study.optuna)
     return task

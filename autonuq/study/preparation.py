@@ -7,35 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
 import optuna
 
-from autonuq.compress.calibration import calibrated, has_moments, write_calibration_model
+from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.in_order import is_buildable
 from autonuq.compress.operating_points import build_network_points, describe_layers
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.compress.ways import ChosenWay, choose_way
-from autonuq.errors import AutonuqError, EvaluatorError, StudyError
+from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import is_satisfied, loss_unit, run_calibration, score, standard_error
 from autonuq.evaluate.samples import Score, samples_as_data
 from autonuq.graph.files import ModelPair
-from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT, ComparedWay, Rounding
-from autonuq.runtime.inputs import count_images, input_files, load_inputs, request_inputs
+from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
 from autonuq.runtime.moments import remove_moments
+from autonuq.storage.journal_file import FileLock
+from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.foretelling import corrected
-from autonuq.study.points_cache import has_points, load_points, rounding_of, store_points
+from autonuq.study.kept_files import KeptFiles
+from autonuq.study.plan_networks import discard_plans
+from autonuq.study.points_cache import StoredPoints, store_points
 from autonuq.study.resolution import resolution_warning
 from autonuq.study.stored import (
     store_layers,
-    store_long,
     store_rounding,
     stored_float_layers,
     stored_layers,
@@ -44,9 +46,22 @@ from autonuq.study.stored import (
 from autonuq.study.task import OnProgress, Progress, Task
 
 
+@contextmanager
+def preparing_alone(task: Task, on_progress: OnProgress) -> Iterator[None]:
+    """Keep out whoever would prepare a study in the same folder; two calibrations would add up."""
+    lock = FileLock(task.out / ".preparation")
+    if not lock.acquire(0):
+        on_progress(Progress("waiting", f"another process prepares a study in {task.out}", 0, 1))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def score_original(task: Task, study: optuna.Study, on_progress: OnProgress) -> None:
     """Score the original network, once in a study's life, and store its metric."""
-    if study.user_attrs.get(ORIGINAL_METRIC) is not None:
+    if StudyAttributes(study).get(ORIGINAL_METRIC, float | None) is not None:
         return
     on_progress(Progress("baseline", "scoring the original network", 0, 1))
     metric = score(task.evaluator, task.source)
@@ -80,24 +95,41 @@ def warn_of_resolution(task: Task, original: float, samples: int) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def calibrate(task: Task, model: QuantizedModel, on_progress: OnProgress) -> QuantizedModel:
-    """Return the calibrated model; what an earlier run left is used again, if it is complete."""
-    with suppress(AutonuqError):
-        found = calibrated(model, task.record_file)
-        left = has_points(task.points_folder) or has_moments(model, task.record_file)
-        if left and (input_files(task.record_file) or not rounding_of(task.points_folder).in_order):
-            return found
+def calibrate(task: Task, model: QuantizedModel, study: optuna.Study, on_progress: OnProgress) -> QuantizedModel:
+    """Return the calibrated model; what an earlier run of this study left is used again, if it is as it was left.
+
+    Raises
+    ------
+    StudyError
+        The study is prepared, and its calibration, which was lost, was another one.
+    """
+    kept = KeptFiles(task, study)
+    if kept.is_calibrated() and (kept.points("") is not None or kept.has_moments()):
+        _remove_modified(task)
+        return calibrated(model, task.record_file)
     on_progress(Progress("calibration", f"{model.config.batch_num} forward passes", 0, 1))
-    folder = task.record_file.parent.resolve()
-    pair = ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+    pair = _modified(task)
     write_calibration_model(model, pair, task.record_file.resolve(), model.weights, python_layers=task.python_layers)
     request_inputs(task.record_file)
     run_calibration(task.evaluator, pair, model.config.batch_num)
-    for path in (pair.model, pair.weights):
-        path.unlink()
+    _remove_modified(task)
     model = calibrated(model, task.record_file)
+    kept.store_calibration()
     on_progress(Progress("calibration", f"ranges of {len(model.factors)} layers", 1, 1))
     return model
+
+
+def _modified(task: Task) -> ModelPair:
+    """Return where the network with calibration layers is, while that lasts."""
+    folder = task.record_file.parent.resolve()
+    return ModelPair(folder / "modified_model.prototxt", folder / "modified_weights.caffemodel")
+
+
+def _remove_modified(task: Task) -> None:
+    """Delete it; a run that was killed left it behind."""
+    pair = _modified(task)
+    for path in (pair.model, pair.weights):
+        path.unlink(missing_ok=True)
 
 
 def points_key(fingerprint: Mapping[str, str]) -> str:
@@ -109,14 +141,29 @@ def points_key(fingerprint: Mapping[str, str]) -> str:
 
 def prepare_points(
     task: Task, model: QuantizedModel, fingerprint: Mapping[str, str], study: optuna.Study, on_progress: OnProgress
-) -> dict[str, OperatingPoints]:
-    """Return the operating points of an earlier run, or build them, as it fits the network; the study is told how."""
-    key = points_key(fingerprint)
-    points = load_points(task.points_folder, key)
-    if points is not None:
-        if not stored_rounding(study).way:  # another study left them here
-            store_rounding(study, rounding_of(task.points_folder))
-        return points
+) -> StoredPoints:
+    """Return the operating points of an earlier run, or build them, as it fits the network; the study is told how.
+
+    Raises
+    ------
+    StudyError
+        The study is prepared, and its points, which were lost, were others.
+    """
+    key, kept = points_key(fingerprint), KeptFiles(task, study)
+    found = kept.points(key)
+    if found is None:
+        found = _build_points(task, model, key, kept, on_progress)
+    told = stored_rounding(study)
+    if not kept.is_final and replace(told, factors={}) != found.rounding:
+        store_rounding(study, found.rounding)
+    kept.store_points(found)
+    remove_moments(task.record_file)
+    return found
+
+
+def _build_points(
+    task: Task, model: QuantizedModel, key: str, kept: KeptFiles, on_progress: OnProgress
+) -> StoredPoints:
     done: list[str] = []
 
     def on_layer(name: str) -> None:
@@ -130,10 +177,24 @@ def prepare_points(
     tuning = choice.way.tuning if choice else None
     built = build_network_points(model, task.record_file, on_layer, costs=costs, tuning=tuning)
     rounding = _rounding(choice, passes, choice is not None and is_buildable(model.graph))
-    store_rounding(study, rounding)
-    points = store_points(task.points_folder, key, built, rounding)
-    remove_moments(task.record_file)
-    return points
+    discard_plans(task.points_folder)
+    return store_points(task.points_folder, key, built, rounding, kept.calibration_digest)
+
+
+def kept_candidate(task: Task, model: QuantizedModel, study: optuna.Study) -> Candidate:
+    """Return a prepared study's network with what can become of it, from what is kept in the task's folder.
+
+    Raises
+    ------
+    StudyError
+        Files there are not what they were, nor are they intact among the artifacts.
+    """
+    kept = KeptFiles(task, study)
+    kept.mend()
+    found = kept.points("") if kept.is_calibrated() else None
+    if found is None:
+        raise kept.damaged()
+    return settled(task, study, Candidate(calibrated(model, task.record_file), found.points))
 
 
 def _chosen_way(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import optuna
 
+from autonuq.atomic import temporary_folder
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import say_unsearched
@@ -25,7 +24,9 @@ from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
+from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph
+from autonuq.masking import masked
 from autonuq.quant.points import Tuning
 from autonuq.records import say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
@@ -35,8 +36,8 @@ from autonuq.study.engines import engine
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.resources import check_resources, needs_of
-from autonuq.study.stored import FINISHED, check_fingerprint
-from autonuq.study.task import Task, check_folder, fingerprint_of, quantized_model
+from autonuq.study.stored import FINISHED, Study, check_fingerprint
+from autonuq.study.task import Task, check_folder, check_name, fingerprint_of, quantized_model
 
 SECONDS_TO_TIME_IN = 3.0
 """A batch that takes longer is timed once, with what is only done the first time."""
@@ -146,8 +147,7 @@ class Rehearsal:
         Check
         """
         missed: set[str] = set()
-        with tempfile.TemporaryDirectory() as folder:
-            self._temporary = Path(folder)
+        with temporary_folder() as self._temporary:
             for name, needs, step in self._steps:
                 lacking = next((need for need in needs if need in missed), None)
                 check = Check(name, "skipped", f"needs '{lacking}'") if lacking else _taken(name, step)
@@ -168,6 +168,7 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
+        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 
@@ -315,14 +316,15 @@ class Rehearsal:
         storage = open_storage(url)
         probe = storage.create(f"check-{secrets.token_hex(8)}")
         optuna.delete_study(study_name=probe.study_name, storage=storage.backend)
-        return url
+        return masked(url)
 
     def _study(self) -> str:
         if self._is_new():
+            check_name(self._task)
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
         check_fingerprint(study, fingerprint_of(self._task, self._model))
-        self._finished = len(study.get_trials(deepcopy=False, states=FINISHED))
+        self._finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
         return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
 
     def _is_new(self) -> bool:

@@ -34,7 +34,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate, Plan
 from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
@@ -42,12 +41,13 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.graph.model import Graph
+from autonuq.masking import without_secrets
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
-    FINGERPRINT,
     FLOAT_LAYERS,
     LEASE,
     PROVENANCE,
@@ -60,19 +60,40 @@ from autonuq.records import (
 from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.attributes import seal_study
 from autonuq.study.confirmation import confirm
+from autonuq.study.creation import continue_study, is_begun, start_study
 from autonuq.study.dispatch import check_workers, run_sent
 from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.foretelling import foretell
+from autonuq.study.kept_files import KeptFiles
 from autonuq.study.locate import load_stored_task, open_study, task_of_study
-from autonuq.study.plan_networks import PlanNetworks
+from autonuq.study.plan_networks import PlanNetworks, built_sizes
 from autonuq.study.points_cache import has_points
-from autonuq.study.preparation import calibrate, prepare_points, score_original, settled
+from autonuq.study.preparation import (
+    calibrate,
+    kept_candidate,
+    prepare_points,
+    preparing_alone,
+    score_original,
+    settled,
+)
 from autonuq.study.resources import check_resources, needs_of
+from autonuq.study.runner import Runner
+from autonuq.study.started import write_started
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
-from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
+from autonuq.study.task import (
+    OnProgress,
+    Progress,
+    Task,
+    check_name,
+    fingerprint_of,
+    make_folders,
+    quantized_model,
+    tell_nobody,
+)
 from autonuq.study.trial_log import append_conclusion
 from autonuq.study.workers import make_runner, package_versions
 
@@ -281,9 +302,10 @@ def _run_and_export(
     task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int | None
 ) -> Study:
     run = StudyRun(task, on_progress)
-    study = run.run(exists=exists, timeout=timeout, jobs=jobs)
-    if study.best is not None:
-        run.export(study, formats=WINNER_FORMATS)
+    with python_layers(task.allow_python_layers):
+        study = run.run(exists=exists, timeout=timeout, jobs=jobs)
+        if study.best is not None:
+            run.export(study, formats=WINNER_FORMATS)
     return study
 
 
@@ -351,7 +373,9 @@ class StudyRun:
             There is none, or its storage cannot be read.
         """
         study = open_study(self.task.name, self.task.storage)
-        trials = study.optuna.get_trials(deepcopy=False)
+        if not is_begun(study.optuna):
+            return Resumability(finished=0, changed=(), worker=None)
+        trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
         changed = changed_parts(study.optuna, self.fingerprint)
         if not changed and self._judges_otherwise(study.record()):
@@ -378,6 +402,8 @@ class StudyRun:
 
     def run(self, *, exists: bool, timeout: float | None = None, jobs: int | None = None) -> Study:
         """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
+        if not exists:
+            check_name(self._asked)
         workers = self.task.workers if jobs is None else replace(self.task.workers, jobs=jobs)
         with engine(workers) as connected:  # or refused, before hours of preparation
             return self._run(connected, exists=exists, timeout=timeout)
@@ -392,22 +418,32 @@ class StudyRun:
             check_resources(task, needs_of(self.model))
         storage, study = self._opened(exists)
         check_workers(task, workers)
-        score_original(task, study, on_progress)
-        model = calibrate(task, self.model, on_progress)
-        whole = self._prepared(model, study)
-        floats = decide_float_layers(task, study, whole, on_progress)
-        foretell(task, study, whole.leaving_float(floats.layers), on_progress)
-        candidate = self._candidate = settled(task, study, whole)
-        candidate.deploy_graph()  # refuses now, before all trials, what the export would refuse after them
-        runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
-        runner.begin(floats, first_trial(study, floats))
-        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint)
+        with preparing_alone(task, on_progress):
+            runner = self._prepared_runner(storage, study)
         if workers.jobs == 1 and workers.is_here:
             runner.run(deadline)
         else:
             run_sent(runner, workers, deadline)
-        confirm(task, study, candidate, on_progress)
+        confirm(task, study, runner.candidate, on_progress)
         return self._concluded(Study(study))
+
+    def _prepared_runner(self, storage: Storage, study: optuna.Study) -> Runner:
+        """Measure and build what trials need, as far as that was not done before, and tell other workers."""
+        task, on_progress = self.task, self._on_progress
+        score_original(task, study, on_progress)
+        model = calibrate(task, self.model, study, on_progress)
+        found = prepare_points(task, model, self.fingerprint, study, on_progress)
+        whole = Candidate(model, found.points)
+        floats = decide_float_layers(task, study, whole, on_progress)
+        foretell(task, study, whole.leaving_float(floats.layers), on_progress)
+        candidate = self._candidate = settled(task, study, whole)
+        candidate.deploy_graph()  # refuses now, before all trials, what the export would refuse after them
+        seal_study(study)
+        runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
+        runner.begin(floats, first_trial(study, floats))
+        kept = KeptFiles(task, study).digests(found)
+        Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint, kept)
+        return runner
 
     def _concluded(self, study: Study) -> Study:
         """Write into the log what the run ended with, and return the study."""
@@ -421,29 +457,40 @@ class StudyRun:
         """Open the study, or make it, and tell it what it is to be."""
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
         make_folders(task)
+        write_started(task)
         storage = open_storage(task.storage)
+        begin = continue_study if exists else start_study
+        study = begin(storage, task.name, self._describe, fingerprint)
         if exists:
-            study = storage.load(task.name)
             check_fingerprint(study, fingerprint)
-        else:
-            study = storage.create(task.name)
-            study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
-            study.set_user_attr(CODEC, self.model.config.target.codec_name)
-            store_chip(study, describe_chip(self.model))
-            study.set_user_attr(FINGERPRINT, fingerprint)
-            study.set_user_attr(CONFIDENCE, task.confidence)
-            study.set_user_attr(FLOAT_LAYERS, "")
-        study.set_user_attr(TASK, task.as_attribute())
-        study.set_user_attr(TARGET_TRIALS, task.n_trials)
+            self._tell_task(study)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
-        study.set_user_attr(STOPPED, "")
         return storage, study
 
-    def _prepared(self, model: QuantizedModel, study: optuna.Study) -> Candidate:
-        return Candidate(model, prepare_points(self.task, model, self.fingerprint, study, self._on_progress))
+    def _describe(self, study: optuna.Study) -> None:
+        """Store what a new study is, but for its fingerprint."""
+        study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+        study.set_user_attr(CODEC, self.model.config.target.codec_name)
+        store_chip(study, describe_chip(self.model))
+        study.set_user_attr(CONFIDENCE, self.task.confidence)
+        study.set_user_attr(FLOAT_LAYERS, "")
+        self._tell_task(study)
 
-    def candidate(self, study: Study, plan: Plan) -> Candidate:
+    def _tell_task(self, study: optuna.Study) -> None:
+        """Store what each run may have otherwise."""
+        study.set_user_attr(TASK, self.task.as_attribute())
+        study.set_user_attr(TARGET_TRIALS, self.task.n_trials)
+        study.set_user_attr(STOPPED, "")
+
+    def candidate(self, study: Study, plan: Plan, network: str = "") -> Candidate:
         """Return the network of a plan: what the run made, or what a finished one left in the folder.
+
+        Parameters
+        ----------
+        study : Study
+        plan : mapping of str to int
+        network : str
+            See `TrialRecord.network`; empty where it is not known.
 
         Raises
         ------
@@ -454,9 +501,8 @@ class StudyRun:
         """
         if self._candidate is None:
             check_fingerprint(study.optuna, self.fingerprint)
-            whole = self._prepared(calibrated(self.model, self.task.record_file), study.optuna)
-            self._candidate = settled(self.task, study.optuna, whole)
-        return PlanNetworks(self.task, self._candidate).network(plan)
+            self._candidate = kept_candidate(self.task, self.model, study.optuna)
+        return PlanNetworks(self.task, self._candidate, study.optuna).network(plan, network)
 
     def export(
         self,
@@ -498,8 +544,15 @@ class StudyRun:
             "loss": record.say_best() if found is record.best else "",
             **_hashes(self.fingerprint),
         }
+        network = self.candidate(study, found.points, found.network)
+        if found.built and {name: tuple(made) for name, made in found.built.items()} != built_sizes(network):
+            raise StudyError(
+                f"the network of trial {found.number} cannot be built again as it was scored; export it where the "
+                "study ran",
+                study=study.name,
+            )
         return export(
-            self.candidate(study, found.points),
+            network,
             prefix or self.task.prefix,
             formats,
             record_file=record_file,
@@ -516,7 +569,8 @@ def _finished_trial(record: StudyRecord, number: int | None) -> TrialRecord:
 
 
 def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
-    return {
+    """Return where a study comes from, without the passwords in its study file and command."""
+    known = {
         **task.provenance,
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
@@ -528,6 +582,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         **{f"{name} version": number for name, number in package_versions().items()},
         "python version": platform.python_version(),
     }
+    return {key: without_secrets(value, task.storage) for key, value in known.items()}
 
 
 def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +14,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate
-from autonuq.compress.chip import codecs_of, say_unsearched
-from autonuq.errors import AutonuqError
+from autonuq.compress.chip import say_unsearched
+from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.records import COPY_OF, ORIGIN, RUNNING, RUNNING_FIELDS, STOPPED, TRIAL, FloatLayers, TrialRecord
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.sampler import RATE_DISTORTION
@@ -23,7 +24,7 @@ from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
 from autonuq.study.claims import Claims
 from autonuq.study.locate import POLL_S
-from autonuq.study.plan_networks import PlanNetworks
+from autonuq.study.plan_networks import PlanNetworks, built_sizes
 from autonuq.study.scoring import FAILURES_IN_A_ROW, failed_in_a_row, score_plan
 from autonuq.study.stored import (
     FINISHED,
@@ -37,10 +38,10 @@ from autonuq.study.stored import (
     store_record,
     stored_layers,
     stored_rounding,
-    trial_record,
 )
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
+from autonuq.study.trials import trial_record
 
 LEAST_TRIALS = 10
 """Before a study may end because little is left to gain."""
@@ -51,7 +52,10 @@ def _never() -> bool:
 
 
 class Runner:
-    """One worker: runs trials, one after the other, until the study has as many as it shall have."""
+    """One worker: runs trials, one after the other, until the study has as many as it shall have.
+
+    The study that it is given is one of its own trials, see `trials.own_view`.
+    """
 
     def __init__(
         self,
@@ -62,8 +66,8 @@ class Runner:
         on_progress: OnProgress,
     ) -> None:
         self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
-        self.codecs, self.unsearched = codecs_of(candidate.model), say_unsearched(candidate.model)
-        self.networks = PlanNetworks(task, candidate)
+        self.unsearched = say_unsearched(candidate.model)
+        self.networks = PlanNetworks(task, candidate, study)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
         self.layers = stored_layers(study)
         sizes = {layer.name: float(layer.original_bytes) for layer in self.layers}
@@ -80,6 +84,7 @@ class Runner:
     def run(self, deadline: float | None, is_abandoned: Callable[[], bool] = _never) -> None:
         """Run what is left, or what is until it `is_abandoned`; raise EvaluatorError after three failures in a row."""
         failures = 0
+        self._remove_left_folders()
         with self.session:
             while (deadline is None or time.monotonic() < deadline) and not is_abandoned() and not self._is_done():
                 trial = self.claims.next()
@@ -150,6 +155,11 @@ class Runner:
         self.tell_end()
         return True
 
+    def _remove_left_folders(self) -> None:
+        """Delete what killed workers left of trials that others have finished."""
+        for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
+            shutil.rmtree(self.task.trial_folder(trial.number), ignore_errors=True)
+
     def _finished(self) -> int:
         return len(self.study.get_trials(deepcopy=False, states=FINISHED))
 
@@ -184,6 +194,8 @@ class Runner:
         known = self.claims.scored(plan)
         try:
             record = self._scored(plan, record) if known is None else _copied(record, trial_record(known))
+        except WriteFailure:
+            raise
         except AutonuqError as error:
             if isinstance(error.__cause__, FileNotFoundError) and not self._has_scored:
                 raise  # no plan's fault: this machine lacks what the evaluator reads
@@ -197,13 +209,6 @@ class Runner:
         points = {layer.name: layer.rates_bytes[plan.get(layer.name, 0)] for layer in self.layers}
         return sum((points | {name: size for name, (size, _) in (built or {}).items()}).values())
 
-    def _built(self, network: Candidate) -> dict[str, tuple[int, int]]:
-        """Return bytes and number of levels of each layer that was rounded anew."""
-        return {
-            name: (self.codecs[name].size_bytes(made.codes), len(network.levels(name)))
-            for name, made in network.made.items()
-        }
-
     def _with_ratio(self, record: TrialRecord) -> TrialRecord:
         original_bytes = sum(layer.original_bytes for layer in self.layers)
         return replace(record, ratio=original_bytes / max(1, record.size_bytes or 0))
@@ -213,8 +218,8 @@ class Runner:
         expected = self.predictor.predict(self.study, plan, record.number)
         record = replace(record, predicted=expected and expected[0])
         network = self.networks.network(plan)
-        built = self._built(network)
-        record = replace(record, size_bytes=self._size_bytes(plan, built), built=built)
+        built, digest = built_sizes(network), self.networks.digest(plan)
+        record = replace(record, size_bytes=self._size_bytes(plan, built), built=built, network=digest)
         found = score_plan(self.task, network, self.original_metric, record)
         self._has_scored = True
         if not found.satisfied:
@@ -242,6 +247,7 @@ def _copied(record: TrialRecord, known: TrialRecord) -> TrialRecord:
         record,
         size_bytes=known.size_bytes,
         built=known.built,
+        network=known.network,
         metric=known.metric,
         satisfied=known.satisfied,
         margin=known.margin,
@@ -257,7 +263,7 @@ class Tally:
     """Counts the finished trials of all workers, and keeps the best of them."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._study = study
+        self._study, self._handle = study, Study(study)
         self._seen: set[int] = set()
 
     def news(self, total: int) -> list[Progress]:
@@ -266,7 +272,7 @@ class Tally:
         new = [trial for trial in trials if trial.number not in self._seen]
         if not new:
             return []
-        best = Study(self._study).record().best
+        best = self._handle.record().best
         return [self._described(trial_record(trial), best, total) for trial in new]
 
     def _described(self, record: TrialRecord, best: TrialRecord | None, total: int) -> Progress:

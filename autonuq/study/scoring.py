@@ -54,7 +54,7 @@ def score_plan(task: Task, candidate: Candidate, original_metric: float, record:
     try:
         metric = score_candidate(task, task.evaluator, candidate, folder)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # who took this worker for dead may have deleted it
     judgement = judge_metric(task.evaluator, original_metric, metric)
     return replace(
         record,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,8 +14,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
-from autonuq.evaluate.samples import Score, samples_from_data
+from autonuq.evaluate.samples import Score, StoredSamples, samples_from_data
 from autonuq.notebook import html_table
+from autonuq.plain import from_plain, with_digest, without_digest
 from autonuq.quant.curve import Curve
 from autonuq.records import (
     CHIP,
@@ -26,16 +26,15 @@ from autonuq.records import (
     CONSTRAINT,
     FINGERPRINT,
     FLOAT_LAYERS,
+    INT8_STEPS,
     LAYERS,
     LEASE,
     LOSS_ERROR,
     MARGIN_ERROR,
-    ORIGIN,
     ORIGINAL_ERROR,
     ORIGINAL_METRIC,
     ORIGINAL_SAMPLES,
     PROVENANCE,
-    RUNNING,
     STOPPED,
     TARGET_TRIALS,
     TRIAL,
@@ -44,20 +43,18 @@ from autonuq.records import (
     ChipRecord,
     Confirmation,
     FloatLayers,
-    LayerCost,
     LayerRecord,
     Rounding,
     StudyRecord,
     TrialRecord,
     Unit,
+    decode_levels,
 )
 from autonuq.search.loss_model import Prior
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
-
-NOT_STORED = ("number", "state", "probability", "scatter")
-"""Fields of a trial's record that its attribute does not hold: Optuna has them, or they follow from all trials."""
-_PIECE = 60_000  # characters, all of them ASCII
+from autonuq.study.attributes import StudyAttributes, store_long
+from autonuq.study.trials import TrialReader, own_view, record_as_data, record_from_data
 
 CORRECTED_CURVE_ERROR = 0.2
 """Once divergences were measured: see `foretelling`."""
@@ -101,7 +98,7 @@ class Best:
 
 
 class Study:
-    """A handle of a study in its storage; it holds no state of its own.
+    """A handle of a study in its storage; it remembers of it what does not change.
 
     Parameters
     ----------
@@ -110,6 +107,7 @@ class Study:
 
     def __init__(self, optuna_study: optuna.Study) -> None:
         self.optuna = optuna_study
+        self._reader: TrialReader | None = None
 
     @property
     def name(self) -> str:
@@ -117,49 +115,74 @@ class Study:
         return self.optuna.study_name
 
     def record(self) -> StudyRecord:
-        """Read the study as plain data."""
-        attributes = self.optuna.user_attrs
-        layers, samples = _layers(attributes), load_long(attributes, ORIGINAL_SAMPLES)
-        chip = ChipRecord.from_data(load_long(attributes, CHIP))
+        """Read the study as plain data.
+
+        Raises
+        ------
+        StudyError
+            One of its attributes is damaged.
+        """
+        attributes = StudyAttributes(self.optuna)
+        layers = _layers(attributes)
+        chip = _chip(attributes)
+        every = self.optuna.get_trials(deepcopy=False)
+        found = {trial.number: self._reader_of(layers).read(trial) for trial in every}
         return StudyRecord(
             name=self.name,
-            codec=attributes.get(CODEC, ""),
-            original_metric=attributes.get(ORIGINAL_METRIC),
+            codec=attributes.get(CODEC, str, ""),
+            original_metric=attributes.get(ORIGINAL_METRIC, float | None),
             layers=layers,
-            trials=tuple(self._trials(layers)),
-            target_trials=attributes.get(TARGET_TRIALS, 0),
-            provenance=attributes.get(PROVENANCE, {}),
-            confirmation=Confirmation(**attributes[CONFIRMATION]["found"]) if CONFIRMATION in attributes else None,
-            original_standard_error=attributes.get(ORIGINAL_ERROR),
-            stopped=attributes.get(STOPPED, ""),
-            confidence=attributes.get(CONFIDENCE, 0.0),
-            unit=Unit(**attributes.get(UNIT, {})),
-            samples=samples and samples["count"],
+            trials=tuple(self._believed(layers, [one for one in found.values() if isinstance(one, TrialRecord)])),
+            target_trials=attributes.get(TARGET_TRIALS, int, 0),
+            provenance=attributes.get(PROVENANCE, Mapping[str, str], {}),
+            confirmation=stored_confirmation(self.optuna).found,
+            original_standard_error=attributes.get(ORIGINAL_ERROR, float | None),
+            stopped=attributes.get(STOPPED, str, ""),
+            confidence=attributes.get(CONFIDENCE, float, 0.0),
+            unit=attributes.get(UNIT, Unit, Unit()),
+            samples=_sample_count(attributes),
             float_layers=stored_float_layers(self.optuna) or FloatLayers(),
             rounding=stored_rounding(self.optuna),
             chip=chip and chip.of_study(layers),
+            ignored={number: why for number, why in found.items() if isinstance(why, str)},
         )
 
-    def _trials(self, layers: Sequence[LayerRecord]) -> Iterator[TrialRecord]:
+    def own_trials(self) -> list[FrozenTrial]:
+        """Return the study's own trials, by number, as Optuna has them; see `trials`."""
+        return self._reader_of(stored_layers(self.optuna)).own(self.optuna.get_trials(deepcopy=False))
+
+    def own_view(self) -> optuna.Study:
+        """Return the study as if there were no trials but its own: what samplers and workers see."""
+        return own_view(self.optuna, self._reader_of(stored_layers(self.optuna)))
+
+    def _reader_of(self, layers: tuple[LayerRecord, ...]) -> TrialReader:
+        """Return what tells the study's own trials from others; it remembers the finished ones."""
+        if self._reader is None or self._reader.layers != layers:
+            with StudyAttributes(self.optuna).blaming(LAYERS):
+                self._reader = TrialReader(layers)
+        return self._reader
+
+    def _believed(self, layers: tuple[LayerRecord, ...], records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
         """Yield the trials with the probability that each keeps the limit."""
         believed = self.believe(layers)
-        for trial in self.optuna.get_trials(deepcopy=False):
-            found = believed.get(trial.number)
-            record = trial_record(trial)
-            if found is not None:
-                scatter = found.luck if record.loss_error is None else None
-                record = replace(record, probability=round(found.probability, 4), scatter=scatter)
-            yield record
+        for record in records:
+            found = believed.get(record.number)
+            if found is None:
+                yield record
+                continue
+            scatter = found.luck if record.loss_error is None else None
+            yield replace(record, probability=round(found.probability, 4), scatter=scatter)
 
-    def believe(self, layers: Sequence[LayerRecord] | None = None) -> dict[int, BelievedLoss]:
+    def believe(self, layers: tuple[LayerRecord, ...] | None = None) -> dict[int, BelievedLoss]:
         """Return what all trials say of each plan's loss, by trial number; see `search.trust`."""
-        curved = [layer for layer in layers or stored_layers(self.optuna) if layer.rates_bytes]
-        curves = [Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in curved]
-        sizes = {layer.name: float(layer.original_bytes) for layer in curved}
+        layers = layers or stored_layers(self.optuna)
+        curves = [Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in layers]
+        sizes = {layer.name: float(layer.original_bytes) for layer in layers}
         if not curves:
             return {}
         error = curve_error(stored_rounding(self.optuna))
-        return RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error).believe(self.optuna)
+        sampler = RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error)
+        return sampler.believe(own_view(self.optuna, self._reader_of(layers)))
 
     def _repr_html_(self) -> str:
         """Show a notebook how far the study is and what the best trial makes of each layer."""
@@ -204,28 +227,20 @@ def _study_html(record: StudyRecord) -> str:
     return html_table(title, ("layer", "levels", "bytes", "ratio"), rows)
 
 
-def store_long(study: optuna.Study, key: str, value: Any) -> None:
-    """Store a long attribute of a study in pieces: MySQL takes 64 KiB each."""
-    text = json.dumps(value)
-    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
-    for index, piece in enumerate(pieces):
-        study.set_user_attr(f"{key}:{index}", piece)
-    study.set_user_attr(key, len(pieces))  # last: until it stands, there is nothing
-
-
-def load_long(attributes: Mapping[str, Any], key: str) -> Any:
-    """Read a long attribute, None if it is not there."""
-    found = attributes.get(key)
-    if not isinstance(found, int):  # earlier versions stored it whole
-        return found
-    return json.loads("".join(attributes[f"{key}:{index}"] for index in range(found)))
-
-
 def original_metric(study: optuna.Study) -> float:
     """Return the original network's metric, a `Score` where its samples are stored."""
-    metric = float(study.user_attrs[ORIGINAL_METRIC])
-    samples = load_long(study.user_attrs, ORIGINAL_SAMPLES)
-    return Score(metric, samples=samples_from_data(samples)) if samples else metric
+    attributes = StudyAttributes(study)
+    metric: float = attributes.get(ORIGINAL_METRIC, float)
+    samples: StoredSamples | None = attributes.long(ORIGINAL_SAMPLES, StoredSamples)
+    if samples is None:
+        return metric
+    with attributes.blaming(ORIGINAL_SAMPLES):
+        return Score(metric, samples=samples_from_data(samples))
+
+
+def _sample_count(attributes: StudyAttributes) -> int | None:
+    samples: StoredSamples | None = attributes.long(ORIGINAL_SAMPLES, StoredSamples)
+    return None if samples is None else samples.count
 
 
 def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
@@ -235,16 +250,28 @@ def store_layers(study: optuna.Study, layers: Iterable[LayerRecord]) -> None:
 
 def stored_layers(study: optuna.Study) -> tuple[LayerRecord, ...]:
     """Return the layers and their curves; none before they were stored."""
-    return _layers(study.user_attrs)
+    return _layers(StudyAttributes(study))
 
 
-def _layers(attributes: Mapping[str, Any]) -> tuple[LayerRecord, ...]:
-    return tuple(map(_layer_record, load_long(attributes, LAYERS) or ()))
+def _layers(attributes: StudyAttributes) -> tuple[LayerRecord, ...]:
+    layers: tuple[LayerRecord, ...] = attributes.long(LAYERS, tuple[LayerRecord, ...], ())
+    with attributes.blaming(LAYERS):
+        for layer in layers:
+            _check_layer(layer)
+    return layers
 
 
-def _layer_record(entry: Mapping[str, Any]) -> LayerRecord:
-    lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-    return LayerRecord(**{**entry, **lists})
+def _check_layer(layer: LayerRecord) -> None:
+    """Refuse a layer whose curve cannot be one, or whose points are not described each."""
+    Curve(layer.name, np.array(layer.rates_bytes), np.array(layer.distortions))
+    points = len(layer.rates_bytes)
+    lengths = {len(layer.curve_levels), len(layer.codebooks) or points, len(layer.steps) or points}
+    if lengths != {points} or layer.weights < 1 or layer.rates_bytes[-1] < 0:
+        raise ValueError(f"layer '{layer.name}' has no curve of {points} points")
+    if len(layer.histogram) not in (0, INT8_STEPS):
+        raise ValueError(f"layer '{layer.name}' has a histogram of {len(layer.histogram)} steps")
+    for code in layer.codebooks:
+        decode_levels(code)
 
 
 def curve_error(rounding: Rounding) -> float:
@@ -257,6 +284,11 @@ def store_chip(study: optuna.Study, found: ChipRecord | None) -> None:
     store_long(study, CHIP, None if found is None else asdict(found))
 
 
+def _chip(attributes: StudyAttributes) -> ChipRecord | None:
+    chip: ChipRecord | None = attributes.long(CHIP, ChipRecord | None)
+    return chip
+
+
 def store_rounding(study: optuna.Study, found: Rounding) -> None:
     """Store how layers are rounded."""
     store_long(study, WAYS, asdict(found))
@@ -264,7 +296,8 @@ def store_rounding(study: optuna.Study, found: Rounding) -> None:
 
 def stored_rounding(study: optuna.Study) -> Rounding:
     """Return how layers are rounded; nothing chosen, in studies of versions that had one way."""
-    return Rounding.from_data(load_long(study.user_attrs, WAYS))
+    rounding: Rounding = StudyAttributes(study).long(WAYS, Rounding, Rounding())
+    return rounding
 
 
 def store_float_layers(study: optuna.Study, found: FloatLayers) -> None:
@@ -274,52 +307,46 @@ def store_float_layers(study: optuna.Study, found: FloatLayers) -> None:
 
 def stored_float_layers(study: optuna.Study) -> FloatLayers | None:
     """Return which layers stay float; None before that was decided."""
-    entry = load_long(study.user_attrs, FLOAT_LAYERS)
-    if not entry:
-        return None
-    costs = tuple(LayerCost(**cost) for cost in entry["costs"])
-    return FloatLayers(**{**entry, "layers": tuple(entry["layers"]), "costs": costs})
+    found: FloatLayers | None = StudyAttributes(study).long(FLOAT_LAYERS, FloatLayers | None)
+    return found
+
+
+@dataclass(frozen=True)
+class StoredConfirmation:
+    """What is stored of the confirmation.
+
+    Attributes
+    ----------
+    evaluator : str
+        The confirming one's fingerprint; empty before there was one.
+    found : Confirmation or None
+    data : mapping of str to str or None
+        Digests of that evaluator's data; None of versions that took none.
+    """
+
+    evaluator: str = ""
+    found: Confirmation | None = None
+    data: Mapping[str, str] | None = None
+
+
+def store_confirmation(study: optuna.Study, found: StoredConfirmation) -> None:
+    """Store what came of the confirmation."""
+    study.set_user_attr(CONFIRMATION, with_digest(asdict(found)))
+
+
+def stored_confirmation(study: optuna.Study) -> StoredConfirmation:
+    """Return what came of the confirmation; nothing before there was one."""
+    attributes = StudyAttributes(study)
+    with attributes.blaming(CONFIRMATION):
+        stored = without_digest(attributes.get(CONFIRMATION, Mapping[str, Any], {}))
+        found: StoredConfirmation = from_plain(StoredConfirmation, stored)
+    return found
 
 
 def fixed_curves(layers: Iterable[LayerRecord]) -> dict[str, Curve]:
     """Return a curve of one point for every layer that is float: no plan changes its bytes, but they count."""
     floats = (layer for layer in layers if layer.treatment == "float")
     return {one.name: Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in floats}
-
-
-_STATES: dict[TrialState, Any] = {
-    TrialState.COMPLETE: "complete",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "failed",
-}
-
-
-def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """Read one trial as plain data."""
-    is_running = trial.state == TrialState.RUNNING
-    stored = trial.user_attrs.get(RUNNING if is_running else TRIAL, {})
-    origin = stored.get("origin") or trial.user_attrs.get(ORIGIN, TrialRecord.origin)
-    return TrialRecord(
-        **{**_trial_fields(stored), "number": trial.number, "state": _STATES[trial.state], "origin": origin}
-    )
-
-
-def _trial_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the fields that an earlier version stored and records have no more."""
-    return {key: value for key, value in stored.items() if key in TrialRecord.__dataclass_fields__}
-
-
-def record_as_data(record: TrialRecord) -> dict[str, Any]:
-    """Return what is stored of a trial's record, in JSON."""
-    return {key: value for key, value in asdict(record).items() if key not in NOT_STORED}
-
-
-def record_from_data(stored: Mapping[str, Any], number: int) -> TrialRecord:
-    """Read what `record_as_data` made of the record of a trial that was scored or failed."""
-    state: Literal["failed", "complete"] = "failed" if stored["error"] else "complete"
-    return TrialRecord(**{**_trial_fields(stored), "number": number, "state": state})
 
 
 def store_record(trial: optuna.Trial, record: TrialRecord) -> None:
@@ -367,7 +394,7 @@ def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> No
 
 def changed_parts(study: optuna.Study, fingerprint: Mapping[str, str]) -> list[str]:
     """Return what a study was started with another of."""
-    stored = study.user_attrs.get(FINGERPRINT, {})
+    stored = StudyAttributes(study).get(FINGERPRINT, Mapping[str, str], {})
     return [key for key, value in fingerprint.items() if stored.get(key) != value]
 
 

@@ -17,6 +17,7 @@ from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import evaluator_fingerprint
 from autonuq.evaluate.recipe import EvaluatorRecipe, make_evaluator
+from autonuq.file_names import RULE, file_name_of, is_file_name
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
@@ -90,6 +91,9 @@ class Task:
         found before the search; or the names of some.
     study_file : Path or None
         Absolute, where the task comes from one.
+    allow_python_layers : bool
+        The network's own `Python` layers may run here; whoever works on the study elsewhere says so himself, so that
+        this is stored nowhere.
     workers : Workers
         Who runs its trials, and where; not part of what a study is.
     """
@@ -120,6 +124,7 @@ class Task:
     float_layers: str | Sequence[str] = "auto"
     study_file: Path | None = None
     workers: Workers = Workers()
+    allow_python_layers: bool = False
 
     def __post_init__(self) -> None:
         if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
@@ -194,12 +199,12 @@ class Task:
     @property
     def prefix(self) -> str:
         """Beginning of the exported files' names."""
-        return str(self.out / self.name)
+        return str(self.out / file_name_of(self.name))
 
     @property
     def log_file(self) -> Path:
         """One line for each trial that was run with this folder."""
-        return self.out / f"{self.name}.log"
+        return self.out / f"{file_name_of(self.name)}.log"
 
     @property
     def record_file(self) -> Path:
@@ -341,10 +346,35 @@ def _folder_errors(task: Task) -> Iterator[None]:
         ) from error
 
 
+def check_name(task: Task) -> None:
+    """Refuse the name of a new study that cannot be that of its files; studies of earlier versions are gone on with.
+
+    Raises
+    ------
+    StudyError
+        Says the rule.
+    """
+    if not is_file_name(task.name):
+        raise StudyError(f"its name cannot be used: {RULE}; give another name", study=task.name)
+
+
+_digests: dict[tuple[int, int, int, int], str] = {}
+
+
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file.
+
+    Notes
+    -----
+    **Cost**: one pass over the file, 1 to 2 GB/s, once in a process: a file that has neither been replaced nor written
+    since is not read again.
+    """
+    found = path.stat()
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
 
 
 def fingerprint_of(task: Task, model: QuantizedModel, evaluator: str | None = None) -> dict[str, str]:

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 
 import optuna
 
-from autonuq.compress.calibration import calibrated
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
-from autonuq.records import ARTIFACTS, FINGERPRINT, PROVENANCE
+from autonuq.records import ARTIFACTS, PROVENANCE
 from autonuq.runtime.device import engine_version
 from autonuq.search.sampler import make_sampler
 from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import Storage
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.locate import POLL_S, await_study, existing_storage, task_as_stored
-from autonuq.study.points_cache import load_points
-from autonuq.study.preparation import points_key, settled
+from autonuq.study.preparation import kept_candidate
 from autonuq.study.runner import Runner
 from autonuq.study.stored import Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
 from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
@@ -87,7 +87,7 @@ def check_versions(study: optuna.Study) -> None:
     StudyError
         Names the packages.
     """
-    there = study.user_attrs.get(PROVENANCE, {})
+    there = StudyAttributes(study).get(PROVENANCE, Mapping[str, str], {})
     wrong = [
         f"{name} {there[f'{name} version']} (here: {number})"
         for name, number in package_versions().items()
@@ -136,10 +136,7 @@ def _prepared(task: Task, study: optuna.Study, evaluator: str | None) -> Candida
     """Return what lies in the task's folder, if it is the study's."""
     model = quantized_model(task)
     check_fingerprint(study, fingerprint_of(task, model, evaluator))
-    points = load_points(task.points_folder, points_key(study.user_attrs[FINGERPRINT]))
-    if points is None:
-        raise StudyError(f"the operating points in {task.points_folder} are damaged; remove them", study=task.name)
-    return settled(task, study, Candidate(calibrated(model, task.record_file), points))
+    return kept_candidate(task, model, study)
 
 
 def make_runner(
@@ -152,6 +149,7 @@ def make_runner(
     is_first: bool,
 ) -> Runner:
     """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
+    study = Study(study).own_view()
     runner = Runner(task, storage, study, candidate, on_progress)
     trials = len(study.get_trials(deepcopy=False))
     apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())

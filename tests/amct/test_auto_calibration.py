@@ -253,7 +253,7 @@ class Elsewhere(Evaluator):
     def calibration(self, model_file, weights_file):
         """Fill the record as another Caffe would, which leaves no samples."""
         super().calibration(model_file, weights_file)
-        folder = next(path for path in Path("out").glob("temp*/0/*.samples"))
+        folder = next(path for path in Path("out").glob("autonuq-*/0/*.samples"))
         for path in folder.iterdir():
             path.unlink()
 

@@ -158,6 +158,7 @@ def test_a_large_layer_shrinks_by_the_fixed_length_ratio(tmp_path):
     assert int8 / packed == pytest.approx(8 / 3, rel=0.03)
 
 
+@pytest.mark.usefixtures("python_layers_run")
 def test_a_layer_without_an_operator_is_named(tiny):
     text = (tiny / "tiny.prototxt").read_text()
     (tiny / "box.prototxt").write_text(

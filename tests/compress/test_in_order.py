@@ -135,7 +135,7 @@ def candidate_of(model, record, codec="entropy", share=0.5):
 
 
 @pytest.fixture(params=NETWORKS)
-def network(request, tmp_path, monkeypatch, calibrate):
+def network(request, tmp_path, monkeypatch, calibrate, python_layers_run):
     """Calibrate one of the networks and build a plan of it: (candidate, what was built, passes)."""
     (tmp_path / "layers_in_order.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -72,6 +72,7 @@ def halved(tmp_path, monkeypatch):
     sys.modules.pop("layers_of_ways", None)
 
 
+@pytest.mark.usefixtures("python_layers_run")
 def test_layers_whose_gradients_are_unknown_are_said(tmp_path, calibrate, halved):
     """What lies behind a layer in Python has none; what lies before it aims at its input."""
     model, record, passes = calibrate(tmp_path, net(middle=HALVED, last="half"))
@@ -85,6 +86,7 @@ def test_layers_whose_gradients_are_unknown_are_said(tmp_path, calibrate, halved
         assert min(whole[:2]) <= whole[2] * (1 + 1e-9) and whole[2] <= max(whole[:2]) * (1 + 1e-9)
 
 
+@pytest.mark.usefixtures("python_layers_run")
 def test_where_no_gradient_is_known_all_outputs_are_equal(tmp_path, calibrate, halved):
     text = net(middle=HALVED.replace('"b"', '"data"').replace("half", "first"), last="b")
     text = text.replace('bottom: "data" top: "a"', 'bottom: "first" top: "a"')

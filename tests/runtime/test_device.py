@@ -69,6 +69,7 @@ def test_sessions_get_the_provider_and_the_card(tiny, build, provider):
     assert (provider, asked_of(provider, 2)) not in [first for first, *_ in asked[1:]]
 
 
+@pytest.mark.usefixtures("python_layers_run")
 def test_hosted_layers_run_between_parts_on_the_device(tiny, build):
     text = (tiny / "tiny.prototxt").read_text()
     (tiny / "twice.py").write_text(

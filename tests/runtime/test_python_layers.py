@@ -13,6 +13,8 @@ from autonuq.graph.files import load_graph, write_caffemodel, write_prototxt
 from autonuq.graph.hosted import HOST_LAYERS, register_layer, registry
 from autonuq.graph.layers import LAYER_TYPES
 
+pytestmark = pytest.mark.usefixtures("python_layers_run")
+
 INPUT = 'input: "x" input_shape { dim: 2 dim: 3 dim: 4 dim: 5 }\n'
 X = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
 

@@ -9,8 +9,8 @@ from datetime import datetime
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from autonuq import processes
 from autonuq.records import LEASE
-from autonuq.storage import lease as lease_module
 from autonuq.storage.lease import Heartbeat, Lease, LeaseWatch, WorkerSession
 
 AFAR = Lease("far:1", "s1", machine="another machine", pid=1, since="5", interval_s=5.0)
@@ -115,12 +115,12 @@ def test_clocks_are_not_compared(watch, clock):
 @pytest.fixture(params=["as on this system", "without /proc"])
 def system(request, monkeypatch, tmp_path):
     if request.param == "without /proc":
-        monkeypatch.setattr(lease_module, "_PROC", tmp_path / "proc")
+        monkeypatch.setattr(processes, "_PROC", tmp_path / "proc")
         monkeypatch.setattr("uuid.getnode", lambda: 0x0A0B0C0D0E0F)
 
 
 def test_where_nothing_tells_machines_apart_only_beats_count(monkeypatch, tmp_path, watch):
-    monkeypatch.setattr(lease_module, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(processes, "_PROC", tmp_path / "proc")
     monkeypatch.setattr("uuid.getnode", lambda: 0x010203040506)  # made up, for it has the multicast bit
     with WorkerSession() as own:
         assert own.lease.machine == ""
@@ -130,7 +130,7 @@ def test_where_nothing_tells_machines_apart_only_beats_count(monkeypatch, tmp_pa
 def test_on_one_machine_a_dead_process_is_seen_at_once(system, watch):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with WorkerSession() as own:
-        since = lease_module._started(process.pid)
+        since = processes.start_time(process.pid)
         lease = replace(own.lease, session="other", pid=process.pid, since=since)
         assert not watch.dead([running(lease)])
         assert watch.dead([running(replace(lease, since="1"))])  # its number was another process's before

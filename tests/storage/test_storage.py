@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import sqlalchemy
@@ -17,8 +18,8 @@ from autonuq.storage.exclusion import no_exclusion
 from autonuq.storage.journal_file import FileLock, JournalFile
 from autonuq.storage.open import default_url, open_storage
 from autonuq.storage.retries import patient
+from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.locate import load_study
-from autonuq.study.stored import load_long, store_long
 
 
 def test_default_is_a_journal(tmp_path):
@@ -202,7 +203,7 @@ def test_patience_ends_after_the_stated_time(slept):
 def test_what_is_no_lost_connection_is_not_tried_again(slept):
     flaky = Flaky()
     flaky.losses, flaky.error = 1, OSError(28, "No space left on device")
-    with pytest.raises(StudyError, match="db://x failed; nothing that had finished is lost: .*No space left"):
+    with pytest.raises(StudyError, match="db://x failed; what it holds is not touched, .*No space left"):
         patient(flaky, "db://x").get_all_studies()
     with pytest.raises(KeyError):
         patient(flaky, "db://x").get_study_id_from_name("none")
@@ -230,6 +231,6 @@ def test_long_attributes_fit_into_mysql(tmp_path):
     store_long(study, "key", value)
     assert max(len(json.dumps(part).encode()) for part in study.user_attrs.values()) < 65_535
     assert len(study.user_attrs) > 3
-    assert load_long(study.user_attrs, "key") == value
+    assert StudyAttributes(study).long("key", Any) == value
     study.set_user_attr("whole", value)  # as earlier versions did
-    assert load_long(study.user_attrs, "whole") == value
+    assert StudyAttributes(study).long("whole", Any) == value

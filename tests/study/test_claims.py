@@ -13,7 +13,8 @@ from autonuq.storage import exclusion
 from autonuq.storage.lease import WorkerSession
 from autonuq.storage.open import open_storage
 from autonuq.study.claims import MOST_DEATHS
-from autonuq.study.stored import scored_record, store_record, trial_record
+from autonuq.study.stored import scored_record, store_record
+from autonuq.study.trials import trial_record
 
 spec = importlib.util.spec_from_file_location("claimer", Path(__file__).parent / "claimer.py")
 claimer = importlib.util.module_from_spec(spec)

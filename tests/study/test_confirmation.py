@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from autonuq.records import CONFIDENCE
+from autonuq.records import CONFIDENCE, SEAL
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
 
@@ -93,6 +93,7 @@ def test_a_failure_is_told_and_tried_again(task):
 def test_a_study_of_an_earlier_version_keeps_its_rule(task):
     study = StudyRun(replace(task, n_trials=4)).run(exists=False)
     assert study.record().confidence == 0.8
+    study.optuna.set_user_attr(SEAL, {})
     study.optuna.set_user_attr(CONFIDENCE, 0.0)
     satisfied = [trial.ratio for trial in study.record().trials if trial.satisfied]
     assert study.best.ratio == max(satisfied)

@@ -8,7 +8,7 @@ import pytest
 import autonuq as nuq
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import load_evaluator
-from autonuq.records import TASK
+from autonuq.records import FINGERPRINT, TASK
 from autonuq.storage.open import open_storage
 from autonuq.study.run import Resumability, StudyRun
 from autonuq.study.study_file import load_task
@@ -103,6 +103,9 @@ def test_mistakes(tuned, tmp_path):
     with pytest.raises(StudyError, match=r"holds 2 studies \(tiny, second\); give a name, and this storage"):
         nuq.load_study(folder)
     assert TASK not in second.user_attrs
+    with pytest.raises(StudyError, match="was killed while it was made; start it again"):
+        nuq.resume("second", storage)
+    second.set_user_attr(FINGERPRINT, {})
     with pytest.raises(StudyError, match="did not store its task; give its study file"):
         nuq.resume("second", storage)
     shutil.rmtree(folder)

@@ -35,6 +35,16 @@ BINS = 1 << 16  # bins in which it counts what lies between
 EPSILON = np.finfo(np.float32).eps
 
 
+def write_zeros(path, shape):
+    """Write an array that can be mapped: one without blocks of its own would end the process on a full disk."""
+    with io.open(path, "wb") as file:
+        head = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        row = np.zeros(shape[2], np.float32).tobytes()
+        for _ in range(shape[0] * shape[1]):
+            file.write(row)
+
+
 def round_half_away(x):
     """Round like C: halves away from zero."""
     below_half = np.nextafter(x.dtype.type(0.5), x.dtype.type(0))
@@ -138,13 +148,13 @@ class Inputs(object):
         self.used = min(used, self.described["most_rows"]) if self.are_rows else used
         if not self.are_rows:
             shape = (groups, columns + 2, columns)
-            np.lib.format.open_memmap(self.described["moments"], mode="w+", dtype=np.float32, shape=shape)
+            write_zeros(self.described["moments"], shape)
 
     def take(self, rows):
         """Add samples, shape (groups, some, K)."""
         if self.are_rows:
-            with open(self.described["rows"], "ab") as kept:
-                rows.tofile(kept)
+            with io.open(self.described["rows"], "ab") as kept:
+                kept.write(rows.tobytes())
             return
         stored = np.load(self.described["moments"], mmap_mode="r+")
         for group, own in enumerate(rows):

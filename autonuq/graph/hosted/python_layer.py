@@ -2,6 +2,7 @@
 
 Source: `python_layer.hpp` and `_caffe.cpp` of BVLC Caffe: the module is imported, the class is made without arguments
 that matter, `param_str` and `phase` are set; setup runs once, reshape before every forward.
+`permission` says whether that may be done.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from autonuq.graph.extent import Extent, checked_sizes
+from autonuq.graph.hosted.permission import OWN_MODULE, is_own, is_refused, python_layers_allowed, refusal
 from autonuq.graph.hosted.registry import HostLayer, raised_by, runs_on_host
 from autonuq.graph.model import TEST, TRAIN, Array, Layer, Shape
 from autonuq.graph.shapes.registry import ANY, LayerError, define
@@ -113,11 +117,15 @@ _waiting: OrderedDict[bytes, _Running] = OrderedDict()  # made for their shapes,
 
 @runs_on_host("Python")
 def _python(layer: Layer) -> HostLayer:
+    if is_refused(layer):
+        raise refusal(layer, None)
     return _waiting.pop(layer.message.SerializeToString(), None) or _Running(layer)
 
 
 def _python_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
-    """Ask the layer itself; the object serves the next net that has such a layer."""
+    """Ask the layer itself, unless it is ours; the object serves the next net that has such a layer."""
+    if is_own(layer):
+        return bottoms[: len(layer.tops)]
     key = layer.message.SerializeToString()
     running = _waiting.get(key) or _Running(layer)
     _, above = running.reshape([np.zeros(bottom, np.float32) for bottom in bottoms])
@@ -132,6 +140,8 @@ define(["Python"], _python_tops, bottoms=range(ANY.stop))
 
 def _load_class(layer: Layer) -> Any:
     message = layer.message.python_param
+    if is_own(layer):
+        return _own_class(message.layer)
     try:
         with _caffe_importable():
             return getattr(importlib.import_module(message.module), message.layer)
@@ -140,9 +150,46 @@ def _load_class(layer: Layer) -> Any:
         raise LayerError(f"{reason}: {type(error).__name__}: {error}") from error
 
 
+@cache
+def _own_class(name: str) -> Any:
+    """Return a class of ours, on our base: no other file and no other Caffe has a part in it."""
+    before = sys.modules.get("caffe")
+    sys.modules["caffe"] = _caffe_module()
+    try:
+        return getattr(importlib.import_module(f"{__package__}.{OWN_MODULE}"), name)
+    finally:
+        del sys.modules["caffe"]
+        if before is not None:
+            sys.modules["caffe"] = before
+
+
+class _OwnModule:
+    """Finds our layers' module for a Caffe that is not ours."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return where it is; see `importlib.abc.MetaPathFinder`."""
+        source = Path(__file__).parent / f"{OWN_MODULE}.py"
+        return importlib.util.spec_from_file_location(name, source) if name == OWN_MODULE else None
+
+
+@contextmanager
+def layers_importable(folder: Path) -> Iterator[None]:
+    """Let a Caffe that is not ours import our layers, and those in a network's folder if they are allowed."""
+    sys.meta_path.insert(0, _OwnModule)
+    try:
+        with importable(folder):
+            yield
+    finally:
+        sys.meta_path.remove(_OwnModule)
+
+
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported, those that are found elsewhere first; what is imported stays."""
+    """Let a network's folder be imported from, behind all others, if its layers may run; what is imported stays."""
+    if not python_layers_allowed():
+        yield
+        return
     place = str(folder.resolve())
     importlib.invalidate_caches()
     sys.path.append(place)
@@ -158,10 +205,15 @@ def _caffe_importable() -> Iterator[None]:
     if "caffe" in sys.modules or importlib.util.find_spec("caffe") is not None:
         yield
         return
-    module = ModuleType("caffe")
-    vars(module).update(Layer=PythonLayer, TRAIN=TRAIN, TEST=TEST)
-    sys.modules["caffe"] = module
+    sys.modules["caffe"] = _caffe_module()
     try:
         yield
     finally:
         del sys.modules["caffe"]
+
+
+def _caffe_module() -> ModuleType:
+    """Make as much of a `caffe` as a module of layers imports."""
+    module = ModuleType("caffe")
+    vars(module).update(Layer=PythonLayer, TRAIN=TRAIN, TEST=TEST)
+    return module

@@ -264,7 +264,8 @@ def _faults(error: BaseException, parser: Parser, path: Path) -> Iterator[str]:
         yield f"not one printable line {where}"
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError):
+        if isinstance(cause, MemoryError) and traceback.extract_tb(cause.__traceback__)[-1].name != "parse":
+            # Python's parser says the same of brackets that are nested too deeply.
             yield f"asked for more than {_ROOM_BYTES >> 30} GB at {_where(cause)}"
         cause = cause.__cause__ or cause.__context__
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from mutations import Parser
-from mutators import BOMB_BYTES, BYTES, INTEGERS, TEXT, ZIP, change_json, change_toml, damaged, npy, zip_bomb
+from mutators import BOMB_BYTES, BYTES, INTEGERS, MAX_BYTES, TEXT, ZIP, change_json, change_toml, damaged, npy, zip_bomb
 from PIL import Image
 
 from autonuq.compress.candidate import Candidate
@@ -347,20 +347,27 @@ def change_sections(rng: Random, data: bytes, other: bytes) -> bytes:
 def _changed_network(rng: Random, section: bytes, other: bytes) -> bytes:
     if rng.random() < 0.1:
         return _lzma_bomb()
+    text = _unpacked(section)
+    return section if text is None else lzma.compress(damaged(rng, text, text, TEXT), lzma.FORMAT_ALONE, preset=0)
+
+
+def _unpacked(section: bytes) -> bytes | None:
+    """Return the text of a network's section, None if it is damaged or a bomb."""
     try:
-        text = lzma.decompress(section, lzma.FORMAT_ALONE)
+        text = lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(section, MAX_BYTES + 1)
     except lzma.LZMAError:
-        return section
-    return lzma.compress(damaged(rng, text, text, TEXT), lzma.FORMAT_ALONE)
+        return None
+    return text if len(text) <= MAX_BYTES else None
 
 
 def _resized(rng: Random, section: bytes) -> bytes:
-    try:
-        text = lzma.decompress(section, lzma.FORMAT_ALONE)
-    except lzma.LZMAError:
+    text = _unpacked(section)
+    if text is None:
         return section
     size = b"num_output: %d" % rng.choice((1, 1000, 10**6, 5 * 10**7, 10**9, 2**31 - 1))
-    return lzma.compress(text.replace(rng.choice((b"num_output: 8", b"num_output: 5")), size), lzma.FORMAT_ALONE)
+    return lzma.compress(
+        text.replace(rng.choice((b"num_output: 8", b"num_output: 5")), size), lzma.FORMAT_ALONE, preset=0
+    )
 
 
 @cache
