@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.files import expected_blobs
-from autonuq.graph.layers import infer_shapes
-from autonuq.graph.model import FED_LAYERS, Graph, Shape
+from autonuq.graph.layers import convolution, infer_shapes
+from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
+from autonuq.graph.shapes.windows import channel_axis
 from autonuq.runtime.device import selected_device
 from autonuq.runtime.memory import available_memory
 
@@ -91,7 +92,8 @@ def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:
     Notes
     -----
     What is fed is there twice, as the blob's own array and as the engine's input. Another blob is there from the layer
-    that makes it to the last one that reads it; an output stays. What an engine needs within a layer is not counted.
+    that makes it to the last one that reads it; an output stays. What the engine needs within a layer is counted for
+    Deconvolution alone, where it is what every weight makes of every pixel of an item.
     **Cost**: O(layers).
     """
     last = {blob: index for index, layer in enumerate(graph.layers) for blob in (*layer.bottoms, *layer.tops)}
@@ -105,11 +107,18 @@ def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:
         made = set(layer.tops) - there
         there |= made
         present += sum(sizes[blob] for blob in made)
-        most = max(most, (layer.name, present), key=lambda one: one[1])
+        within = _VALUE_BYTES * _products(layer, shapes[layer.bottoms[0]]) if layer.type == "Deconvolution" else 0
+        most = max(most, (layer.name, present + within), key=lambda one: one[1])
         done = {blob for blob in {*layer.bottoms, *layer.tops} - fed if last[blob] == index} & there
         there -= done
         present -= sum(sizes[blob] for blob in done)
     return most
+
+
+def _products(layer: Layer, bottom: Shape) -> int:
+    axis = channel_axis(layer, bottom)
+    found = convolution(layer, len(bottom) - axis - 1)
+    return found.num_output // found.group * math.prod((*found.kernel, *bottom[axis + 1 :]))
 
 
 def _lacking(taken: int) -> float | None:

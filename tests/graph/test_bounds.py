@@ -9,8 +9,10 @@ from autonuq.errors import ModelError
 from autonuq.graph.backward import windows
 from autonuq.graph.files import load_graph, write_model
 from autonuq.graph.gradients import lower_gradients
+from autonuq.graph.heads import find_heads
 from autonuq.graph.integers import IntegerPlan
 from autonuq.graph.lowering import lower
+from autonuq.runtime.session import Session
 
 MOST = 2**31 - 1
 SMALL = (1, 2, 4, 4)
@@ -178,6 +180,28 @@ def test_layers_without_a_name_get_one_in_little_time(tmp_path):
     path = tmp_path / "net.prototxt"
     path.write_text(blob("b", SMALL) + 'layer { type: "ReLU" bottom: "b" top: "b" }\n' * 2000)
     assert load_graph(path).layers[-1].name == "ReLU#2000"
+
+
+def test_heads_are_found_once_however_many_ways_lead_there(tmp_path):
+    """Each of these layers reads the one before twice: 2^40 ways."""
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        blob("t0", (1, 1))
+        + "".join(
+            f'layer {{ name: "l{index}" type: "ContrastiveLoss" bottom: "t{index}" bottom: "t{index}" bottom: "t0" '
+            f'top: "t{index + 1}" }}\n'
+            for index in range(40)
+        )
+    )
+    assert find_heads(load_graph(path)) == ()
+
+
+def test_the_padding_of_im2col_is_one_zero(tmp_path):
+    """Windows a billion apart meet the image once; it is not padded to two billion pixels for that."""
+    settings = "convolution_param { kernel_size: 1 stride: 1000000000 pad: 1000000000 }"
+    graph = network(tmp_path, "Im2col", settings, (1, 2, 1))
+    feeds = {"b0": np.array([[[3], [4]]], np.float32)}
+    assert Session(lower(graph)).run(feeds)["t0"].tolist() == [[[0, 3, 0], [0, 4, 0]]]
 
 
 ENDLESS = {"end": '"' + '\\"' * 30000, "word": "a" * 60000 + "\\", "quotes": '\\"' * 30000}

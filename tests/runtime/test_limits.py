@@ -41,6 +41,18 @@ def test_a_pass_counts_what_is_there_at_once(files):
     assert pass_bytes(graph, infer_shapes(graph)) == ("wide", 4 * (2 * 10**8 + 5 * 10**5 + 2 * 10**6))
 
 
+def test_a_pass_counts_what_a_deconvolution_makes(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 10 dim: 10 } } }\n'
+        'layer { name: "up" type: "Deconvolution" bottom: "data" top: "up" '
+        "convolution_param { num_output: 3 kernel_size: 7 stride: 2 } }"
+    )
+    graph = load_graph(path)
+    top = 3 * 25 * 25
+    assert pass_bytes(graph, infer_shapes(graph)) == ("up", 4 * (2 * 200 + top + 3 * 49 * 100))
+
+
 def test_a_pass_that_memory_does_not_hold_is_refused(files, left):
     net = Net(files / "net.prototxt")
     left(0.7e9)
