@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.files import expected_blobs
@@ -19,6 +20,16 @@ from autonuq.runtime.memory import available_memory
 
 _VALUE_BYTES = 4
 _NOT_ASKED_BYTES = 1 << 26  # less is not worth asking the system
+
+
+@dataclass
+class _Arena:
+    """The memory for blobs that all sessions share: it keeps what the largest pass took, and the next ones take that."""
+
+    kept_bytes: int = 0
+
+
+_arena = _Arena()
 
 
 def refuse_blob(name: str, shape: Shape) -> None:
@@ -70,13 +81,14 @@ def refuse_pass(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> None
     if not selected_device().is_cpu:  # an accelerator's memory is not this one
         return
     layer, taken = pass_bytes(graph, infer_shapes(graph, inputs))
-    if (left := _lacking(taken)) is not None:
+    if (left := _lacking(taken - _arena.kept_bytes)) is not None:
         raise RuntimeFailure(
             f"a pass takes {_gigabytes(taken)} at least where this layer runs, but {_gigabytes(left)} of memory are "
             "left: take a smaller batch or input",
             path=graph.path,
             layer=layer,
         )
+    _arena.kept_bytes = max(_arena.kept_bytes, taken)
 
 
 def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:

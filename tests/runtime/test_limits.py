@@ -31,7 +31,8 @@ def files(tmp_path):
 
 @pytest.fixture
 def left(monkeypatch):
-    """Say how much memory is left."""
+    """Say how much memory is left, in a process that has run nothing yet."""
+    monkeypatch.setattr(limits, "_arena", limits._Arena())
     return lambda count: monkeypatch.setattr(limits, "available_memory", lambda: count)
 
 
@@ -59,6 +60,10 @@ def test_a_pass_that_memory_does_not_hold_is_refused(files, left):
     message = "net.prototxt, layer 'wide': a pass takes 0.8 GB at least where this layer runs, but 0.7 GB of memory are"
     with pytest.raises(RuntimeFailure, match=message):
         net.forward()
+    left(0.9e9)
+    limits.refuse_pass(load_graph(files / "net.prototxt"))
+    left(0.1e9)
+    limits.refuse_pass(load_graph(files / "net.prototxt"))  # what the last pass took is there for the next one
     net.blobs["data"].reshape(1, 10, 10, 10)
     assert net.forward()["end"].shape == ()
 
