@@ -24,7 +24,7 @@ _NOT_ASKED_BYTES = 1 << 26  # less is not worth asking the system
 
 @dataclass
 class _Arena:
-    """The memory for blobs that all sessions share: it keeps what the largest pass took, and the next ones take that."""
+    """The memory for blobs that all sessions share: it keeps what the largest pass took, for those that follow."""
 
     kept_bytes: int = 0
 
