@@ -19,6 +19,7 @@ from mutations import Parser, attack
 from mutators import INTEGERS
 from rows import Row
 
+from autonuq.compress.needs import study_needs
 from autonuq.errors import RuntimeFailure
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import expected_blobs, load_graph
@@ -244,6 +245,7 @@ def read_layer(path: Path) -> None:
     """Do with a network's layers what commands do: load, look, fold, lower, run, differentiate."""
     graph = load_graph(path)
     quantizable = [found.name for found in capabilities(graph) if found.quantizable]
+    study_needs(graph, quantizable, quantizable, 2).say()
     shapes = infer_shapes(graph)
     taken = pass_bytes(graph, shapes)[1]
     weights = sum(math.prod(shape) for own in expected_blobs(graph).values() for shape in own)
