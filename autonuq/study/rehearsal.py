@@ -18,7 +18,7 @@ from autonuq.compress.chip import say_unsearched
 from autonuq.compress.in_order import NetworkBuilder, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
-from autonuq.compress.quantized import QuantizedModel
+from autonuq.compress.quantized import QuantizedModel, refuse_observers
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
@@ -170,6 +170,7 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
+        refuse_observers(self._graph)
         infer_shapes(self._graph)  # of all: layers that may not run are refused at once
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
