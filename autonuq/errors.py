@@ -53,7 +53,12 @@ class AutonuqError(Exception):
         where = [str(path)] if path is not None else []
         where += [f"layer '{layer}'"] if layer is not None else []
         where += [f"study '{study}'"] if study is not None else []
-        super().__init__(visible(": ".join([", ".join(where), message]) if where else message))
+        super().__init__(_one_line(": ".join([", ".join(where), message]) if where else message))
+
+
+def _one_line(message: str) -> str:
+    """Escape what is not printable: names out of a damaged file may hold anything."""
+    return visible(message)
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
