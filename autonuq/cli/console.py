@@ -178,14 +178,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def permit(python_layers: bool) -> None:
-    """Let this process run a network's own `Python` layers, where its command or the study file says so."""
-    if python_layers:
-        from autonuq.graph.hosted.permission import allow_python_layers
-
-        allow_python_layers()
-
-
 def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:
     """Make the error for a name that there is not; it names the nearest."""
     names = list(known)
