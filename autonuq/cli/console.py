@@ -26,6 +26,10 @@ class PlainConsole(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text of a string, before room is made for it."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yield what is printed; each piece of it is escaped, whatever brought it along."""
         for text, style, control in super().render(renderable, options):

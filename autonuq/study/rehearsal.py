@@ -25,7 +25,7 @@ from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.graph.layers import infer_shapes
+from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
 from autonuq.quant.points import Tuning
@@ -171,7 +171,7 @@ class Rehearsal:
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
         refuse_observers(self._graph)
-        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
+        check_permission(self._graph)
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 
