@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
-from autonuq.graph.hosted.permission import is_refused, refusal
+from autonuq.graph.hosted.permission import check_permission, is_refused
 from autonuq.graph.model import FED_LAYERS, MAX_AXES, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
@@ -74,9 +74,7 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
         A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms; or a `Python` layer,
         which alone knows its shapes, may not run.
     """
-    for layer in graph.layers:
-        if is_refused(layer):
-            raise refusal(layer, graph.path)
+    check_permission(graph)
     given = tuple(sorted((inputs or {}).items()))
     if given not in graph.known_shapes:
         graph.known_shapes[given] = _inferred(graph, inputs, {})

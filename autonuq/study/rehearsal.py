@@ -17,14 +17,14 @@ from autonuq.compress.chip import say_unsearched
 from autonuq.compress.in_order import NetworkBuilder, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
-from autonuq.compress.quantized import QuantizedModel
+from autonuq.compress.quantized import QuantizedModel, refuse_observers
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.graph.layers import infer_shapes
+from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
 from autonuq.quant.points import Tuning
@@ -168,7 +168,8 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
-        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
+        refuse_observers(self._graph)
+        check_permission(self._graph)
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 

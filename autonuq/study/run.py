@@ -41,7 +41,7 @@ from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
-from autonuq.graph.hosted.permission import python_layers
+from autonuq.graph.hosted.permission import check_permission, python_layers
 from autonuq.graph.model import Graph
 from autonuq.masking import without_secrets
 from autonuq.quant.config import QuantizationConfig
@@ -410,6 +410,7 @@ class StudyRun:
 
     def _run(self, workers: Engine, *, exists: bool, timeout: float | None) -> Study:
         task, on_progress = self.task, self._on_progress
+        check_permission(self.model.graph)
         for evaluator in (task.evaluator, task.confirm):
             if evaluator is not None:
                 check_evaluator(evaluator)

@@ -21,6 +21,7 @@ from autonuq.file_names import RULE, file_name_of, is_file_name
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
+from autonuq.masking import masked
 from autonuq.quant.codecs import broken_rule
 from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
@@ -179,6 +180,7 @@ class Task:
             **{key: str(path.resolve()) for key, path in paths.items()},
             **{key: path and str(path.resolve()) for key, path in optional.items()},
             **{key: getattr(self, key) for key in PLAIN_FIELDS},
+            "artifacts": masked(self.artifacts),
             "has_config": self.config is not None,
         }
 

@@ -18,6 +18,7 @@ import optuna
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import check_evaluator
+from autonuq.graph.hosted.permission import check_permission
 from autonuq.records import ARTIFACTS, PROVENANCE
 from autonuq.runtime.device import engine_version
 from autonuq.search.sampler import make_sampler
@@ -148,7 +149,14 @@ def make_runner(
     *,
     is_first: bool,
 ) -> Runner:
-    """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
+    """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed.
+
+    Raises
+    ------
+    ModelError
+        The network has `Python` layers that may not run here: no trial is spent on that.
+    """
+    check_permission(candidate.model.graph)
     study = Study(study).own_view()
     runner = Runner(task, storage, study, candidate, on_progress)
     trials = len(study.get_trials(deepcopy=False))
