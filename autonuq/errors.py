@@ -9,16 +9,24 @@
     ├─ StudyError         exit 6   study file, study or its storage: malformed, exists, not found, of another model
     └─ EvaluatorError     exit 7   the user's code raised, returned no finite number, or cannot be loaded
 
-A message is one line that says what is wrong, where, and what to do. Misuse of the Python API raises
+A message is one short line that says what is wrong, where, and what to do. Misuse of the Python API raises
 ``ValueError`` or ``TypeError`` instead. Errors of other libraries are mapped at one edge with ``raise ... from``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
+
+_MOST = 480
+"""Characters of a message, beside the file, the layer and the study that it is about."""
+_MOST_QUOTED = 80
+"""Characters of a name or a value, where something has to go."""
+_QUOTED = re.compile(r"""(?<!\w)(["'])([^"']+)(?=\1)""")
+_LEFT_OUT = " ... "
 
 
 class AutonuqError(Exception):
@@ -27,7 +35,8 @@ class AutonuqError(Exception):
     Parameters
     ----------
     message : str
-        What is wrong, where, and what to do.
+        What is wrong, where, and what to do. Of a long one, quoted values lose their middle, then the whole does:
+        what is wrong comes first, what to do last.
     path, layer, study : optional
         The file, the Caffe layer or the study concerned; named in front of the message.
     """
@@ -42,19 +51,34 @@ class AutonuqError(Exception):
         layer: str | None = None,
         study: str | None = None,
     ) -> None:
-        self.message = message
+        self.message = _shortened(_one_line(message))
         self.path = None if path is None else Path(path)
         self.layer = layer
         self.study = study
-        where = [str(path)] if path is not None else []
-        where += [f"layer '{layer}'"] if layer is not None else []
-        where += [f"study '{study}'"] if study is not None else []
-        super().__init__(_one_line(": ".join([", ".join(where), message]) if where else message))
+        where = [_one_line(str(path))] if path is not None else []
+        where += [f"layer '{_cut(_one_line(layer), _MOST_QUOTED)}'"] if layer is not None else []
+        where += [f"study '{_cut(_one_line(study), _MOST_QUOTED)}'"] if study is not None else []
+        super().__init__(": ".join([", ".join(where), self.message]) if where else self.message)
 
 
-def _one_line(message: str) -> str:
+def _one_line(text: str) -> str:
     """Escape what is not printable: names out of a damaged file may hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _shortened(message: str) -> str:
+    """Keep a message short, however long the names and values are that a file made it quote."""
+    if len(message) > _MOST:
+        message = _QUOTED.sub(lambda found: found[1] + _cut(found[2], _MOST_QUOTED), message)
+    return _cut(message, _MOST)
+
+
+def _cut(text: str, most: int) -> str:
+    """Leave out the middle of what is longer; two thirds of the rest are its beginning."""
+    if len(text) <= most:
+        return text
+    kept = most - len(_LEFT_OUT)
+    return text[: kept * 2 // 3] + _LEFT_OUT + text[-(kept // 3) :]
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:

@@ -52,6 +52,7 @@ from autonuq.graph.passes import dequantization_blobs
 from autonuq.graph.record import Factors, checked_factors
 from autonuq.quant.codecs import CODEC_NAMES, PLAIN, make_codec
 from autonuq.quant.uniform import dequantize
+from autonuq.reading import reading
 
 SUFFIX = ".nuq"
 MAGIC = b"\x89NUQ\r\n\x1a\n"
@@ -66,7 +67,11 @@ _COMMENT = "# "
 _FLOAT, _QUANTIZED = b"\0", b"\1"
 _NO_AXIS = 255
 Chunk = bytes | memoryview
-_MAX_TEXT = 1 << 28  # bytes of a prototxt: a file of a few kilobytes must not fill the memory
+_FREE_TEXT_BYTES, _TEXT_RATIO = 1 << 18, 64
+"""Of a prototxt; thousands of layers of one kind, numbered, come to a ratio of 58 and hold no more than that."""
+_FREE_WEIGHTS, _WEIGHTS_PER_BYTE = 1 << 24, 128
+"""Of a file: a layer of one level takes no bytes at all, but networks that do their work stay far above 1/16 bit."""
+_LZMA_BYTES = 1 << 25  # what the decoder may take; the writer's settings need a third of it
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,44 @@ def write_packed(graph: Graph, layers: Mapping[str, PackedLayer], path: str | Pa
         Its folder must exist.
     origin : str, optional
         Where the network comes from and what it lost.
+
+    Raises
+    ------
+    QuantizationError
+        The file would be so small that `load_packed` takes it for one made to fill the memory.
     """
-    text = "".join(f"{_COMMENT}{line}\n" for line in origin.splitlines()) + prototxt_text(graph)
-    chunks = _section("", [lzma.compress(text.encode(), lzma.FORMAT_ALONE)])
+    path = Path(path)
+    text = ("".join(f"{_COMMENT}{line}\n" for line in origin.splitlines()) + prototxt_text(graph)).encode()
+    packed_text = lzma.compress(text, lzma.FORMAT_ALONE)
+    if len(text) > _most_text(len(packed_text)):
+        raise QuantizationError(
+            f"a prototxt of {len(text):,} bytes packs into {len(packed_text):,}: too few", path=path
+        )
+    chunks = _section("", [packed_text])
     named = {_dequantized_layer(layer) for layer in graph.layers}
     for layer in graph.layers:
         if _dequantized_layer(layer) not in layers and (layer.blobs or layer.name in named):
             chunks += _section(layer.name, _layer_chunks(layer, layers.get(layer.name)))
     length = _PREAMBLE.size + _CRC.size + sum(len(chunk) for chunk in chunks)
+    _check_weights({layer.name: [blob.shape for blob in layer.blobs] for layer in graph.layers}, length, path)
     preamble = _PREAMBLE.pack(MAGIC, VERSION, length)
     return replace_file(path, [preamble, _CRC.pack(zlib.crc32(preamble)), *chunks])
+
+
+def _most_text(packed_bytes: int) -> int:
+    """Return how long a prototxt may be that was packed into so many bytes."""
+    return max(_FREE_TEXT_BYTES, _TEXT_RATIO * packed_bytes)
+
+
+def _check_weights(shapes: Mapping[str, Sequence[Shape]], file_bytes: int, path: Path) -> None:
+    """Refuse a network whose weights no file of that size holds, but one that was made to fill the memory."""
+    count = sum(math.prod(shape) for blobs in shapes.values() for shape in blobs)
+    if count > (most := _FREE_WEIGHTS + _WEIGHTS_PER_BYTE * file_bytes):
+        raise QuantizationError(
+            f"{count:,} weights in {file_bytes:,} bytes are more than the {most:,} that so small a file can honestly "
+            "hold; take the prototxt and caffemodel instead",
+            path=path,
+        )
 
 
 def _dequantized_layer(layer: Layer) -> str | None:
@@ -193,12 +226,17 @@ def load_packed(path: str | Path) -> PackedNetwork:
     """
     path = Path(path)
     reader = _Reader(path)
-    text = _decompressed(reader)
+    packed_text = _decompressed(reader)
+    with reading(path, QuantizationError, "holds a prototxt that is no UTF-8 text"):
+        text = packed_text.decode()
     try:
-        graph = parse_graph(text, path)
+        graph = parse_graph(packed_text, path)
         expected = expected_blobs(graph)
     except ModelError as error:
-        raise QuantizationError(f"holds a network that cannot be used: {error}", path=path) from error
+        raise QuantizationError(
+            f"holds a network that cannot be used: {error.message}", path=path, layer=error.layer
+        ) from error
+    _check_weights(expected, reader.size_bytes, path)
     named = {_dequantized_layer(layer) for layer in graph.layers}
     packed: dict[str, PackedLayer] = {}
     layers = []
@@ -212,7 +250,7 @@ def load_packed(path: str | Path) -> PackedNetwork:
             blobs = _read_layer(reader.section(layer.name), expected[layer.name], packed)
         layers.append(layer.with_(blobs=blobs))
     reader.finish()
-    lines = text.decode().splitlines(keepends=True)
+    lines = text.splitlines(keepends=True)
     comments = [
         line.removeprefix(_COMMENT).strip() for line in takewhile(lambda line: line.startswith(_COMMENT), lines)
     ]
@@ -221,13 +259,15 @@ def load_packed(path: str | Path) -> PackedNetwork:
 
 def _decompressed(reader: _Reader) -> bytes:
     section = reader.section("")
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MAX_TEXT)
-    try:
-        text = decoder.decompress(section.rest(), _MAX_TEXT)
-    except lzma.LZMAError as error:
-        raise section.error(f"its prototxt cannot be decompressed: {error}") from error
+    data = section.rest()
+    most = _most_text(len(data))
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_BYTES)
+    with reading(section.path, QuantizationError, "cannot be decompressed", what="its prototxt"):
+        text = decoder.decompress(data, most + 1)
+    if len(text) > most:
+        raise section.error(f"its prototxt is longer than the {most:,} bytes that {len(data):,} honestly hold")
     if not decoder.eof or decoder.unused_data:
-        raise section.error("its prototxt is incomplete, too long, or followed by something else")
+        raise section.error("its prototxt is incomplete, or followed by something else")
     return text
 
 
@@ -274,10 +314,11 @@ def _weights(section: _Section, packed: PackedLayer, shape: Shape, scales: NDArr
     known = (*CODEC_NAMES, PLAIN)
     if packed.codec not in known:
         raise section.error(f"is coded by '{packed.codec}', but the known codecs are {', '.join(known)}")
-    try:
-        codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
-    except QuantizationError as error:
-        raise section.error(str(error)) from error
+    with reading(section.path, QuantizationError, "holds weights that are damaged", layer=section.layer):
+        try:
+            codes = make_codec(packed.codec, shape).decode(packed.stream, math.prod(shape))
+        except QuantizationError as error:
+            raise section.error(error.message) from error
     return dequantize(codes.reshape(shape), scales, axis)
 
 
@@ -286,10 +327,8 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading(path, QuantizationError, "cannot be read"):
             self._data = memoryview(path.read_bytes())
-        except OSError as error:
-            raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
         self._position = _PREAMBLE.size + _CRC.size
         if bytes(self._data[: len(MAGIC)]) != MAGIC:
             raise QuantizationError(f"is no packed network ({SUFFIX}), or its first bytes are damaged", path=path)
@@ -299,6 +338,7 @@ class _Reader:
         if self._data[_PREAMBLE.size : self._position] != _CRC.pack(zlib.crc32(preamble)):
             raise QuantizationError("the checksum of its first bytes is wrong: the file is damaged", path=path)
         _, version, self._length = _PREAMBLE.unpack(preamble)
+        self.size_bytes = len(self._data)
         if version != VERSION:
             raise QuantizationError(f"is of version {version}, but this program reads {VERSION}", path=path)
 

@@ -5,15 +5,16 @@ Source: caffe.proto (`Datum`, `BlobProto`) and `io.cpp` (what a writer puts into
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from autonuq.errors import EvaluatorError
 from autonuq.graph import caffe_pb2
 from autonuq.graph.model import Array
+from autonuq.reading import reading
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,13 @@ def parse_datum(record: bytes, key: str, path: Path) -> Datum:
     EvaluatorError
         The record is no Datum, or holds another number of values than its shape says.
     """
-    try:
+    with reading(path, EvaluatorError, "is no Datum of Caffe's", what=f"record '{key}'"):
         message = caffe_pb2.Datum.FromString(record)
-    except DecodeError as error:
-        raise EvaluatorError(f"record '{key}' is no Datum of Caffe's", path=path) from error
     if message.encoded:
         return Datum(message.label, message.data, None)
     values = np.frombuffer(message.data, np.uint8) if message.data else np.array(message.float_data, np.float32)
     shape = (message.channels, message.height, message.width)
-    if values.size == 0 or values.size != np.prod(shape):
+    if values.size == 0 or values.size != math.prod(shape) or min(shape) < 1:
         raise EvaluatorError(f"record '{key}' has {values.size} values, its shape {shape} wants others", path=path)
     return Datum(message.label, b"", values.reshape(shape))
 
@@ -67,14 +66,15 @@ def load_mean_image(path: Path) -> Array:
     EvaluatorError
         The file cannot be read or holds no such image.
     """
-    try:
+    with reading(path, EvaluatorError, "is no BlobProto of Caffe's", what="mean file"):
         message = caffe_pb2.BlobProto.FromString(path.read_bytes())
-    except OSError as error:
-        raise EvaluatorError(f"mean file cannot be read: {error.strerror}", path=path) from error
-    except DecodeError as error:
-        raise EvaluatorError("mean file is no BlobProto of Caffe's", path=path) from error
     shape = tuple(message.shape.dim) or (message.num, message.channels, message.height, message.width)
     kind, data = ("<f8", message.double_data) if message.double_data else ("<f4", message.data)
-    if len(shape) not in (3, 4) or len(data) == 0 or np.prod(shape) * np.dtype(kind).itemsize != len(data):
+    if (
+        len(shape) not in (3, 4)
+        or len(data) == 0
+        or min(shape) < 1
+        or math.prod(shape) * np.dtype(kind).itemsize != len(data)
+    ):
         raise EvaluatorError(f"mean file does not hold one image: its shape is {shape}", path=path)
     return np.frombuffer(data, kind).astype(np.float32).reshape(shape[-3:])

@@ -16,6 +16,7 @@ from autonuq.atomic import replace_text
 from autonuq.errors import QuantizationError
 from autonuq.graph import record_pb2
 from autonuq.graph.text import decode_text, escape_bytes, unescape_bytes
+from autonuq.reading import reading
 
 CLUSTER_SIZES = (16, 32)
 # What a record that replaces a calibration must hold of every layer (convert_model page).
@@ -70,12 +71,8 @@ def load_record(path: str | Path, *, complete: bool = False) -> dict[str, Factor
     """
     path = Path(path)
     message = record_pb2.ScaleOffsetRecord()
-    try:
+    with reading(path, QuantizationError, "is no record file"):
         text_format.Parse(unescape_bytes(decode_text(path.read_bytes())), message)
-    except OSError as error:
-        raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
-    except text_format.ParseError as error:
-        raise QuantizationError(f"is no record file: {error}", path=path) from error
     records: dict[str, Factors] = {}
     for entry in message.record:
         if entry.key in records:

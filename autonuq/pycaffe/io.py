@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from autonuq.graph.model import Array, Shape
 from autonuq.graph.script_messages import build_messages
+from autonuq.pycaffe.pictures import decode
 
 __all__ = [
     "Transformer",
@@ -43,10 +43,16 @@ def load_image(filename: str | Path, color: bool = True) -> Array:
     OSError
         The file cannot be read or is no picture.
     """
-    with Image.open(filename) as picture:
-        if not color and picture.mode == "L":
-            return (np.asarray(picture, np.float32) / np.float32(255))[:, :, np.newaxis]
-        values = np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
+    path = Path(filename)
+    try:
+        picture = decode(path)
+    except OSError as error:
+        raise error if error.filename else OSError(f"{path}: {error}") from error
+    is_grey = not color and picture.mode == "L"
+    values = np.array(picture if is_grey else picture.convert("RGB"), np.float32)
+    values /= np.float32(255)
+    if is_grey:
+        return values[:, :, np.newaxis]
     return values if color else (values @ _LUMINANCE)[:, :, np.newaxis]
 
 

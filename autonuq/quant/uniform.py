@@ -160,7 +160,9 @@ def dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32], channel_axis
     -------
     ndarray of float32, shape of `codes`
     """
-    return codes.astype(np.float32) * _scale_over(scale, codes.ndim, channel_axis)
+    weights = codes.astype(np.float32)
+    weights *= _scale_over(scale, codes.ndim, channel_axis)  # in place: a file may hold hundreds of megabytes
+    return weights
 
 
 def quantize_bias(bias: NDArray[Any], scale_d: float, scale_w: NDArray[np.float32]) -> NDArray[np.int32]:

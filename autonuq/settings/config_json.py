@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from autonuq.quant.config import (
     Target,
     WeightSettings,
 )
+from autonuq.reading import reading
 
 # AMCT's table of uniformly quantizable layer types (Caffe PTQ pages).
 QUANTIZABLE_TYPES = (*CHANNEL_WISE_TYPES, "InnerProduct", "Pooling")
@@ -193,15 +195,13 @@ def parse_json(path: Path, **hooks: Any) -> object:
     **hooks
         Passed on to `json.loads`; a hook refuses by ``ValueError``.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), **hooks)
-    except OSError as error:
-        raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise QuantizationError(f"is not JSON at {where}: {error.msg}", path=path) from error
-    except (ValueError, RecursionError) as error:
-        raise QuantizationError(f"is not JSON: {error}", path=path) from error
+    with reading(path, QuantizationError, "is not JSON"):
+        text = path.read_text(encoding="utf-8")
+        try:
+            return json.loads(text, **hooks)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise QuantizationError(f"is not JSON at {where}: {error.msg}", path=path) from error
 
 
 def build_activation(values: Mapping[str, Any], place: Place) -> ActivationSettings:
@@ -527,8 +527,8 @@ class _Object(dict[str, Any]):
 
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
     result = _Object(pairs)
-    keys = [key for key, _ in pairs]
-    result.repeated = tuple(key for key in result if keys.count(key) > 1) if len(keys) > len(result) else ()
+    counts = Counter(key for key, _ in pairs)
+    result.repeated = tuple(key for key, count in counts.items() if count > 1)
     return result
 
 

@@ -31,6 +31,7 @@ from autonuq.quant.config import (
     Target,
     WeightSettings,
 )
+from autonuq.reading import reading
 from autonuq.settings import quant_config_pb2 as schema
 from autonuq.settings.config_json import (
     BATCH_NUM,
@@ -138,18 +139,17 @@ class _Choices:
 
 def _parse_text(path: Path) -> schema.AMCTConfig:
     message = schema.AMCTConfig()
-    try:
-        # Merge, not Parse: only Merge lets the last of two exclusive blocks win.
-        text_format.Merge(unescape_bytes(path.read_text(encoding="utf-8")), message)
-    except OSError as error:
-        raise QuantizationError(f"cannot be read: {error.strerror}", path=path) from error
-    except UnicodeDecodeError as error:
-        raise QuantizationError(f"is not UTF-8 text: {error.reason} at byte {error.start}", path=path) from error
-    except text_format.ParseError as error:
-        line, column = error.GetLine(), error.GetColumn()
-        problem = str(error).removeprefix(f"{line}:{column} : ").replace("\n", " ")
-        where = f"line {line}, column {column}: " if line is not None else ""
-        raise QuantizationError(f"{where}{problem}", path=path) from error
+    with reading(path, QuantizationError, "is not UTF-8 text"):
+        text = unescape_bytes(path.read_text(encoding="utf-8"))
+    with reading(path, QuantizationError, "is no simplified configuration of AMCT's"):
+        try:
+            # Merge, not Parse: only Merge lets the last of two exclusive blocks win.
+            text_format.Merge(text, message)
+        except text_format.ParseError as error:
+            line, column = error.GetLine(), error.GetColumn()
+            problem = str(error).removeprefix(f"{line}:{column} : ").replace("\n", " ")
+            where = f"line {line}, column {column}: " if line is not None else ""
+            raise QuantizationError(f"{where}{problem}", path=path) from error
     try:
         message.SerializeToString()  # text is merged without a look at required fields, bytes are not
     except EncodeError as error:
@@ -348,9 +348,10 @@ def _gains_nothing(path: Path, chip: str) -> str:
 def _find_mapping_file(name: str, cfg: Path) -> Path:
     """Look in the working directory, then beside the .cfg."""
     candidates = list(dict.fromkeys([Path(name), cfg.parent / name]))
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    with reading(cfg, QuantizationError, "its 'nuq_config.mapping_file' can be no file's name"):
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
     looked = " and ".join(str(candidate) for candidate in candidates)
     raise QuantizationError(
         f"The 'nuq_config.mapping_file' key must name a file. Got \"{name}\" instead; looked for {looked}.",

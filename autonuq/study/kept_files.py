@@ -128,8 +128,8 @@ class KeptFiles:
 
     def _lost(self, what: str) -> StudyError:
         return StudyError(
-            f"{what} in {self._task.record_file.parent} were lost and cannot be built again as they were; restore them, "
-            "or start a study of another name",
+            f"{what} in {self._task.record_file.parent} were lost and cannot be built again as they were; restore "
+            "them, or start a study of another name",
             study=self._study.study_name,
         )
 

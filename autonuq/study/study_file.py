@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +17,17 @@ from autonuq.graph.files import ModelPair
 from autonuq.quant.atc.chips import DDR_RATES, MARKS
 from autonuq.quant.codecs import CODEC_NAMES, broken_rule
 from autonuq.quant.config import Target
+from autonuq.reading import reading
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import absolute_url, default_url
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.task import FLOAT_RULES, Task
 
+_MOST_BYTES = 1 << 20
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){16}""", re.ASCII)
+"""tomllib takes memory and time by the square of a key's parts; no key of ours has more than three."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_INTEGERS = 1 << 63
 _NUMBER = (int, float)
 _DATA: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("npz", "folder", "lmdb", "images", "labels", "layout"), str),
@@ -140,29 +148,28 @@ def load_task(
         The file cannot be read, is no TOML, or a key is unknown, missing, or of the wrong kind.
     """
     path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-        tables = tomllib.loads(text)
-    except OSError as error:
-        raise StudyError(f"study file cannot be read: {error.strerror}", path=path) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"study file is no TOML: {error}", path=path) from error
+    text, tables = _parsed(path)
+    _check_plain(tables, "", path)
     _drop_retired(tables, path)
     confirming = tables.pop("confirm", None)
     values = _checked(tables, path)
     if trials is not None:
         values["search", "trials"] = trials
     folder = path.resolve().parent
-    evaluator, confirm = _evaluators(tables, values, confirming, path)
-    target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
+    with reading(path, StudyError, "are no paths", what="what its keys name"):
+        evaluator, confirm = _evaluators(tables, values, confirming, path)
+        target = Path(out or folder / values.get(("", "out"), f"out/{values['', 'name']}")).resolve()
+        url = _storage_url(values, folder, target, storage)
+        artifacts_url = absolute_location(artifacts, Path.cwd()) or absolute_location(
+            values.get(("search", "artifacts")), folder
+        )
     return Task(
         source=ModelPair(folder / values["model", "prototxt"], folder / values["model", "weights"]),
         evaluator=evaluator,
         confirm=confirm,
         out=target,
-        storage=_storage_url(values, folder, target, storage),
-        artifacts=absolute_location(artifacts, Path.cwd())
-        or absolute_location(values.get(("search", "artifacts")), folder),
+        storage=url,
+        artifacts=artifacts_url,
         cfg=folder / values["quantization", "cfg"] if ("quantization", "cfg") in values else None,
         amct_levels=values.get(("quantization", "levels")) == "amct",
         provenance={"study file": text},
@@ -170,6 +177,34 @@ def load_task(
         workers=_workers(values),
         **{field: values[place] for place, field in _FIELDS.items() if place in values},
     )
+
+
+def _parsed(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text and what it says."""
+    with reading(path, StudyError, "is no TOML", what="study file"):
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise StudyError(f"study file has {size:,} bytes; it must have at most {_MOST_BYTES:,}", path=path)
+        text = path.read_text("utf-8")
+        if deep := _DEEP_KEY.search(text):
+            line = text.count("\n", 0, deep.start()) + 1
+            raise StudyError(f"study file has a key of too many parts in line {line}", path=path)
+        return text, tomllib.loads(text)
+
+
+def _check_plain(value: object, place: str, path: Path) -> None:
+    """Refuse what no key takes, wherever it stands: control characters, numbers without an end or of any size."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(inner, _dotted(place, key), path)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, place, path)
+    elif isinstance(value, str) and (control := _CONTROL.search(value)):
+        raise StudyError(f"'{place}' must be text without control characters. Got {control[0]!r} in it.", path=path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise StudyError(f"'{place}' must be finite. Got {value} instead.", path=path)
+    elif isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
+        raise StudyError(f"'{place}' must be a whole number of 64 bits, as TOML's are", path=path)
 
 
 def _workers(values: Mapping[tuple[str, str], Any]) -> Workers:
@@ -226,7 +261,7 @@ def _confirming(tables: Mapping[str, Any], confirming: object, path: Path) -> Ev
     try:
         return _recipe(_checked({**tables, "evaluator": evaluator}, path), path.resolve().parent)
     except StudyError as error:
-        raise StudyError(f"in [confirm], which is read like [evaluator]: {error}") from error
+        raise StudyError(f"in [confirm], which is read like [evaluator]: {error.message}", path=error.path) from error
 
 
 def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Path, storage: str | None) -> str:
@@ -239,7 +274,7 @@ def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Pa
 
 def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRecipe:
     return EvaluatorRecipe(
-        what=values.get(("evaluator", "class")) or _accuracy_settings(values, folder),
+        what=values["evaluator", "class"] if ("evaluator", "class") in values else _accuracy_settings(values, folder),
         folder=folder,
         evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), EvaluatorRecipe.evaluate_batch_num),
         timeout_s=values.get(("evaluator", "timeout")),
@@ -387,6 +422,8 @@ def _check_evaluator(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         keys = "either 'evaluator.class' or 'evaluator.kind'"
         raise StudyError(f"{keys} must say how to score ({rule}); {what}", path=path)
     if "evaluator.class" in own:
+        if not values["evaluator", "class"]:
+            raise StudyError("'evaluator.class' must name a class, e.g. 'evaluate.py:Top1'. Got '' instead.", path=path)
         if "evaluator.evaluate_batch_num" not in own:
             raise StudyError("'evaluator.evaluate_batch_num' is missing", path=path)
         foreign = sorted(own - {"evaluator.class", "evaluator.evaluate_batch_num", "evaluator.timeout"})

@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import io
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,14 +18,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from autonuq.array_files import load_arrays
 from autonuq.errors import EvaluatorError
 from autonuq.graph.datum import Datum, parse_datum
+from autonuq.pycaffe.pictures import decode
+from autonuq.reading import reading
 
 Order = Literal["RGB", "BGR"]
 _DECODERS = 4  # threads that decode pictures; Pillow works outside the interpreter's lock
 _CHUNK_BYTES = 1 << 20
+_LABEL_DIGITS = 9  # Caffe's labels have 32 bits
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class DataSettings:
         """Say whether two settings of one source have an image in common."""
         last = [math.inf if one.count is None else one.start + one.count for one in (self, other)]
         return self.start < last[1] and other.start < last[0]
+
+    @property
+    def file(self) -> Path:
+        """The file that says which images there are."""
+        return Path(self.labels) if self.kind == "folder" else self.path
 
     @property
     def span(self) -> slice:
@@ -116,7 +123,7 @@ def open_images(settings: DataSettings, part: Part = "all") -> LabelledImages:
     if len(source.labels) == 0 or (settings.count is not None and len(source.labels) < settings.count):
         wanted = "one" if settings.count is None else f"{settings.count} images"
         have = f"there are {len(source.labels)} from number {settings.start} on"
-        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.path)
+        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.file)
     source.keep(part_of(len(source.labels), part))
     return source
 
@@ -129,7 +136,7 @@ class NpzImages:
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings = settings
-        arrays = load_arrays(settings.path, (settings.images, settings.labels))
+        arrays = load_arrays(settings.path, (settings.images, settings.labels), EvaluatorError)
         self._images, labels = arrays[settings.images], arrays[settings.labels]
         if self._images.ndim not in (3, 4) or self._images.dtype.kind not in "uif":
             raise self._error(
@@ -178,25 +185,6 @@ class NpzImages:
         return EvaluatorError(message, path=self._settings.path)
 
 
-def load_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read arrays of an `.npz`.
-
-    Raises
-    ------
-    EvaluatorError
-        The file cannot be read or has no such array.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in names:
-                if name not in arrays:
-                    raise EvaluatorError(f"has no array '{name}' (it has: {', '.join(arrays)})", path=path)
-            return {name: arrays[name] for name in names}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no .npz of plain arrays"
-        raise EvaluatorError(f"cannot be read: {reason}", path=path) from error
-
-
 class FolderImages:
     """Pictures in a folder, named with their labels in a text file."""
 
@@ -205,10 +193,11 @@ class FolderImages:
 
     def __init__(self, settings: DataSettings) -> None:
         self._folder, self._settings = settings.path, settings
-        entries = list(self._entries(Path(settings.labels)))[settings.span]
+        entries = list(self._entries(settings.file))[settings.span]
         self._names = [name for name, _ in entries]
         self.labels = np.array([label for _, label in entries], np.int64)
-        missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
+        with reading(settings.file, EvaluatorError, "names what can be no file", what="label file"):
+            missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
         if missing is not None:
             raise EvaluatorError(f"picture '{missing}' of {settings.labels} is not there", path=self._folder)
 
@@ -217,14 +206,11 @@ class FolderImages:
         self._names, self.labels = [self._names[place] for place in places], self.labels[places]
 
     def _entries(self, file: Path) -> Iterator[tuple[str, int]]:
-        try:
+        with reading(file, EvaluatorError, "is no text", what="label file"):
             lines = file.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise EvaluatorError(f"label file cannot be read: {reason}", path=file) from error
         for number, line in enumerate(lines, 1):
             name, _, label = line.strip().rpartition(" ")
-            if name and label.isdecimal():
+            if name and label.isdecimal() and len(label) <= _LABEL_DIGITS:
                 yield name.strip(), int(label)
             elif line.strip():
                 raise EvaluatorError(f"line {number} must read 'picture label'. Got '{line}' instead.", path=file)
@@ -247,11 +233,8 @@ def decode_picture(file: Path | io.BytesIO, channels: int, path: Path) -> NDArra
     """Decode a picture to (height, width, 1 or 3), RGB; `path` is for messages."""
     if channels not in (1, 3):
         raise EvaluatorError(f"pictures have 1 or 3 channels, the network takes {channels}", path=path)
-    try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise EvaluatorError(f"picture cannot be read: {error}", path=path) from error
+    with reading(path, EvaluatorError, "cannot be read", what="picture"):
+        pixels = np.asarray(decode(file, "L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -285,14 +268,12 @@ class LmdbImages:
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
         """Open the database for a moment: a handle must not be carried into another process."""
-        try:
+        with reading(self._path, EvaluatorError, "is no LMDB that can be read"):
             environment = self._lmdb.open(
                 str(self._path), readonly=True, lock=False, create=False, subdir=self._path.is_dir()
             )
-        except self._lmdb.Error as error:
-            raise EvaluatorError(f"is no LMDB that can be read: {error}", path=self._path) from error
-        with environment, environment.begin() as transaction:
-            yield transaction
+            with environment, environment.begin() as transaction:
+                yield transaction
 
     def _datum(self, key: bytes, value: bytes) -> Datum:
         return parse_datum(bytes(value), key.decode(errors="replace"), self._path)

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from autonuq.array_files import load_array, load_arrays
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.sources import Order, load_arrays
+from autonuq.evaluate.builtin.sources import Order
 from autonuq.graph.datum import load_mean_image
 from autonuq.graph.model import Array
 
@@ -69,7 +70,7 @@ class Transform:
         self._settings, self._shape = settings, shape
         self.mean = _mean(settings)
         if self.mean.shape[0] not in (1, shape[0]):
-            raise EvaluatorError(f"the mean has {self.mean.shape[0]} channels, the network takes {shape[0]}")
+            raise self._mean_error(f"the mean has {self.mean.shape[0]} channels, the network takes {shape[0]}")
 
     def apply(self, images: Sequence[NDArray[Any]], order: Order, wanted: Order) -> Array:
         """Make a batch.
@@ -116,10 +117,13 @@ class Transform:
             return self.mean
         if size == before and self._settings.crop is not None:
             return _centre(self.mean.transpose(1, 2, 0), self._settings.crop).transpose(2, 0, 1)
-        raise EvaluatorError(
+        raise self._mean_error(
             f"the mean image is {size[0]}x{size[1]}; it must have the size before the crop, {before[0]}x{before[1]}, "
             f"or the network's, {self._shape[1]}x{self._shape[2]}"
         )
+
+    def _mean_error(self, message: str) -> EvaluatorError:
+        return EvaluatorError(message, path=self._settings.mean_file)
 
 
 def _mean(settings: TransformSettings) -> Array:
@@ -131,19 +135,22 @@ def _mean(settings: TransformSettings) -> Array:
         raise EvaluatorError(
             f"mean of shape {mean.shape} must be (channels,) or (channels, height, width)", path=settings.mean_file
         )
-    return mean.astype(np.float32).reshape(mean.shape if mean.ndim == 3 else (-1, 1, 1))
+    with np.errstate(over="ignore"):
+        mean = mean.astype(np.float32)
+    if not np.isfinite(mean).all():
+        raise EvaluatorError(
+            "mean must be finite; it holds NaN, infinity or what float32 lacks", path=settings.mean_file
+        )
+    return mean.reshape(mean.shape if mean.ndim == 3 else (-1, 1, 1))
 
 
 def _load_mean(file: str) -> NDArray[Any]:
     archive, _, name = file.rpartition(":")
     if archive.endswith(".npz"):
-        return load_arrays(Path(archive), [name])[name]
+        return load_arrays(archive, [name], EvaluatorError)[name]
     if not file.endswith(".npy"):
         return load_mean_image(Path(file))
-    try:
-        return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise EvaluatorError(f"mean file cannot be read: {error}", path=file) from error
+    return load_array(file, EvaluatorError, what="mean file")
 
 
 def _resized(image: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

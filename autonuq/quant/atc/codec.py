@@ -17,6 +17,7 @@ from autonuq.quant.codebook import BINS, Codebook
 from autonuq.quant.feedback import Prices
 
 _UNIT_BITS = 3
+_MOST_RATIO = 8  # a packet of 8 bytes covers 64
 _ZERO = 128
 
 
@@ -116,6 +117,8 @@ class AscendCodec:
         """
         if count != self.device_bytes - self.padding_zeros:
             raise QuantizationError(f"a layer of shape {self.shape} has not {count} weights")
+        if len(data) * _MOST_RATIO < self.device_bytes:
+            raise QuantizationError(f"{len(data)} bytes cannot be {count} weights: truncated or damaged")
         if len(data) != self.device_bytes:
             form = StreamFormat(self.fractal_bytes)
             index = find_index(data, self.device_bytes // self.fractal_bytes, form)
