@@ -39,13 +39,14 @@ from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
+from autonuq.evaluate.evaluator import check_evaluator, data_digests, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Graph
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
+    DATA,
     FINGERPRINT,
     FLOAT_LAYERS,
     LEASE,
@@ -343,6 +344,11 @@ class StudyRun:
         """Digests of everything that changes a measurement."""
         return fingerprint_of(self.task, self.model)
 
+    @cached_property
+    def data(self) -> Mapping[str, str]:
+        """Digests of the evaluator's data, where it tells them."""
+        return data_digests(self.task.evaluator)
+
     def resumability(self) -> Resumability:
         """Say how the study stands that exists.
 
@@ -354,7 +360,7 @@ class StudyRun:
         study = open_study(self.task.name, self.task.storage)
         trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
-        changed = changed_parts(study.optuna, self.fingerprint)
+        changed = changed_parts(study.optuna, self.fingerprint, self.data)
         if not changed and self._judges_otherwise(study.record()):
             changed = ["the limit of is_satisfied"]
         return Resumability(
@@ -428,7 +434,7 @@ class StudyRun:
         storage = open_storage(task.storage)
         if exists:
             study = storage.load(task.name)
-            check_fingerprint(study, fingerprint)
+            check_fingerprint(study, fingerprint, self.data)
         else:
             study = storage.create(task.name)
             study.set_user_attr(PROVENANCE, _provenance(task, fingerprint))
@@ -437,6 +443,8 @@ class StudyRun:
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_user_attr(CONFIDENCE, task.confidence)
             study.set_user_attr(FLOAT_LAYERS, "")
+        if DATA not in study.user_attrs:  # also of an earlier version's
+            study.set_user_attr(DATA, dict(self.data))
         study.set_user_attr(TASK, task.as_attribute())
         study.set_user_attr(TARGET_TRIALS, task.n_trials)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
@@ -461,7 +469,7 @@ class StudyRun:
             The calibration's record is not complete.
         """
         if self._candidate is None:
-            check_fingerprint(study.optuna, self.fingerprint)
+            check_fingerprint(study.optuna, self.fingerprint, self.data)
             self._candidate = kept_candidate(self.task, self.model, study.optuna)
         return PlanNetworks(self.task, self._candidate, study.optuna).network(plan, network)
 
