@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,6 +60,8 @@ def _retried(method: Callable[..., Any], url: str, patience_s: float) -> Callabl
                 what = f"has been out of reach for {patience_s:g} s; go on with 'autonuq resume' when it is back"
             elif isinstance(error, (StorageInternalError, OSError)) or is_of(error, "sqlalchemy", "SQLAlchemyError"):
                 what = "failed; nothing that had finished is lost"
+            elif isinstance(error, json.JSONDecodeError) or type(error) is LookupError:  # the latter SQLAlchemy's
+                what = "holds what Optuna did not write; restore a copy"
             else:
                 raise
             raise StudyError(f"storage {url} {what}: {reason(error)}") from error

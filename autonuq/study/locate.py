@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import optuna
 
 from autonuq.errors import StudyError, StudyNotFound
 from autonuq.graph.files import ModelPair
+from autonuq.plain import from_plain
 from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.stored import Study
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import PLAIN_FIELDS, OnProgress, Progress, Task
@@ -162,7 +165,7 @@ def load_stored_task(
         open_study(task.name, task.storage)  # before folders are made for a study that is not there
         return task if evaluator is None else replace(task, evaluator=evaluator)
     found = load_study(study, storage)
-    stored = found.optuna.user_attrs.get(TASK)
+    stored = _stored_attribute(found)
     if stored is None:
         raise StudyError("was started by a version that did not store its task; give its study file", study=found.name)
     url = absolute_url(storage, Path.cwd()) if storage else default_url(Path(study).resolve())
@@ -178,6 +181,21 @@ def load_stored_task(
     return _stored_task(found, stored, evaluator, folder, url, artifacts, trials)
 
 
+def _stored_attribute(study: Study) -> dict[str, Any] | None:
+    """Return what `Task.as_attribute` was; None of versions that did not store it."""
+    attributes = StudyAttributes(study.optuna)
+    stored = attributes.get(TASK, Mapping[str, Any])
+    if stored is None:
+        return None
+    hints: dict[str, Any] = {**get_type_hints(Task), "has_config": bool, "prototxt": str, "weights": str, "out": str}
+    hints |= dict.fromkeys(("cfg", "study_file"), str | None)
+    with attributes.blaming(TASK):
+        for key in ("out", "prototxt", "weights", "cfg", "study_file", "has_config"):
+            if key not in stored:
+                raise ValueError(f"it has no '{key}'")
+        return {key: from_plain(hints[key], value, key) for key, value in stored.items() if key in hints}
+
+
 def _stored_task(
     study: Study, stored: dict[str, Any], evaluator: Any, out: Path, url: str, artifacts: str | None, trials: int | None
 ) -> Task:
@@ -189,7 +207,7 @@ def _stored_task(
         out=out,
         storage=url,
         cfg=stored["cfg"] and Path(stored["cfg"]),
-        n_trials=study.optuna.user_attrs[TARGET_TRIALS] if trials is None else trials,
+        n_trials=StudyAttributes(study.optuna).get(TARGET_TRIALS, int) if trials is None else trials,
         **{key: stored[key] for key in PLAIN_FIELDS if key in stored},
     )
     if artifacts is not None:
