@@ -140,7 +140,7 @@ def check_entry(entry: Any) -> None:
     ValueError
         Says why.
     """
-    head = from_plain(Mapping[str, Any], entry, "the entry")
+    head: Mapping[str, Any] = from_plain(Mapping[str, Any], entry, "the entry")
     operation: int = from_plain(int, head.get("op_code"), "op_code")
     from_plain(str, head.get("worker_id"), "worker_id")
     if operation == _DISCARD_TRIALS:

@@ -233,7 +233,7 @@ def original_metric(study: optuna.Study) -> float:
     """Return the original network's metric, a `Score` where its samples are stored."""
     attributes = StudyAttributes(study)
     metric: float = attributes.get(ORIGINAL_METRIC, float)
-    samples: StoredSamples | None = attributes.long(ORIGINAL_SAMPLES, StoredSamples)
+    samples: Mapping[str, Any] | None = attributes.long(ORIGINAL_SAMPLES, Mapping[str, Any])
     if samples is None:
         return metric
     with attributes.blaming(ORIGINAL_SAMPLES):
