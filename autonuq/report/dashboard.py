@@ -169,10 +169,10 @@ class StorageView:
             trials = self._study.optuna.get_trials(deepcopy=False)
             finished = sum(trial.state.is_finished() for trial in trials)
             if finished != self._finished:
-                self._added, self._finished = self._build_additions(), finished
+                self._added, self._finished = self._build_additions(trials), finished
             return self._added
 
-    def _build_additions(self) -> dict[str, Any]:
+    def _build_additions(self, trials: list[FrozenTrial]) -> dict[str, Any]:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         record = self._study.record()
@@ -184,9 +184,10 @@ class StorageView:
                 figure.update_layout(height=BOX_PX)
             save_plotly_graph_object(scratch, figure, graph_object_id=kind)
         save_note(scratch, _study_note(record))
-        for row in record.trials:
+        own = [trial for trial in trials if trial.number not in record.ignored]
+        for trial, row in zip(own, record.trials, strict=False):  # one more may have begun
             if row.state == "complete":
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, row.number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
                 owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
                 save_note(owner, _plan_table(record, row))
         report = self._folder / "report.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,8 @@ def _retried(method: Callable[..., Any], url: str, file: Path | None, patience_s
                 what = f"has been out of reach for {patience_s:g} s; go on with 'autonuq resume' when it is back"
             elif is_storage_failure(error):
                 what = "failed; what it holds is not touched, go on with 'autonuq resume' when that is mended"
+            elif isinstance(error, json.JSONDecodeError) or type(error) is LookupError:  # the latter SQLAlchemy's
+                what = "holds what Optuna did not write; restore a copy"
             else:
                 raise
             raise StudyError(f"storage {url} {what}: {reason(error)}") from error

@@ -19,7 +19,14 @@ from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.compress.quantized import QuantizedModel, refuse_observers
 from autonuq.errors import AutonuqError, StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
+from autonuq.evaluate.evaluator import (
+    check_evaluator,
+    data_digests,
+    evaluator_name,
+    is_satisfied,
+    run_calibration,
+    score,
+)
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
@@ -324,7 +331,7 @@ class Rehearsal:
             check_name(self._task)
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
-        check_fingerprint(study, fingerprint_of(self._task, self._model))
+        check_fingerprint(study, fingerprint_of(self._task, self._model), data_digests(self._task.evaluator))
         self._finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
         return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
 

@@ -39,7 +39,7 @@ from autonuq.compress.chip import describe_chip
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
+from autonuq.evaluate.evaluator import check_evaluator, data_digests, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.permission import check_permission, python_layers
 from autonuq.graph.model import Graph
@@ -48,6 +48,7 @@ from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
+    DATA,
     FLOAT_LAYERS,
     LEASE,
     PROVENANCE,
@@ -364,6 +365,11 @@ class StudyRun:
         """Digests of everything that changes a measurement."""
         return fingerprint_of(self.task, self.model)
 
+    @cached_property
+    def data(self) -> Mapping[str, str]:
+        """Digests of the evaluator's data, where it tells them."""
+        return data_digests(self.task.evaluator)
+
     def resumability(self) -> Resumability:
         """Say how the study stands that exists.
 
@@ -377,7 +383,7 @@ class StudyRun:
             return Resumability(finished=0, changed=(), worker=None)
         trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
-        changed = changed_parts(study.optuna, self.fingerprint)
+        changed = changed_parts(study.optuna, self.fingerprint, self.data)
         if not changed and self._judges_otherwise(study.record()):
             changed = ["the limit of is_satisfied"]
         return Resumability(
@@ -463,7 +469,9 @@ class StudyRun:
         begin = continue_study if exists else start_study
         study = begin(storage, task.name, self._describe, fingerprint)
         if exists:
-            check_fingerprint(study, fingerprint)
+            check_fingerprint(study, fingerprint, self.data)
+            if DATA not in study.user_attrs:  # an earlier version's
+                study.set_user_attr(DATA, dict(self.data))
             self._tell_task(study)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
         return storage, study
@@ -471,6 +479,7 @@ class StudyRun:
     def _describe(self, study: optuna.Study) -> None:
         """Store what a new study is, but for its fingerprint."""
         study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+        study.set_user_attr(DATA, dict(self.data))
         study.set_user_attr(CODEC, self.model.config.target.codec_name)
         store_chip(study, describe_chip(self.model))
         study.set_user_attr(CONFIDENCE, self.task.confidence)
@@ -501,7 +510,7 @@ class StudyRun:
             The calibration's record is not complete.
         """
         if self._candidate is None:
-            check_fingerprint(study.optuna, self.fingerprint)
+            check_fingerprint(study.optuna, self.fingerprint, self.data)
             self._candidate = kept_candidate(self.task, self.model, study.optuna)
         return PlanNetworks(self.task, self._candidate, study.optuna).network(plan, network)
 

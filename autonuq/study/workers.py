@@ -17,7 +17,7 @@ import optuna
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
-from autonuq.evaluate.evaluator import check_evaluator
+from autonuq.evaluate.evaluator import check_evaluator, data_digests
 from autonuq.graph.hosted.permission import check_permission
 from autonuq.records import ARTIFACTS, PROVENANCE
 from autonuq.runtime.device import engine_version
@@ -136,7 +136,8 @@ def materials(task: Task, study: optuna.Study, evaluator: str | None = None) -> 
 def _prepared(task: Task, study: optuna.Study, evaluator: str | None) -> Candidate:
     """Return what lies in the task's folder, if it is the study's."""
     model = quantized_model(task)
-    check_fingerprint(study, fingerprint_of(task, model, evaluator))
+    data = data_digests(task.evaluator) if evaluator is None else None
+    check_fingerprint(study, fingerprint_of(task, model, evaluator), data)
     return kept_candidate(task, model, study)
 
 
