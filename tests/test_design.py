@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # The floors of the house, from the bottom up; a room imports from the floors below, siblings do not import each other.
 FLOORS = (
-    {"errors", "processes", "lazy", "notebook"},
+    {"errors", "processes", "streams", "lazy", "notebook"},
     {"atomic"},
     {"records"},
     {"graph", "quant"},
