@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from rows import Row
@@ -35,6 +36,9 @@ MODES = {
     "script": ("journal",),
 }
 
+SLOW, SLOW_TURNS = ("jobs", "isolated"), 5
+"""Modes that start interpreters, and so have a moment in each fifth turn only."""
+
 
 def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
     """Try moments, spread over modes and storages, until the time is up."""
@@ -46,8 +50,12 @@ def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
     with places(used.__contains__, folder) as urls:
         attacks = [Attack(mode, storage, urls[storage], folder, rng) for mode, storage in pairs if storage in urls]
         rows = {attack: Row(f"kill, {attack.mode}, {attack.storage}") for attack in attacks}
-        while time.monotonic() < deadline:
+        for turn in count():
+            if time.monotonic() > deadline:
+                break
             for attack in attacks:
+                if turn % (SLOW_TURNS if attack.mode in SLOW else 1):
+                    continue
                 if time.monotonic() < deadline or not rows[attack].tried:
                     rows[attack].tried += 1
                     rows[attack].wrong.update(attack.attempt())

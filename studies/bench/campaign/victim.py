@@ -196,6 +196,7 @@ class Victim:
     trials: int = 6
     more: str = ""
     evaluator_more: str = ""
+    mounted: Path | None = None
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -301,6 +302,7 @@ class Victim:
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_NEEDS_ROOM = ("open", "fsync", "os.rename", "os.mkdir", "os.link", "os.symlink")
 _NAMES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.symlink")
 
 
@@ -320,6 +322,17 @@ class FileEvents:
 
     def __init__(self, at: int, act: Callable[[str], object] = lambda _: os.kill(os.getpid(), signal.SIGKILL)) -> None:
         self.count, self._at, self._act, self._owner = 0, at, act, 0
+
+    def act_from(self, act: Callable[[str], object], is_lasting: bool = True) -> None:
+        """Do something at what needs room: at the event, or at all from there on."""
+
+        def acting(what: str) -> None:
+            if is_lasting:
+                self._at += 1
+            if what.partition(" ")[0] in _NEEDS_ROOM:
+                act(what)
+
+        self._act = acting
 
     def install(self, counts: Path | None = None) -> None:
         """Begin; where only counting is wanted, the number is written to a file with each event."""
