@@ -176,12 +176,8 @@ def read_only(kind: str, url: str, place: Path, rng: random.Random) -> Counter[s
         import sys
 
         def refuse(name: str, arguments: tuple) -> None:
-            if (
-                name == "open"
-                and isinstance(arguments[0], str)
-                and ".journal" in arguments[0]
-                and arguments[1] in ("ab", "rb+")
-            ):
+            is_writing = name == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if is_writing and str(arguments[0]).endswith(".journal"):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
 
         sys.addaudithook(refuse)
