@@ -26,6 +26,7 @@ from autonuq.evaluate.sending import arrived_file, read_own_files
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import layers_importable
 from autonuq.records import Unit
+from autonuq.streams import Forgiving
 
 _log = logging.getLogger(__name__)
 
@@ -240,7 +241,8 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     """Call a method of the user's: what it prints goes to stderr, the working directory stays what it was."""
     folder = Path.cwd()
     try:
-        with redirect_stdout(sys.stderr), layers_importable(Path(model_file).parent):
+        # importable: the module of Python layers, for a Caffe that is not ours
+        with redirect_stdout(sys.stderr and Forgiving(sys.stderr)), layers_importable(Path(model_file).parent):
             return getattr(evaluator, method)(model_file, weights_file, batch_num)
     except AutonuqError:
         raise

@@ -35,7 +35,7 @@ import optuna
 from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.chip import describe_chip
+from autonuq.compress.chip import describe_chip, say_unsearched
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
@@ -423,6 +423,8 @@ class StudyRun:
         deadline = None if timeout is None else time.monotonic() + timeout
         if not has_points(task.points_folder):
             check_resources(task, needs_of(self.model))
+        if unsearched := say_unsearched(self.model):
+            on_progress(Progress("study", unsearched, 0, 1))
         storage, study = self._opened(exists)
         check_workers(task, workers)
         with preparing_alone(task, on_progress):
