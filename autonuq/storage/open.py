@@ -206,7 +206,9 @@ def absolute_url(url: str, folder: Path) -> str:
 
 def storage_file(url: str) -> Path | None:
     """Return the file of a sqlite or journal URL, None where the storage is a server."""
-    return next((Path(url.removeprefix(scheme)) for scheme in (SQLITE, JOURNAL) if url.startswith(scheme)), None)
+    if url.startswith(SQLITE):
+        return Path(url.removeprefix(SQLITE).partition("?")[0])  # options of the driver's may follow
+    return Path(url.removeprefix(JOURNAL)) if url.startswith(JOURNAL) else None
 
 
 def default_url(folder: Path) -> str:

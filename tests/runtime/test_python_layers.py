@@ -321,6 +321,13 @@ def test_class_that_is_not_there(net_of, module, kind):
         net_of(python("p", kind, "x", "y"))
 
 
+@pytest.mark.parametrize("named", ["os.getpid", "builtins.breakpoint", "builtins.dict"])
+def test_what_is_no_layer_is_not_called(net_of, named):
+    module, name = named.split(".")
+    with pytest.raises(ModelError, match=f"class '{name}' of module '{module}' is no layer: it must be a class with"):
+        net_of(python("p", name, "x", "y").replace("layers_of_a_test", module))
+
+
 def test_module_that_is_not_there(net_of):
     with pytest.raises(ModelError, match="layer 'p'.*layers_of_a_test.*ModuleNotFoundError"):
         net_of(python("p", "Affine", "x", "y"))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from autonuq.errors import StudyError
+from autonuq.storage.open import storage_file
 from autonuq.study.engines import Workers
 from autonuq.study.study_file import load_task
 
@@ -41,6 +42,12 @@ def test_paths_are_relative_to_the_file(write, tmp_path):
 def test_storage_file_is_relative_to_the_study_file(write, tmp_path):
     task = load_task(write(GOOD + '[search]\nstorage = "sqlite:///lenet.db"\n'))
     assert task.storage == f"sqlite:///{tmp_path}/lenet.db"
+
+
+def test_a_database_may_have_options(write, tmp_path):
+    task = load_task(write(GOOD + '[search]\nstorage = "sqlite:///lenet.db?timeout=9"\n'))
+    assert task.storage == f"sqlite:///{tmp_path}/lenet.db?timeout=9"
+    assert storage_file(task.storage) == tmp_path / "lenet.db"
 
 
 def test_overrides_are_relative_to_the_working_directory(write, tmp_path, monkeypatch):

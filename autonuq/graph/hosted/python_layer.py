@@ -29,6 +29,7 @@ from autonuq.graph.model import TEST, TRAIN, Array, Layer, Shape
 from autonuq.graph.shapes.registry import ANY, LayerError, define
 
 _MAX_WAITING = 16
+_METHODS = ("setup", "reshape", "forward")
 
 
 class PythonLayer:
@@ -142,12 +143,15 @@ def _load_class(layer: Layer) -> Any:
     message = layer.message.python_param
     if is_own(layer):
         return _own_class(message.layer)
+    named = f"class '{message.layer}' of module '{message.module}'"
     try:
         with _caffe_importable():
-            return getattr(importlib.import_module(message.module), message.layer)
+            found = getattr(importlib.import_module(message.module), message.layer)
     except Exception as error:  # a module's code may raise anything
-        reason = f"cannot load class '{message.layer}' of module '{message.module}'"
-        raise LayerError(f"{reason}: {type(error).__name__}: {error}") from error
+        raise LayerError(f"cannot load {named}: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and all(callable(getattr(found, method, None)) for method in _METHODS)):
+        raise LayerError(f"{named} is no layer: it must be a class with the methods {', '.join(_METHODS)}")
+    return found
 
 
 @cache
