@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.errors import suggest_name
-from autonuq.masking import masked_text
+from autonuq.masking import masked_text, without_secrets
 from autonuq.visible import visible
 
 
@@ -154,7 +156,10 @@ def warn(message: str) -> None:
 def show_error(error: BaseException, message: str) -> None:
     """Print an error as one line; under --verbose also where it came from."""
     if Verbosity.is_verbose:
-        alarms.print(masked_text("".join(traceback.format_exception(error))), soft_wrap=True)
+        text = masked_text("".join(traceback.format_exception(error)))
+        for given in (*sys.argv[1:], os.environ.get("AUTONUQ_STORAGE", "")):  # pieces of its password, too
+            text = without_secrets(text, given)
+        alarms.print(text, soft_wrap=True)
     alarms.print(Text.assemble(("error: ", "bold red"), visible(message)), soft_wrap=True)
 
 

@@ -107,7 +107,9 @@ def open_storage(url: str, patience_s: float = 0.0) -> Storage:
     StudyError
         Its driver is missing, or what is there is no storage of Optuna's; StudyNotFound if it cannot be reached.
     """
-    scheme = url.partition("://")[0]
+    scheme, separator, _ = url.partition("://")
+    if not separator:  # and it may be a password that was meant
+        raise StudyError("a storage is a URL with '://', such as journal://FILE or postgresql://USER@SERVER/DATABASE")
     kind = scheme.partition("+")[0]
     if f":{MASK}@" in url:
         raise StudyError(
