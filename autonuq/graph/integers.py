@@ -175,7 +175,7 @@ def _grids(graph: Graph) -> dict[tuple[str, int], ActivationGrid]:
             demands.setdefault(value, set()).update(demand)
     grids = {}
     for (index, top), found in demands.items():
-        grid = next(iter(found))
+        grid = next(iter(found), None)  # a layer without tops wants nothing of what it reads
         if len(found) == 1 and grid is not None:
             grids[graph.layers[index].name, top] = grid
     return grids

@@ -532,6 +532,7 @@ class Net:
             for name, values in inputs.items():
                 part = np.asarray(values[begin : begin + size])
                 missing = size - len(part)
+                refuse_blob(name, (size, *part.shape[1:]))
                 batch[name] = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
             yield batch
 

@@ -144,6 +144,12 @@ layer { name: "d" type: "DeQuant" bottom: "conv" top: "conv" dequant_param { cha
     assert {name: name in model for name in names} == names
 
 
+def test_a_layer_without_tops_wants_no_grid(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(blob("data", SMALL) + 'layer { name: "end" type: "ReLU" bottom: "data" }')
+    assert IntegerPlan(load_graph(path)).grids == {}
+
+
 @pytest.mark.parametrize("count", [2, MOST // 32], ids=["few", "many"])
 def test_fillers_make_little_more_than_the_caffemodel_holds(tmp_path, count):
     paths = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autonuq.errors import RuntimeFailure
@@ -73,6 +74,13 @@ def test_a_blob_that_memory_does_not_hold_is_refused(files, left):
     left(0.3e9)
     with pytest.raises(RuntimeFailure, match=r"blob 'data' of shape \(100000, 10, 10, 10\) takes 0.4 GB, but 0.3 GB"):
         net.blobs["data"].data  # noqa: B018 - looked at, it is made
+
+
+def test_a_batch_that_memory_does_not_hold_is_not_filled_up(files, left):
+    net = Net(files / "net.prototxt")
+    left(0.3e9)
+    with pytest.raises(RuntimeFailure, match=r"blob 'data' of shape \(100000, 10, 10, 10\) takes 0.4 GB"):
+        net.forward_all(data=np.zeros((2, 10, 10, 10), np.float32))
 
 
 def test_weights_that_memory_does_not_hold_are_refused(tmp_path, left):
