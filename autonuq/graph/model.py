@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -99,21 +99,22 @@ def named_layers(messages: Sequence[caffe_pb2.LayerParameter]) -> tuple[Layer, .
     """
     given = {message.name for message in messages}
     used: set[str] = set()
+    numbers: dict[str, int] = {}  # of each name, the last one given: a network may have thousands of one name
     layers = []
     for message in messages:
         before = message.name
         if not before or before in used:
-            message.name = _free_name(message.name or message.type, given | used)
+            message.name = _free_name(message.name or message.type, given, used, numbers)
         used.add(message.name)
         layers.append(Layer(message, (), None if message.name == before else before))
     return tuple(layers)
 
 
-def _free_name(base: str, taken: set[str]) -> str:
-    name, number = base, 1
-    while not name or name in taken:
-        number += 1
-        name = f"{base}#{number}"
+def _free_name(base: str, given: Set[str], used: Set[str], numbers: dict[str, int]) -> str:
+    name = base
+    while not name or name in given or name in used:
+        numbers[base] = numbers.get(base, 1) + 1
+        name = f"{base}#{numbers[base]}"
     return name
 
 

@@ -61,12 +61,13 @@ def parse_prototxt(data: bytes, path: Path, state: caffe_pb2.NetState) -> Parsed
     net.state.MergeFrom(state)
     layers = upgrade_layers(net, path, types)
     kept = [index for index, layer in enumerate(layers) if is_included(layer, net.state)]
-    settle_foreign((field for field in foreign if not field.is_v1_type), layers, kept, path)
+    inside = set(kept)
+    settle_foreign((field for field in foreign if not field.is_v1_type), layers, inside, path)
     inputs, names = legacy_inputs(net, path), {layers[index].name for index in kept}
     for layer in inputs:
         while layer.name in names:
             layer.name += "_"
-    left_out = tuple(layer for index, layer in enumerate(layers) if index not in kept)
+    left_out = tuple(layer for index, layer in enumerate(layers) if index not in inside)
     return ParsedNet(net.name, (*inputs, *(_settled(layers[index]) for index in kept)), left_out)
 
 
