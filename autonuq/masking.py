@@ -66,7 +66,7 @@ def _masked_found(found: re.Match[str]) -> str:
 def _masked_value(found: re.Match[str]) -> str:
     value = found[2]
     quote = value[0] if value[0] in "\"'" and len(value) > 1 else ""
-    return value if value == MASK else f"{found[1]}{quote}{MASK}{quote}"
+    return f"{found[1]}{quote}{MASK}{quote}"
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
@@ -79,8 +79,8 @@ def secrets_of(url: str) -> tuple[str, ...]:
         return ()
     start = next(index for index, (one, other) in enumerate(zip(url, shown, strict=False)) if one != other)
     hidden = url[start : url.rfind("@")] if url.rfind("@") > start else url[start:]
-    pieces = [piece for piece in re.split(r"[:/?#@&]", hidden) if len(piece) > 1]
-    found = {hidden, unquote(hidden), *pieces, *map(unquote, pieces)}
+    whole = {hidden, unquote(hidden)}
+    found = whole | {piece for text in whole for piece in re.split(r"[:/?#@&;=\s]", text) if len(piece) > 1}
     return tuple(sorted(found, key=len, reverse=True))
 
 

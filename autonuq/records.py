@@ -708,6 +708,14 @@ class StudyRecord:
             running=sum(trial.state == "running" for trial in self.trials),
         )
 
+    def say_ignored(self) -> str:
+        """Say which trials count for nothing, and why; empty without."""
+        if not self.ignored:
+            return ""
+        number, why = next(iter(self.ignored.items()))
+        more = f", and {len(self.ignored) - 1} more" if len(self.ignored) > 1 else ""
+        return f"ignored: trial {number}, because {why}{more}"
+
     def layer_rows(self, trial: TrialRecord | None) -> tuple[LayerRow, ...]:
         """Return what a trial's plan makes of every layer, in network order; without a trial, what is known."""
         return tuple(_layer_row(layer, trial) for layer in self.layers)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chip_network import MARK_BYTES, write_chip_network
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 from tiny_network import write_tiny, write_tiny_study
 
@@ -18,6 +19,11 @@ from autonuq.graph.hosted.permission import python_layers
 from autonuq.study.task import Task
 
 pytest_plugins = ("servers",)
+
+# The same examples in every run; others with `--hypothesis-profile=random`, and many in `studies/bench/campaign`.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile("fixed")
 
 # Whoever runs the tests behind a shell's `&` ignores Ctrl-C, and so would every program that they start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -96,6 +102,21 @@ def run_in(monkeypatch, capsys):
         return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def two_gigabytes():
+    """Let this process take 2 GB more than it has, and no more; on Linux, where such a limit counts."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @pytest.fixture

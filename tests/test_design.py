@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.endswit
 
 # The floors of the house, from the bottom up; a room imports from the floors below, siblings do not import each other.
 FLOORS = (
-    {"file_names", "masking", "processes", "visible"},
+    {"file_names", "masking", "processes", "streams", "visible"},
     {"errors", "lazy", "notebook"},
     {"atomic", "plain", "reading"},
     {"array_files", "records"},

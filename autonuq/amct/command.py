@@ -24,7 +24,7 @@ from autonuq.atomic import say_system_error, temporary_folder
 from autonuq.errors import AutonuqError, EvaluatorError, StudyError
 from autonuq.evaluate.evaluator import load_module
 from autonuq.graph.files import ModelPair
-from autonuq.graph.hosted.permission import allow_python_layers
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.runtime.net import Net
 
 COMMANDS = ("calibration",)
@@ -131,10 +131,9 @@ def _calibrate(given: argparse.Namespace) -> None:
     if given.gpu_id is not None:
         pycaffe.set_device(given.gpu_id)
         pycaffe.set_mode_gpu()
-    if given.allow_python_layers:
-        allow_python_layers()
-    source = ModelPair(Path(given.model), Path(given.weights))
-    quantize_fed(source, given.save_path, _feed_of(given), batch_num=given.batch_num or 1, cfg=given.calibration_config)
+    source, batch_num = ModelPair(Path(given.model), Path(given.weights)), given.batch_num or 1
+    with python_layers(given.allow_python_layers):
+        quantize_fed(source, given.save_path, _feed_of(given), batch_num=batch_num, cfg=given.calibration_config)
 
 
 def _feed_of(given: argparse.Namespace) -> Feed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import io
-import os
 import signal
 import sys
 import warnings
@@ -25,6 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 from autonuq.atomic import say_system_error
 from autonuq.cli.console import Verbosity, common_options, show_error, warn
 from autonuq.errors import AutonuqError, StudyError
+from autonuq.streams import forgiving_streams, lead_nowhere
 
 CANNOT_WRITE = StudyError.exit_code
 
@@ -132,7 +132,7 @@ def _end_as_by_ctrl_c() -> None:
 
     def interrupt(*_: object) -> None:
         for number in terminals:  # nobody sees any more what is written there
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            lead_nowhere(number)
         raise KeyboardInterrupt
 
     signal.signal(hang_up, interrupt)
@@ -142,13 +142,27 @@ def main() -> None:
     """Run a command and turn its error into one line and an exit code."""
     Verbosity.reset()
     _print_any_name()
-    warnings.showwarning = lambda message, *_, **__: warn(str(message))
-    _end_as_by_ctrl_c()
+    with forgiving_streams() as results:
+        warnings.showwarning = lambda message, *_, **__: warn(str(message))
+        _end_as_by_ctrl_c()
+        code = _run()
+        results.flush()
+        if results.error is not None:
+            show_error(results.error, f"standard output cannot be written: {results.error.strerror}")
+            code = code or CANNOT_WRITE
+    sys.exit(code)
+
+
+def _run() -> str | int | None:
+    """Run a command, print what it fails with, and return the exit code."""
     try:
         app()
+    except SystemExit as ended:
+        return ended.code
     except AutonuqError as error:
         show_error(error, str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         show_error(error, say_system_error(error))
-        sys.exit(CANNOT_WRITE)
+        return CANNOT_WRITE
+    return None

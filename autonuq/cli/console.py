@@ -26,6 +26,10 @@ class PlainConsole(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text of a string, before room is made for it."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yield what is printed; each piece of it is escaped, whatever brought it along."""
         for text, style, control in super().render(renderable, options):
@@ -176,14 +180,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def permit(python_layers: bool) -> None:
-    """Let this process run a network's own `Python` layers, where its command or the study file says so."""
-    if python_layers:
-        from autonuq.graph.hosted.permission import allow_python_layers
-
-        allow_python_layers()
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:

@@ -1,9 +1,9 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
 `inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights; where a network has `Python` layers of
-its own, which are not run, it says which, and its needs are null. `status --json` adds those in
-`_WHEN_THERE` for studies that ended early, confirmed their winner, left layers float or found that nothing helps, or
-count what a chip loads.
+its own, which are not run, it says which, and its needs are null. `status --json` adds those in `_WHEN_THERE` for
+studies that ended early, have trials in their storage that do not count, confirmed their winner, left layers float or
+found that nothing helps, or count what a chip loads.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _ON_CHIP = {
 _MAYBE = {"type": ["number", "null"]}
 _WHEN_THERE = {
     "stopped": _TEXT,
+    "ignored": {"type": "object", "additionalProperties": _TEXT},
     "float_layers": _object(
         {
             "layers": {"type": "array", "items": _TEXT},

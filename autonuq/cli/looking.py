@@ -73,6 +73,7 @@ def _when_there(record: StudyRecord) -> dict[str, Any]:
     """Return the keys that only studies with a confirmation, an early end, float layers or a chip have."""
     found = {
         "stopped": record.stopped,
+        "ignored": {str(number): why for number, why in record.ignored.items()},
         "float_layers": asdict(record.float_layers) if record.float_layers.say() else None,
         "confirmation": None if record.confirmation is None else asdict(record.confirmation),
         "chip": None if record.chip is None else {**asdict(record.chip), "int8_bytes": record.int8_bytes},
@@ -103,6 +104,8 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
         table.add_row("float", Text(record.float_layers.say()))
     if record.stopped:
         table.add_row("stopped", Text(record.stopped))
+    for number, why in record.ignored.items():
+        table.add_row("ignored", Text(f"trial {number}: {why}"))
     for trial in now.running:
         table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
     for trial in failures:

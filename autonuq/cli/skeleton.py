@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from autonuq.atomic import replace_text
+from autonuq.atomic import replace_text, say_system_error
 from autonuq.errors import StudyError
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
@@ -148,7 +148,7 @@ def write_skeleton(
     except OSError as error:
         for target in texts:  # there was none of them
             target.unlink(missing_ok=True)
-        raise StudyError(f"folder cannot be written: {error.strerror}", path=folder) from error
+        raise StudyError(say_system_error(error)) from error
     return tuple(texts)
 
 

@@ -22,12 +22,12 @@ from autonuq.cli.console import (
     duration,
     err,
     out,
-    permit,
     say,
     show_error,
     shown,
 )
 from autonuq.cli.skeleton import STUDY_NAME, write_skeleton
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.study.rehearsal import Check, Estimate, Rehearsal
 from autonuq.study.study_file import load_task
 
@@ -63,12 +63,11 @@ def check(
 
     Example: `autonuq check studies/fashion_lenet.toml`
     """
-    permit(allow_python_layers)
     task = load_task(study, out=out, storage=storage)
-    permit(task.allow_python_layers)
+    allowed = allow_python_layers or task.allow_python_layers
     rehearsal = Rehearsal(task)
     checks = []
-    with err.status("checking"):
+    with err.status("checking"), python_layers(allowed):
         for one in rehearsal.run():
             checks.append(one)
     errors = [one.error for one in checks if one.error is not None]

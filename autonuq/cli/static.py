@@ -21,12 +21,12 @@ from autonuq.cli.console import (
     StageOption,
     WeightsArgument,
     err,
-    permit,
     say,
     shown,
 )
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.graph.files import load_graph, write_prototxt
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.records import format_metric, say_verdict
 
 
@@ -84,9 +84,8 @@ def quantize(
     Example: `autonuq quantize net.prototxt net.caffemodel --config config.json --evaluator eval.py:Top1 -o nets/i8`
     """
     _quiet_log()
-    permit(allow_python_layers)
-    chosen = load_evaluator(evaluator, Path.cwd(), batches)
-    with _chosen(model, level, stage) as prototxt:
+    with python_layers(allow_python_layers), _chosen(model, level, stage) as prototxt:
+        chosen = load_evaluator(evaluator, Path.cwd(), batches)
         result = amct.quantize_static(prototxt, weights, config, chosen, output)
     verdict = say_verdict(result.satisfied)
     say(f"metric  {format_metric(result.original_metric)} -> {format_metric(result.metric)} ({verdict})")

@@ -29,7 +29,6 @@ from autonuq.cli.console import (
     WaitOption,
     err,
     out,
-    permit,
     say,
     show,
     shown,
@@ -38,6 +37,7 @@ from autonuq.cli.console import (
 from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
+from autonuq.graph.hosted.permission import python_layers
 from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
 from autonuq.study.engines import BACKENDS, Workers
@@ -72,9 +72,9 @@ def tune(
 
     Example: `autonuq tune studies/fashion_lenet.toml`
     """
-    permit(allow_python_layers)
-    task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
-    _run(task, timeout, exists=False)
+    task = _task(study, out, storage, artifacts, trials, allow_python_layers)
+    with python_layers(task.allow_python_layers):
+        _run(_with_workers(task, backend, address, jobs), timeout, exists=False)
 
 
 def resume(
@@ -93,10 +93,10 @@ def resume(
 
     Example: `autonuq resume studies/fashion_lenet.toml --trials 80`
     """
-    permit(allow_python_layers)
-    task = _with_workers(_task(study, out, storage, artifacts, trials), backend, address, jobs)
+    task = _with_workers(_task(study, out, storage, artifacts, trials, allow_python_layers), backend, address, jobs)
     open_study(task.name, task.storage)  # before folders are made for a study that is not there
-    _run(task, timeout, exists=True)
+    with python_layers(task.allow_python_layers):
+        _run(task, timeout, exists=True)
 
 
 def work(
@@ -114,10 +114,9 @@ def work(
 
     Example: `autonuq work study.toml --storage postgresql://me@server/studies --artifacts s3://bucket/net`
     """
-    permit(allow_python_layers)
-    task = _task(study, out, storage, artifacts)
+    task = _task(study, out, storage, artifacts, allow_python_layers=allow_python_layers)
     try:
-        with Display(task.name, task.storage) as display:
+        with python_layers(task.allow_python_layers), Display(task.name, task.storage) as display:
             run_worker(task, on_progress=display.show, timeout=timeout, wait_s=wait)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
@@ -152,22 +151,29 @@ def export(
         wanted = FORMATS if formats == ["all"] else check_formats(formats or ["caffe"])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    permit(allow_python_layers)
     task = load_task(study, out=out, storage=storage)
-    permit(task.allow_python_layers)
     if out is not None and not out.is_dir():
         hint = "--out is the study's folder, and -o PREFIX says where the files go"
         raise StudyError(f"not found: there is no folder {out}; {hint}", study=task.name)
     opened = open_study(task.name, task.storage)
     number = None if trial == "best" else int(trial)
-    for path in StudyRun(task).export(opened, number, formats=wanted, prefix=output):
+    with python_layers(allow_python_layers or task.allow_python_layers):
+        written = StudyRun(task).export(opened, number, formats=wanted, prefix=output)
+    for path in written:
         say(str(shown(path)))
 
 
-def _task(study: Path, out: Path | None, storage: str | None, artifacts: str | None, trials: int | None = None) -> Task:
+def _task(
+    study: Path,
+    out: Path | None,
+    storage: str | None,
+    artifacts: str | None,
+    trials: int | None = None,
+    allow_python_layers: bool = False,
+) -> Task:
     """Read a study file, and remember by what command that was."""
     task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
-    permit(task.allow_python_layers)
+    task = replace(task, allow_python_layers=allow_python_layers or task.allow_python_layers)
     command = {"command": shlex.join(["autonuq", *map(masked, sys.argv[1:])])}
     return replace(task, provenance={**command, **task.provenance})
 

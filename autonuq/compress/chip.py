@@ -8,8 +8,9 @@ all. A layer that is not keeps int8: searching it would gain nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from autonuq.quant.codec import Codec
 from autonuq.quant.codecs import PLAIN, make_codec
 from autonuq.quant.config import QuantizationConfig, Target
 from autonuq.records import ChipLayer, ChipRecord
+
+_NAMED = 5
 
 
 def codecs_of(model: QuantizedModel) -> dict[str, Codec]:
@@ -82,7 +85,7 @@ def say_unsearched(model: QuantizedModel) -> str:
     if model.nuq_layers:
         return ""
     if not left:
-        return "no layer can carry a codebook, so there is nothing to search; see 'autonuq inspect'"
+        return f"no layer can carry a codebook, so there is nothing to search: {say_reasons(_without_codebook(model))}"
     if len(left) < len(model.weights):
         return f"no layer that {target.chip} compresses is to carry a codebook, so there is nothing to search"
     loads = f"{target.chip} loads every layer as int8, so there is nothing to search"
@@ -90,6 +93,19 @@ def say_unsearched(model: QuantizedModel) -> str:
         return f"{loads}: all of them have groups"
     more = 'marks = "all" counts as if it were told to compress all (--enable_compress_weight)'
     return f"{loads}: {target.say_marks()}, none; {more}"
+
+
+def _without_codebook(model: QuantizedModel) -> dict[str, str]:
+    """Return why each layer with int8 weights has no codebook."""
+    reasons = {capability.name: capability.reason for capability in model.capabilities if not capability.nuq}
+    return {name: reasons.get(name, "the configuration asks for none") for name in model.weights}
+
+
+def say_reasons(reasons: Mapping[str, str]) -> str:
+    """Put the reasons of some layers into words: of the first few."""
+    shown = [f"'{name}' {reason}" for name, reason in islice(reasons.items(), _NAMED)]
+    more = len(reasons) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more, see 'autonuq inspect'" if more else "")
 
 
 def describe_chip(model: QuantizedModel) -> ChipRecord | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autonuq.errors import QuantizationError
 from autonuq.graph.capability import CHANNEL_WISE_TYPES, Capability
+from autonuq.graph.hosted.permission import is_own
 from autonuq.graph.layers import infer_shapes
 from autonuq.graph.model import Graph, Layer, Shape
 from autonuq.graph.passes import WEIGHT_TYPES, capabilities, fold_batch_norm
@@ -19,6 +20,7 @@ from autonuq.graph.record import Factors
 from autonuq.quant.config import LayerSettings, QuantizationConfig, WeightSettings
 from autonuq.quant.steps import cluster_of, restrict_codes, snap_codes
 from autonuq.quant.uniform import UniformWeights, on_grid, quantize_weights
+from autonuq.runtime.calibration import OBSERVER_TYPES
 from autonuq.runtime.moments import load_moments
 
 
@@ -105,6 +107,24 @@ def default_config(
     return QuantizationConfig(settings, batch_num=batch_num, activation_offset=activation_offset)
 
 
+def refuse_observers(graph: Graph) -> None:
+    """Refuse a network that a calibration was made of: to run it writes to whatever file it names.
+
+    Raises
+    ------
+    ModelError
+        Names the layer.
+    """
+    for layer in graph.layers:
+        kind = layer.message.python_param.layer if layer.type == "Python" and is_own(layer) else layer.type
+        if kind in OBSERVER_TYPES:
+            raise graph.error(
+                layer,
+                f"type '{kind}' is a calibration's, and writes to the file that it names; take the network that was "
+                "there before the calibration",
+            )
+
+
 def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
     """Fold the graph and quantize the weights of every configured layer to int8.
 
@@ -112,7 +132,10 @@ def quantize(graph: Graph, config: QuantizationConfig) -> QuantizedModel:
     ------
     QuantizationError
         A layer of the configuration does not exist, cannot be quantized, or its weights are not finite.
+    ModelError
+        See `refuse_observers`.
     """
+    refuse_observers(graph)
     able = capabilities(graph, skip_fusion=config.skip_fusion_layers, do_fusion=config.do_fusion)
     _check_config(config, able)
     folded = fold_batch_norm(graph, config.skip_fusion_layers) if config.do_fusion else graph

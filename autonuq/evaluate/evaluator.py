@@ -26,6 +26,7 @@ from autonuq.evaluate.sending import arrived_file, read_own_files
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import layers_importable
 from autonuq.records import Unit
+from autonuq.streams import Forgiving
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ class Evaluator:
     -----
     An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
     calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
-    source file; `standard_error(metric) -> float`; `name`, a str for the report; `unit`, what losses are said in, a
-    tuple like ("points", 100, "images"): its name, how many are 1 of the metric, and what is scored.
+    source file; `data_digests() -> dict`, of str, a digest of each file that it reads, by what the file is called:
+    whoever goes on with a study is told which has changed; `standard_error(metric) -> float`; `name`, a str for the
+    report; `unit`, what losses are said in, a tuple like ("points", 100, "images"): its name, how many are 1 of the
+    metric, and what is scored.
 
     Examples
     --------
@@ -238,7 +241,8 @@ def run_evaluator_call(evaluator: Any, method: str, model_file: str, weights_fil
     """Call a method of the user's: what it prints goes to stderr, the working directory stays what it was."""
     folder = Path.cwd()
     try:
-        with redirect_stdout(sys.stderr), layers_importable(Path(model_file).parent):
+        # importable: the module of Python layers, for a Caffe that is not ours
+        with redirect_stdout(sys.stderr and Forgiving(sys.stderr)), layers_importable(Path(model_file).parent):
             return getattr(evaluator, method)(model_file, weights_file, batch_num)
     except AutonuqError:
         raise
@@ -349,7 +353,7 @@ def evaluator_name(evaluator: Any) -> str:
 def evaluator_fingerprint(evaluator: Any) -> str:
     """Return its own `fingerprint`; else a digest of the class, the file that defines it, and `evaluate_batch_num`."""
     if callable(getattr(evaluator, "fingerprint", None)):
-        return str(evaluator.fingerprint())
+        return str(_asked(evaluator, "fingerprint"))
     cls, source = type(evaluator), _source_file(evaluator)
     digest = hashlib.sha256(f"{cls.__qualname__}\n{getattr(evaluator, 'evaluate_batch_num', None)}\n".encode())
     if source:
@@ -358,9 +362,34 @@ def evaluator_fingerprint(evaluator: Any) -> str:
 
 
 def data_digests(evaluator: Any) -> dict[str, str]:
-    """Return a digest of each part of the data that an evaluator reads, by what it is called, where it tells them."""
-    found = evaluator.data_digests() if callable(getattr(evaluator, "data_digests", None)) else {}
+    """Return a digest of each part of the data that an evaluator reads, by what it is called, where it tells them.
+
+    Raises
+    ------
+    EvaluatorError
+        It raised, or returned no dict.
+    """
+    if not callable(getattr(evaluator, "data_digests", None)):
+        return {}
+    found = _asked(evaluator, "data_digests")
+    if not isinstance(found, Mapping):
+        raise EvaluatorError(f"data_digests must return a dict of name -> digest. Got {found!r} instead.")
     return {str(part): str(digest) for part, digest in found.items()}
+
+
+def changed_data(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the parts of data that are not what they were; a file may have another name, if it is the same."""
+    return [part for part, digest in before.items() if digest not in now.values()]
+
+
+def _asked(evaluator: Any, method: str) -> object:
+    """Return what a method of the user's says of its evaluator."""
+    try:
+        return getattr(evaluator, method)()
+    except AutonuqError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EvaluatorError(f"{method} raised {_reason(error)}") from error
 
 
 def _source_file(evaluator: Any) -> Path | None:

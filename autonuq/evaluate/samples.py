@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autonuq.errors import EvaluatorError
+from autonuq.plain import from_plain
 
 _SAME = 1e-5  # relative; samples may be float32
 
@@ -128,7 +130,7 @@ def samples_as_data(samples: NDArray[Any]) -> dict[str, Any]:
     return asdict(StoredSamples(len(samples), is_bool, data))
 
 
-def samples_from_data(stored: StoredSamples) -> NDArray[Any]:
+def samples_from_data(entry: Mapping[str, Any]) -> NDArray[Any]:
     """Read what `samples_as_data` wrote.
 
     Raises
@@ -136,6 +138,7 @@ def samples_from_data(stored: StoredSamples) -> NDArray[Any]:
     ValueError
         It is damaged.
     """
+    stored: StoredSamples = from_plain(StoredSamples, entry)
     size = -(-stored.count // 8) if stored.is_bool else 4 * stored.count
     try:
         raw = zlib.decompressobj().decompress(base64.b64decode(stored.data, validate=True), max(1, size + 1))

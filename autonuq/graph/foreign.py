@@ -10,6 +10,7 @@ unless they say nothing about what it computes.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ _TOKEN = re.compile(
     |(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
     |(?P<name>[A-Za-z_]\w*)
     |(?P<number>\.?\d(?:[eE][-+]\d|[\w.])*)
-    |(?P<mark>.)""",
+    |(?P<mark>["'][^\n]*|.)""",  # a string without an end, too: else each quote in it would be tried
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
 _CLOSERS = {"{": "}", "<": ">", "[": "]"}
@@ -71,7 +72,9 @@ class ForeignField:
         The message has no such field; its enumeration has no such value; a message stands where a value is due, text
         where a number is, or the reverse; the parser refuses what is in it.
     hint : str
-        The nearest name that the message has, as `suggest_name` says it, or what the parser says.
+        What the parser says.
+    known : collection of str
+        The names that the message has.
     """
 
     layer: int | None
@@ -82,7 +85,8 @@ class ForeignField:
     line: int
     column: int
     fault: Literal["field", "value", "form", "syntax"]
-    hint: str
+    hint: str = ""
+    known: Collection[str] = ()
 
     @property
     def value(self) -> str:
@@ -120,8 +124,9 @@ class ForeignField:
             what = f"'{'.'.join(outer)}' has no field named \"{name}\""
         else:
             what = f"{owner} has no parameters '{name}'"
-        remedy = self.hint or "; remove it if that does not change what is computed"
-        return f"{what} (line {self.line}, column {self.column}){'.' if self.hint else ''}{remedy}"
+        nearest = suggest_name(name, self.known)
+        remedy = f".{nearest}" if nearest else "; remove it if that does not change what is computed"
+        return f"{what} (line {self.line}, column {self.column}){remedy}"
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,7 @@ class _Scanner:
         self.found: list[ForeignField] = []
         self.messages: list[ForeignField] = []
         self._text = text
+        self._line_ends = [found.start() for found in re.finditer("\n", text)]
         self._tokens = [token for token in _TOKEN.finditer(text) if token.lastgroup]
         self._next = 0
         self._layers: Counter[str] = Counter()
@@ -276,10 +282,10 @@ class _Scanner:
                 start=start,
                 end=self._tokens[self._next - 1].end(),
                 text=self._text[start:end],
-                line=self._text.count("\n", 0, start) + 1,
+                line=bisect_left(self._line_ends, start) + 1,
                 column=start - self._text.rfind("\n", 0, start),
                 fault=fault or "syntax",
-                hint=suggest_name(token[0], message.fields_by_name) if fault == "field" else "",
+                known=message.fields_by_name.keys() if fault == "field" else (),
             )
         )
 

@@ -54,9 +54,13 @@ def find_heads(graph: Graph) -> tuple[Head, ...]:
     """
     makers = {top: (index, place) for index, layer in enumerate(graph.layers) for place, top in enumerate(layer.tops)}
     found: dict[Value, Head] = {}
+    seen: set[Head] = set()
     left = [Head(blob, makers[blob]) for blob in graph.outputs]
     while left:
         head = _before_moves(graph, left.pop(0))
+        if head in seen:  # several ways lead there, and as many from there on
+            continue
+        seen.add(head)
         layer = graph.layers[head.value[0]]
         if head.classes is None and layer.type in _HIDING:
             left = [*_read(graph, head.value[0], _HIDING[layer.type]), *left]

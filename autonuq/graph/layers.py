@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from autonuq.errors import ModelError
 from autonuq.graph import hosted as _hosted  # noqa: F401 - fills LAYER_TYPES, as does the next one
 from autonuq.graph import shapes as _rules  # noqa: F401
-from autonuq.graph.hosted.permission import is_refused, refusal
-from autonuq.graph.model import FED_LAYERS, MAX_ELEMENTS, Graph, Layer, Shape
+from autonuq.graph.hosted.permission import check_permission, is_refused
+from autonuq.graph.model import FED_LAYERS, MAX_AXES, MAX_ELEMENTS, Graph, Layer, Shape
 from autonuq.graph.shapes.channels import scale_shape
 from autonuq.graph.shapes.layout import concat_axis
 from autonuq.graph.shapes.registry import LAYER_TYPES, LayerError, LayerType, Tops, canonical_axis
@@ -74,9 +74,7 @@ def infer_shapes(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> dic
         A layer type is unknown, or a layer, or the weights that it has, do not fit its bottoms; or a `Python` layer,
         which alone knows its shapes, may not run.
     """
-    for layer in graph.layers:
-        if is_refused(layer):
-            raise refusal(layer, graph.path)
+    check_permission(graph)
     given = tuple(sorted((inputs or {}).items()))
     if given not in graph.known_shapes:
         graph.known_shapes[given] = _inferred(graph, inputs, {})
@@ -130,6 +128,8 @@ def _own_shapes(graph: Graph, layer: Layer, bottoms: list[Shape]) -> list[Shape]
 
 
 def _check_size(graph: Graph, layer: Layer, what: str, shape: Shape) -> None:
+    if len(shape) > MAX_AXES:
+        raise graph.error(layer, f"{what} has {len(shape)} axes; {MAX_AXES} is Caffe's limit")
     if math.prod(shape) > MAX_ELEMENTS:
         raise graph.error(layer, f"{what} of shape {shape} exceeds {MAX_ELEMENTS} values, Caffe's limit")
 
@@ -162,11 +162,7 @@ def layer_type(graph: Graph, layer: Layer) -> LayerType:
         known = {name.lower(): name for name in LAYER_TYPES}
         near = get_close_matches(layer.type.lower(), known, 1, cutoff=0.75)
         hint = f"; did you mean '{known[near[0]]}'?" if near else ""
-        raise graph.error(
-            layer,
-            f"type '{layer.type}' is not supported; register_layer can add it{hint} "
-            f"(supported: {', '.join(sorted(LAYER_TYPES))})",
-        )
+        raise graph.error(layer, f"type '{layer.type}' is not supported; register_layer can add it{hint}")
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,24 +98,26 @@ def named_layers(messages: Sequence[caffe_pb2.LayerParameter]) -> tuple[Layer, .
     Caffe has no rule about names. Here they tell layers apart: the first layer of a name keeps it, the others get a
     number (`relu`, `relu#2`), those without a name are called after their type. Files are written with these names.
     """
-    given = {message.name for message in messages}
+    taken = {message.name for message in messages}
     used: set[str] = set()
-    numbers: dict[str, int] = {}  # of each name, the last one given: a network may have thousands of one name
+    numbers: Counter[str] = Counter()
     layers = []
     for message in messages:
         before = message.name
         if not before or before in used:
-            message.name = _free_name(message.name or message.type, given, used, numbers)
+            message.name = _free_name(message.name or message.type, taken, numbers)
         used.add(message.name)
+        taken.add(message.name)
         layers.append(Layer(message, (), None if message.name == before else before))
     return tuple(layers)
 
 
-def _free_name(base: str, given: Set[str], used: Set[str], numbers: dict[str, int]) -> str:
+def _free_name(base: str, taken: Collection[str], numbers: Counter[str]) -> str:
+    """Return a name that nobody has; `numbers` holds how many were tried of each base, so that none is tried twice."""
     name = base
-    while not name or name in given or name in used:
-        numbers[base] = numbers.get(base, 1) + 1
-        name = f"{base}#{numbers[base]}"
+    while not name or name in taken:
+        numbers[base] += 1
+        name = f"{base}#{numbers[base] + 1}"
     return name
 
 

@@ -15,6 +15,7 @@ from autonuq.graph.foreign import Findings, ForeignField, cut_out, find_foreign,
 from autonuq.graph.text import decode_text, unescape_bytes
 from autonuq.graph.upgrade import has_v0_layers, is_included, legacy_inputs, upgrade_layers
 
+_MOST_PARSED = 500_000  # characters, while messages that the parser refuses are cut out one by one: about two seconds
 _SHOWN = 200  # characters of a syntax error: it may quote the whole file
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
@@ -61,13 +62,13 @@ def parse_prototxt(data: bytes, path: Path, state: caffe_pb2.NetState) -> Parsed
     net.state.MergeFrom(state)
     layers = upgrade_layers(net, path, types)
     kept = [index for index, layer in enumerate(layers) if is_included(layer, net.state)]
-    inside = set(kept)
-    settle_foreign((field for field in foreign if not field.is_v1_type), layers, inside, path)
+    places = frozenset(kept)
+    settle_foreign((field for field in foreign if not field.is_v1_type), layers, places, path)
     inputs, names = legacy_inputs(net, path), {layers[index].name for index in kept}
     for layer in inputs:
         while layer.name in names:
             layer.name += "_"
-    left_out = tuple(layer for index, layer in enumerate(layers) if index not in inside)
+    left_out = tuple(layer for index, layer in enumerate(layers) if index not in places)
     return ParsedNet(net.name, (*inputs, *(_settled(layers[index]) for index in kept)), left_out)
 
 
@@ -97,7 +98,9 @@ def _parsed(text: str, data: bytes, path: Path) -> tuple[caffe_pb2.NetParameter,
     else:
         return net, ()
     found: Findings | None = find_foreign(text)
-    while found is not None:
+    parsed = 0
+    while found is not None and parsed <= _MOST_PARSED:
+        parsed += len(text)
         net.Clear()
         try:
             text_format.Parse(cut_out(text, found.fields), net)
@@ -119,6 +122,8 @@ def _position(text: str, error: text_format.ParseError) -> int:
 
 def _is_untyped(net: caffe_pb2.NetParameter, foreign: Sequence[ForeignField]) -> bool:
     """Say whether a layer with such fields has no type, so that nobody can tell what they mean."""
+    if net.layer and net.layers:  # both formats mixed, which is refused later
+        return False
     layers: Sequence[caffe_pb2.LayerParameter | caffe_pb2.V1LayerParameter] = net.layer or net.layers
     typed = {field.layer for field in foreign if field.is_v1_type}
     return any(

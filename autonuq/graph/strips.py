@@ -63,11 +63,11 @@ class Strip:
 
     @property
     def bytes(self) -> int:
-        """What `index` and `matrix` take: much, for few weights, where a window is wide."""
+        """What `index`, `matrix` and a padded image take: much, for few weights, where a window or padding is wide."""
         rows, outputs = self.window.kernel[0], self.window.num_output
         inputs = rows * self.width * self.block * self.channels
         index = self.output[0] * rows * self.across * self.width
-        return index * _INDEX_BYTES + inputs * self.count * outputs
+        return index * _INDEX_BYTES + inputs * self.count * outputs + self.blocks * self.block * self.channels
 
     @property
     def blocks(self) -> int:

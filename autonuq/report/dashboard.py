@@ -28,7 +28,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import RuntimeFailure
-from autonuq.records import StudyRecord, TrialRecord
+from autonuq.masking import masked_text
+from autonuq.records import PROVENANCE, StudyRecord, TrialRecord
 from autonuq.report.kinds import FIGURES
 from autonuq.report.page import write_report
 from autonuq.visible import visible
@@ -36,6 +37,7 @@ from autonuq.visible import visible
 LOOPBACK = "127.0.0.1"
 BOX_PX, SHRINKABLE_PX = 440, 600
 """Height of the dashboard's boxes, and of the figures that shrink to it; of longer ones the beginning is seen."""
+_WORDS = re.compile("[A-Za-z0-9]+([ _-][A-Za-z0-9]+)*")
 OLD_CONSTRAINTS = "constraints"
 """System attribute of a trial under which constraints stood before Optuna 5."""
 
@@ -129,6 +131,7 @@ class StorageView:
         """Return the studies, of a private class of Optuna's; ours has the additions among its system attributes."""
         studies = [copy.copy(study) for study in self._storage.get_all_studies()]
         for study in studies:
+            study.user_attrs = _without_passwords(study.user_attrs)
             if study.study_name == self._study.optuna.study_name:
                 study.system_attrs = self._additions() | study.system_attrs
         return studies
@@ -137,6 +140,10 @@ class StorageView:
         """Return the system attributes of a study, ours with the additions."""
         own = self._storage.get_study_system_attrs(study_id)
         return self._additions() | own if study_id == self.study_id else own
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the user attributes of a study without passwords that earlier versions stored."""
+        return _without_passwords(self._storage.get_study_user_attrs(study_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -162,10 +169,10 @@ class StorageView:
             trials = self._study.optuna.get_trials(deepcopy=False)
             finished = sum(trial.state.is_finished() for trial in trials)
             if finished != self._finished:
-                self._added, self._finished = self._build_additions(), finished
+                self._added, self._finished = self._build_additions(trials), finished
             return self._added
 
-    def _build_additions(self) -> dict[str, Any]:
+    def _build_additions(self, trials: list[FrozenTrial]) -> dict[str, Any]:
         from optuna_dashboard import save_note, save_plotly_graph_object
 
         record = self._study.record()
@@ -177,9 +184,10 @@ class StorageView:
                 figure.update_layout(height=BOX_PX)
             save_plotly_graph_object(scratch, figure, graph_object_id=kind)
         save_note(scratch, _study_note(record))
-        for row in record.trials:
+        own = [trial for trial in trials if trial.number not in record.ignored]
+        for trial, row in zip(own, record.trials, strict=False):  # one more may have begun
             if row.state == "complete":
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, row.number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
                 owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
                 save_note(owner, _plan_table(record, row))
         report = self._folder / "report.html"
@@ -195,6 +203,11 @@ class StorageView:
             self._report_id = None
 
 
+def _without_passwords(attributes: dict[str, Any]) -> dict[str, Any]:
+    known = {key: masked_text(value) for key, value in attributes.get(PROVENANCE, {}).items()}
+    return {**attributes, PROVENANCE: known} if known else attributes
+
+
 def _with_old_constraints(trial: FrozenTrial) -> FrozenTrial:
     if not trial.constraints or OLD_CONSTRAINTS in trial.system_attrs:
         return trial
@@ -204,7 +217,12 @@ def _with_old_constraints(trial: FrozenTrial) -> FrozenTrial:
 
 
 def as_code(text: str) -> str:
-    """Write a text of the user's as code of Markdown's, in a table or elsewhere: in there nothing is HTML or a link."""
+    """Write a text of the user's as code of Markdown's, in a table or elsewhere: in there nothing is HTML or a link.
+
+    Words that mean nothing else stay as they are.
+    """
+    if _WORDS.fullmatch(text):
+        return text
     text = visible(text).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autonuq.array_files import load_arrays
 from autonuq.atomic import replacing
+from autonuq.errors import QuantizationError
 from autonuq.graph.model import Array
 
 MOST_IMAGES = 1024
@@ -36,13 +38,20 @@ def discard_inputs(record_file: Path) -> None:
 
 
 def load_inputs(record_file: Path) -> list[dict[str, Array]]:
-    """Return the input blobs of each pass that was kept; none where the calibration ran in another Caffe."""
+    """Return the input blobs of each pass that was kept; none where the calibration ran in another Caffe.
+
+    Raises
+    ------
+    QuantizationError
+        A file is damaged.
+    """
     return [_load(path) for path in input_files(record_file)]
 
 
 def input_files(record_file: Path) -> list[Path]:
     """Return the files of the passes that were kept, in their order."""
-    return sorted(inputs_folder(record_file).glob("*.npz"), key=lambda path: int(path.stem))
+    found = (path for path in inputs_folder(record_file).glob("*.npz") if path.stem.isdecimal())
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 def first_images(passes: Sequence[Mapping[str, Array]], images: int) -> list[Mapping[str, Array]]:
@@ -61,8 +70,11 @@ def count_images(passes: Iterable[Mapping[str, Array]]) -> int:
 
 
 def _load(path: Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {str(name): arrays[str(index)] for index, name in enumerate(arrays["names"])}
+    names = load_arrays(path, ["names"], QuantizationError)["names"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise QuantizationError("holds no inputs of a network; calibrate again", path=path)
+    arrays = load_arrays(path, [str(index) for index in range(len(names))], QuantizationError)
+    return dict(zip(names.tolist(), arrays.values(), strict=True))
 
 
 class InputKeeper:

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from autonuq.errors import RuntimeFailure
 from autonuq.graph.files import expected_blobs
-from autonuq.graph.layers import infer_shapes
-from autonuq.graph.model import FED_LAYERS, Graph, Shape
+from autonuq.graph.layers import convolution, infer_shapes
+from autonuq.graph.model import FED_LAYERS, Graph, Layer, Shape
+from autonuq.graph.shapes.windows import channel_axis
 from autonuq.runtime.device import selected_device
 from autonuq.runtime.memory import available_memory
 
 _VALUE_BYTES = 4
 _NOT_ASKED_BYTES = 1 << 26  # less is not worth asking the system
+
+
+@dataclass
+class _Arena:
+    """The memory for blobs that all sessions share: it keeps what the largest pass took, for those that follow."""
+
+    kept_bytes: int = 0
+
+
+_arena = _Arena()
 
 
 def refuse_blob(name: str, shape: Shape) -> None:
@@ -69,13 +81,14 @@ def refuse_pass(graph: Graph, inputs: Mapping[str, Shape] | None = None) -> None
     if not selected_device().is_cpu:  # an accelerator's memory is not this one
         return
     layer, taken = pass_bytes(graph, infer_shapes(graph, inputs))
-    if (left := _lacking(taken)) is not None:
+    if (left := _lacking(taken - _arena.kept_bytes)) is not None:
         raise RuntimeFailure(
             f"a pass takes {_gigabytes(taken)} at least where this layer runs, but {_gigabytes(left)} of memory are "
             "left: take a smaller batch or input",
             path=graph.path,
             layer=layer,
         )
+    _arena.kept_bytes = max(_arena.kept_bytes, taken)
 
 
 def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:
@@ -91,7 +104,8 @@ def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:
     Notes
     -----
     What is fed is there twice, as the blob's own array and as the engine's input. Another blob is there from the layer
-    that makes it to the last one that reads it; an output stays. What an engine needs within a layer is not counted.
+    that makes it to the last one that reads it; an output stays. What the engine needs within a layer is counted for
+    Deconvolution alone, where it is what every weight makes of every pixel of an item.
     **Cost**: O(layers).
     """
     last = {blob: index for index, layer in enumerate(graph.layers) for blob in (*layer.bottoms, *layer.tops)}
@@ -105,11 +119,18 @@ def pass_bytes(graph: Graph, shapes: Mapping[str, Shape]) -> tuple[str, int]:
         made = set(layer.tops) - there
         there |= made
         present += sum(sizes[blob] for blob in made)
-        most = max(most, (layer.name, present), key=lambda one: one[1])
+        within = _VALUE_BYTES * _products(layer, shapes[layer.bottoms[0]]) if layer.type == "Deconvolution" else 0
+        most = max(most, (layer.name, present + within), key=lambda one: one[1])
         done = {blob for blob in {*layer.bottoms, *layer.tops} - fed if last[blob] == index} & there
         there -= done
         present -= sum(sizes[blob] for blob in done)
     return most
+
+
+def _products(layer: Layer, bottom: Shape) -> int:
+    axis = channel_axis(layer, bottom)
+    found = convolution(layer, len(bottom) - axis - 1)
+    return found.num_output // found.group * math.prod((*found.kernel, *bottom[axis + 1 :]))
 
 
 def _lacking(taken: int) -> float | None:

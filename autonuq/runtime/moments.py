@@ -25,9 +25,11 @@ from autonuq.graph.layers import InputWindow, input_window
 from autonuq.graph.model import Array, Layer, Shape
 from autonuq.quant.inputs import InputMoments, InputRows, Inputs, sampling_of, second_moments
 from autonuq.quant.machine_code import compiled
+from autonuq.reading import reading
 
 _CHUNK_VALUES = 1 << 24  # patches that are multiplied at a time: 64 MiB of float32
 _SUMMED = 64  # items that are added up in float32
+_MOST_SAMPLES = 1 << 62
 _MOST_GROUPED_VALUES = 1 << 26  # moments of a layer with groups
 
 
@@ -82,19 +84,23 @@ def load_moments(record_file: Path, layer: Layer) -> tuple[Inputs, ...]:
     Raises
     ------
     QuantizationError
-        An earlier version of autonuq left it.
+        It is damaged, or an earlier version of autonuq left it.
     """
     path = moments_file(record_file, layer.name)
     rows = rows_file(path)
+    groups, columns = _matrix_shape(layer)
     if rows.exists() and rows.stat().st_size:
-        _, columns = _matrix_shape(layer)
-        return (InputRows(np.memmap(rows, np.float32, "r").reshape(-1, columns)),)
+        with reading(rows, QuantizationError, "holds no samples; calibrate again", layer=layer.name):
+            return (InputRows(np.memmap(rows, np.float32, "r").reshape(-1, columns)),)
     if not path.exists() or not path.stat().st_size:
         return ()
-    stored = np.load(path, mmap_mode="r")
-    if stored.ndim != 3:
-        raise QuantizationError(f"{path} is of an earlier version; calibrate again", layer=layer.name)
-    return tuple(InputMoments(own[:-2], int(own[-1, 0]), own[-2]) for own in stored)
+    with reading(path, QuantizationError, "holds no moments; calibrate again", layer=layer.name):
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if stored.shape != (groups, columns + 2, columns) or stored.dtype != np.float32:
+            raise ValueError(f"it is of an earlier version, or another layer's: shape {stored.shape}, {stored.dtype}")
+        if not (stored[:, -1, 0] >= 1).all() or not (stored[:, -1, 0] < _MOST_SAMPLES).all():
+            raise ValueError("it does not say of how many samples")
+        return tuple(InputMoments(own[:-2], int(own[-1, 0]), own[-2]) for own in stored)
 
 
 def describe_inputs(record_file: Path, layer: Layer) -> dict[str, object]:

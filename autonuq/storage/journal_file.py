@@ -16,6 +16,7 @@ import filelock
 from optuna.storages.journal import JournalFileBackend
 
 from autonuq.errors import StudyError
+from autonuq.storage.journal_entries import check_entry
 
 _TAIL_BYTES = 1 << 16
 _POLL_S = 0.01  # what is locked here takes milliseconds
@@ -121,9 +122,10 @@ class JournalFile(JournalFileBackend):
         number = log_number_from
         try:
             for entry in super().read_logs(log_number_from):
+                check_entry(entry)
                 yield entry
                 number += 1
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise StudyError(
                 f"line {number + 1} of the journal is damaged; restore a copy, or remove that line and what it says",
                 path=self._file_path,

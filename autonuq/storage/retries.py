@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,17 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 
+from autonuq.atomic import say_system_error
 from autonuq.errors import StudyError
 
 PATIENCE_S = 120.0
 """How long a lost connection is tried again before the study stops, in seconds."""
 
+_REMEDIES = {  # SQLite's words, which end a message of its own
+    "database or disk is full": "make room there",
+    "disk I/O error": "make room there, or look after the disk",
+    "readonly database": "its file and its folder must be yours to write",
+}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _REFUSED = ("53100", 1021, 1114, 1290)  # a full disk, PostgreSQL's and MySQL's, or one that is not to be written
 _ENDED_SESSION = ("25P03", None)  # PostgreSQL's code: idle within a transaction for too long; none: a garbled answer
@@ -73,6 +80,8 @@ def _retried(method: Callable[..., Any], url: str, file: Path | None, patience_s
                 what = f"has been out of reach for {patience_s:g} s; go on with 'autonuq resume' when it is back"
             elif is_storage_failure(error):
                 what = "failed; what it holds is not touched, go on with 'autonuq resume' when that is mended"
+            elif isinstance(error, json.JSONDecodeError) or type(error) is LookupError:  # the latter SQLAlchemy's
+                what = "holds what Optuna did not write; restore a copy"
             else:
                 raise
             raise StudyError(f"storage {url} {what}: {reason(error)}") from error
@@ -143,5 +152,8 @@ def reason(error: BaseException) -> str:
     """Return the first line of what happened; Optuna wraps a database's errors in one that says nothing."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.errno is not None:
+        return say_system_error(error)
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line + next((f"; {remedy}" for words, remedy in _REMEDIES.items() if words in line), "")

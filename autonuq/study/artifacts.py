@@ -93,7 +93,7 @@ class Artifacts:
         digests = {PROTOTXT: fingerprint["prototxt"], WEIGHTS: fingerprint["weights"], **kept}
         with self._mapped():
             for name, digest in digests.items():
-                if file_digest(files[name]) != digest:
+                if name in kept and file_digest(files[name]) != digest:
                     raise StudyError(f"{files[name]} was changed meanwhile; restore it, or run 'autonuq resume'")
                 if not self._holds(digest):
                     with files[name].open("rb") as content:

@@ -8,7 +8,9 @@ with the study's confidence after both (`search.trust`). What is held back is lo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import optuna
 
@@ -16,7 +18,7 @@ from autonuq.atomic import temporary_folder
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.evaluate.evaluator import data_digests, evaluator_fingerprint, evaluator_name, score, standard_error
-from autonuq.evaluate.samples import Score, StoredSamples, samples_as_data, samples_from_data
+from autonuq.evaluate.samples import Score, samples_as_data, samples_from_data
 from autonuq.records import CONFIRMING_SAMPLES, Confirmation, StudyRecord, TrialRecord
 from autonuq.search.trust import BelievedLoss, HeldLoss
 from autonuq.study.attributes import StudyAttributes, store_long
@@ -90,7 +92,7 @@ class _Confirming:
     def _original(self, metric: float | None) -> float:
         """Return the original's metric on the held-back data, scored once in a study's life."""
         attributes = StudyAttributes(self._study)
-        samples: StoredSamples | None = attributes.long(CONFIRMING_SAMPLES, StoredSamples)
+        samples: Mapping[str, Any] | None = attributes.long(CONFIRMING_SAMPLES, Mapping[str, Any])
         if metric is not None and samples:
             with attributes.blaming(CONFIRMING_SAMPLES):
                 return Score(metric, samples=samples_from_data(samples))

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import cloudpickle
@@ -32,6 +32,7 @@ from autonuq.records import FINGERPRINT, SENDER, STOPPED
 from autonuq.runtime.device import selection
 from autonuq.storage.lease import INTERVAL_S, Heartbeat, Lease, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage, storage_file
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.engines import Engine, WorkerBug, WorkerKilled, engine_error, is_killed
 from autonuq.study.locate import POLL_S, existing_storage
 from autonuq.study.runner import Runner
@@ -157,7 +158,7 @@ def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sende
         with suppress(WorkerKilled):
             _call(engine, task.name, _work, _versions(), python_layers_allowed(), sent, timeout)
             is_over = deadline is not None and time.monotonic() >= deadline
-            if is_over or runner.study.user_attrs.get(STOPPED) or runner.claims.is_finished():
+            if is_over or StudyAttributes(runner.study).get(STOPPED, str) or runner.claims.is_finished():
                 return
             # They took this process for dead: it was suspended, or out of the storage's reach.
         before, finished = finished, len(runner.study.get_trials(deepcopy=False, states=FINISHED))
@@ -227,7 +228,7 @@ def _run(parcel: Parcel, deadline: float | None) -> None:
     study = storage.load(task.name)
     check_versions(study)
     with _folder_here(task) as task:
-        task, candidate = materials(task, study, study.user_attrs[FINGERPRINT]["evaluator"])
+        task, candidate = materials(task, study, _evaluator_of(study))
         runner = make_runner(task, storage, study, candidate, tell_nobody, is_first=False)
         with _watching(study, parcel.sender) as is_abandoned:
             runner.run(deadline, is_abandoned)
@@ -241,17 +242,27 @@ def _watching(study: optuna.Study, sender: Lease) -> Iterator[Callable[[], bool]
     def look() -> None:
         while not over.wait(INTERVAL_S):
             with suppress(StudyError):  # out of reach for this worker, which says nothing of the sender
-                if watch.silent({0: study.user_attrs.get(SENDER, {})}):
+                if watch.silent({0: _sender_of(study)}):
                     silent.set()
 
     def is_abandoned() -> bool:
-        return silent.is_set() or study.user_attrs.get(SENDER, {}).get("session") != sender.session
+        return silent.is_set() or _sender_of(study).get("session") != sender.session
 
     threading.Thread(target=look, name="autonuq sender", daemon=True).start()
     try:
         yield is_abandoned
     finally:
         over.set()
+
+
+def _sender_of(study: optuna.Study) -> Mapping[str, Any]:
+    sender: Lease | Mapping[str, str] = StudyAttributes(study).get(SENDER, Lease | Mapping[str, str], {})
+    return asdict(sender) if isinstance(sender, Lease) else sender
+
+
+def _evaluator_of(study: optuna.Study) -> str:
+    fingerprint: Mapping[str, str] = StudyAttributes(study).get(FINGERPRINT, Mapping[str, str], {})
+    return fingerprint.get("evaluator", "")
 
 
 def _versions() -> dict[str, str]:

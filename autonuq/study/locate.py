@@ -6,15 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import optuna
 
 from autonuq.errors import StudyError, StudyNotFound
 from autonuq.graph.files import ModelPair
+from autonuq.plain import from_plain
 from autonuq.records import CHIP, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, ORIGINAL_METRIC, TARGET_TRIALS, TASK
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage, storage_file
 from autonuq.study.artifacts import Artifacts
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.creation import is_begun
 from autonuq.study.started import load_started
 from autonuq.study.stored import Study
@@ -165,7 +167,7 @@ def load_stored_task(
         open_study(task.name, task.storage)  # before folders are made for a study that is not there
         return task if evaluator is None else replace(task, evaluator=evaluator)
     found = load_study(study, storage)
-    stored = found.optuna.user_attrs.get(TASK)
+    stored = _stored_attribute(found)
     if stored is None and not is_begun(found.optuna):
         raise StudyError("was killed while it was made; start it again, with 'autonuq tune'", study=found.name)
     if stored is None:
@@ -209,6 +211,21 @@ def _study_file(name: str, stored: Mapping[str, Any], started: Mapping[str, Any]
     return file
 
 
+def _stored_attribute(study: Study) -> dict[str, Any] | None:
+    """Return what `Task.as_attribute` was; None of versions that did not store it."""
+    attributes = StudyAttributes(study.optuna)
+    stored = attributes.get(TASK, Mapping[str, Any])
+    if stored is None:
+        return None
+    hints: dict[str, Any] = {**get_type_hints(Task), "has_config": bool, "prototxt": str, "weights": str, "out": str}
+    hints |= dict.fromkeys(("cfg", "study_file"), str | None)
+    with attributes.blaming(TASK):
+        for key in ("out", "prototxt", "weights", "cfg", "study_file", "has_config"):
+            if key not in stored:
+                raise ValueError(f"it has no '{key}'")
+        return {key: from_plain(hints[key], value, key) for key, value in stored.items() if key in hints}
+
+
 def _stored_task(
     study: Study,
     stored: Mapping[str, Any],
@@ -231,7 +248,7 @@ def _stored_task(
         out=out,
         storage=url,
         cfg=known["cfg"] and Path(known["cfg"]),
-        n_trials=study.optuna.user_attrs[TARGET_TRIALS] if trials is None else trials,
+        n_trials=StudyAttributes(study.optuna).get(TARGET_TRIALS, int) if trials is None else trials,
         **{key: stored[key] for key in PLAIN_FIELDS if key in stored} | {"artifacts": known["artifacts"]},
     )
     if artifacts is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,14 +18,21 @@ from autonuq.compress.chip import say_unsearched
 from autonuq.compress.in_order import NetworkBuilder, is_buildable
 from autonuq.compress.operating_points import build_network_points
 from autonuq.compress.outputs import write_fake_quant
-from autonuq.compress.quantized import QuantizedModel
+from autonuq.compress.quantized import QuantizedModel, refuse_observers
 from autonuq.errors import AutonuqError, StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, run_calibration, score
+from autonuq.evaluate.evaluator import (
+    check_evaluator,
+    data_digests,
+    evaluator_name,
+    is_satisfied,
+    run_calibration,
+    score,
+)
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
 from autonuq.graph.files import ModelPair, load_graph
-from autonuq.graph.layers import infer_shapes
+from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
 from autonuq.quant.points import Tuning
@@ -168,7 +176,8 @@ class Rehearsal:
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
-        infer_shapes(self._graph)  # of all: layers that may not run are refused at once
+        refuse_observers(self._graph)
+        check_permission(self._graph)
         inputs = ", ".join(f"{blob} {'x'.join(map(str, shape))}" for blob, shape in self._graph.inputs.items())
         return f"{len(self._graph.layers)} layers; input {inputs}"
 
@@ -259,7 +268,9 @@ class Rehearsal:
     def _curves(self) -> str:
         searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}
         if unsearched := say_unsearched(self._model):
-            raise StudyError(unsearched)
+            self._curves_s = 0.0
+            warnings.warn(f"{unsearched}; 'tune' will end with int8", stacklevel=2)
+            return "none"
         expected = {layer.layer: layer.seconds for layer in self._needs.layers}
         first = min(searched, key=expected.__getitem__)
         small = [name for name in searched if searched[name] <= max(_WEIGHTS_TIMED, searched[first])]
@@ -323,7 +334,7 @@ class Rehearsal:
             check_name(self._task)
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
-        check_fingerprint(study, fingerprint_of(self._task, self._model))
+        check_fingerprint(study, fingerprint_of(self._task, self._model), data_digests(self._task.evaluator))
         self._finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
         return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
 

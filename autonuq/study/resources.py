@@ -25,17 +25,17 @@ def check_resources(task: Task, needs: StudyNeeds) -> None:
         It needs more memory or disk than there is; the message says what for, and what helps.
     """
     place = next(folder for folder in (task.out, *task.out.parents) if folder.exists())
-    _check(task, needs, "memory", needs.memory_bytes, available_memory(), "")
-    _check(task, needs, "disk", needs.disk_bytes, shutil.disk_usage(place).free, f" in {place}")
+    _check(task, needs, "memory", needs.memory_bytes, available_memory(), "", "or a machine with more")
+    _check(task, needs, "disk", needs.disk_bytes, shutil.disk_usage(place).free, f" in {place}", "or make room there")
 
 
-def _check(task: Task, needs: StudyNeeds, what: str, wanted: float, free: float | None, where: str) -> None:
+def _check(task: Task, needs: StudyNeeds, what: str, wanted: float, free: float | None, where: str, more: str) -> None:
     if free is None or wanted <= free:
         return
     largest = needs.notable[0].layer if needs.notable else None
     remedy = f"leave layer '{largest}' float (skip_layers), use" if largest else "use"
     raise StudyError(
-        f"needs {needs.say()}, but only {free / 1e9:.1f} GB of {what} are free{where}; {remedy} smaller batches, or a "
-        "machine with more",
+        f"needs {needs.say()}, but only {free / 1e9:.1f} GB of {what} are free{where}; {remedy} smaller batches, "
+        f"{more}",
         study=task.name,
     )

@@ -35,19 +35,20 @@ import optuna
 from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate, Plan
-from autonuq.compress.chip import describe_chip
+from autonuq.compress.chip import describe_chip, say_unsearched
 from autonuq.compress.formats import export
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
-from autonuq.evaluate.evaluator import check_evaluator, evaluator_name, is_satisfied, score
+from autonuq.evaluate.evaluator import check_evaluator, data_digests, evaluator_name, is_satisfied, score
 from autonuq.graph.files import ModelPair
-from autonuq.graph.hosted.permission import python_layers
+from autonuq.graph.hosted.permission import check_permission, python_layers
 from autonuq.graph.model import Graph
 from autonuq.masking import without_secrets
 from autonuq.quant.config import QuantizationConfig
 from autonuq.records import (
     CODEC,
     CONFIDENCE,
+    DATA,
     FLOAT_LAYERS,
     LEASE,
     PROVENANCE,
@@ -364,6 +365,11 @@ class StudyRun:
         """Digests of everything that changes a measurement."""
         return fingerprint_of(self.task, self.model)
 
+    @cached_property
+    def data(self) -> Mapping[str, str]:
+        """Digests of the evaluator's data, where it tells them."""
+        return data_digests(self.task.evaluator)
+
     def resumability(self) -> Resumability:
         """Say how the study stands that exists.
 
@@ -377,7 +383,7 @@ class StudyRun:
             return Resumability(finished=0, changed=(), worker=None)
         trials = study.own_trials()
         working = next((trial for trial in trials if trial.state == TrialState.RUNNING and works_here(trial)), None)
-        changed = changed_parts(study.optuna, self.fingerprint)
+        changed = changed_parts(study.optuna, self.fingerprint, self.data)
         if not changed and self._judges_otherwise(study.record()):
             changed = ["the limit of is_satisfied"]
         return Resumability(
@@ -410,12 +416,15 @@ class StudyRun:
 
     def _run(self, workers: Engine, *, exists: bool, timeout: float | None) -> Study:
         task, on_progress = self.task, self._on_progress
+        check_permission(self.model.graph)
         for evaluator in (task.evaluator, task.confirm):
             if evaluator is not None:
                 check_evaluator(evaluator)
         deadline = None if timeout is None else time.monotonic() + timeout
         if not has_points(task.points_folder):
             check_resources(task, needs_of(self.model))
+        if unsearched := say_unsearched(self.model):
+            on_progress(Progress("study", unsearched, 0, 1))
         storage, study = self._opened(exists)
         check_workers(task, workers)
         with preparing_alone(task, on_progress):
@@ -462,7 +471,9 @@ class StudyRun:
         begin = continue_study if exists else start_study
         study = begin(storage, task.name, self._describe, fingerprint)
         if exists:
-            check_fingerprint(study, fingerprint)
+            check_fingerprint(study, fingerprint, self.data)
+            if DATA not in study.user_attrs:  # an earlier version's
+                study.set_user_attr(DATA, dict(self.data))
             self._tell_task(study)
         self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
         return storage, study
@@ -470,6 +481,7 @@ class StudyRun:
     def _describe(self, study: optuna.Study) -> None:
         """Store what a new study is, but for its fingerprint."""
         study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+        study.set_user_attr(DATA, dict(self.data))
         study.set_user_attr(CODEC, self.model.config.target.codec_name)
         store_chip(study, describe_chip(self.model))
         study.set_user_attr(CONFIDENCE, self.task.confidence)
@@ -500,7 +512,7 @@ class StudyRun:
             The calibration's record is not complete.
         """
         if self._candidate is None:
-            check_fingerprint(study.optuna, self.fingerprint)
+            check_fingerprint(study.optuna, self.fingerprint, self.data)
             self._candidate = kept_candidate(self.task, self.model, study.optuna)
         return PlanNetworks(self.task, self._candidate, study.optuna).network(plan, network)
 

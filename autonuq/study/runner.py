@@ -22,6 +22,7 @@ from autonuq.search.sampler import RATE_DISTORTION
 from autonuq.search.space import Space
 from autonuq.storage.lease import Heartbeat, WorkerSession
 from autonuq.storage.open import Storage
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.claims import Claims
 from autonuq.study.locate import POLL_S
 from autonuq.study.plan_networks import PlanNetworks, built_sizes
@@ -131,14 +132,14 @@ class Runner:
 
     def tell_end(self) -> None:
         """Tell why the study ended before its total, if it did."""
-        reason = self.study.user_attrs.get(STOPPED)
+        reason = StudyAttributes(self.study).get(STOPPED, str)
         if reason:
             self.on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
 
     def _is_done(self) -> bool:
         """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
         share = self.task.stop_gain
-        if self.study.user_attrs.get(STOPPED):
+        if StudyAttributes(self.study).get(STOPPED, str):
             return True
         if self.unsearched and self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
             return self._stop(self.unsearched)

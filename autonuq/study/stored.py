@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import StudyError
+from autonuq.evaluate.evaluator import changed_data
 from autonuq.evaluate.samples import Score, StoredSamples, samples_from_data
 from autonuq.notebook import html_table
 from autonuq.plain import from_plain, with_digest, without_digest
@@ -24,6 +25,7 @@ from autonuq.records import (
     CONFIDENCE,
     CONFIRMATION,
     CONSTRAINT,
+    DATA,
     FINGERPRINT,
     FLOAT_LAYERS,
     INT8_STEPS,
@@ -231,7 +233,7 @@ def original_metric(study: optuna.Study) -> float:
     """Return the original network's metric, a `Score` where its samples are stored."""
     attributes = StudyAttributes(study)
     metric: float = attributes.get(ORIGINAL_METRIC, float)
-    samples: StoredSamples | None = attributes.long(ORIGINAL_SAMPLES, StoredSamples)
+    samples: Mapping[str, Any] | None = attributes.long(ORIGINAL_SAMPLES, Mapping[str, Any])
     if samples is None:
         return metric
     with attributes.blaming(ORIGINAL_SAMPLES):
@@ -377,25 +379,40 @@ def scored_record(trial: optuna.Trial) -> TrialRecord:
     return record_from_data(trial.user_attrs[TRIAL], trial.number)
 
 
-def check_fingerprint(study: optuna.Study, fingerprint: Mapping[str, str]) -> None:
+def check_fingerprint(
+    study: optuna.Study, fingerprint: Mapping[str, str], data: Mapping[str, str] | None = None
+) -> None:
     """Refuse a study that was started with something else, naming what differs.
+
+    Parameters
+    ----------
+    data : mapping of str to str, optional
+        Digests of the evaluator's data, see `evaluator.data_digests`; None where they are not taken here.
 
     Raises
     ------
     StudyError
         A digest differs from the stored one.
     """
-    if different := changed_parts(study, fingerprint):
+    if different := changed_parts(study, fingerprint, data):
         raise StudyError(
             f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
             study=study.study_name,
         )
 
 
-def changed_parts(study: optuna.Study, fingerprint: Mapping[str, str]) -> list[str]:
-    """Return what a study was started with another of."""
-    stored = StudyAttributes(study).get(FINGERPRINT, Mapping[str, str], {})
-    return [key for key, value in fingerprint.items() if stored.get(key) != value]
+def changed_parts(
+    study: optuna.Study, fingerprint: Mapping[str, str], data: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return what a study was started with another of; of its evaluator, which data, if it is them."""
+    attributes = StudyAttributes(study)
+    changed = [] if data is None else changed_data(attributes.get(DATA, Mapping[str, str], {}), data)
+    stored = dict(attributes.get(FINGERPRINT, Mapping[str, str], {}))
+    if changed:
+        stored["evaluator"] = fingerprint["evaluator"]  # which may hold a digest of them
+    return [f"content of {part}" for part in changed] + [
+        key for key, value in fingerprint.items() if stored.get(key) != value
+    ]
 
 
 def id_of(trial: optuna.Trial | FrozenTrial) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autonuq.compress.chip import aimed
+from autonuq.compress.chip import aimed, say_reasons
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError, suggest_name
 from autonuq.evaluate.evaluator import evaluator_fingerprint
@@ -21,6 +21,7 @@ from autonuq.file_names import RULE, file_name_of, is_file_name
 from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.model import Graph
 from autonuq.graph.passes import capabilities
+from autonuq.masking import masked
 from autonuq.quant.codecs import broken_rule
 from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
@@ -179,6 +180,7 @@ class Task:
             **{key: str(path.resolve()) for key, path in paths.items()},
             **{key: path and str(path.resolve()) for key, path in optional.items()},
             **{key: getattr(self, key) for key in PLAIN_FIELDS},
+            "artifacts": masked(self.artifacts),
             "has_config": self.config is not None,
         }
 
@@ -285,7 +287,19 @@ def quantized_model(task: Task, graph: Graph | None = None) -> QuantizedModel:
         raise StudyError(str(broken), study=task.name)
     _check_named_floats(task, graph, config)
     quantized = {name: layer for name, layer in config.layers.items() if name not in task.named_float_layers}
-    return aimed(quantize(graph, replace(config, layers=quantized)))
+    model = aimed(quantize(graph, replace(config, layers=quantized)))
+    if not model.weights:
+        raise StudyError(_say_no_weights(task, model), study=task.name)
+    return model
+
+
+def _say_no_weights(task: Task, model: QuantizedModel) -> str:
+    """Say why no layer has int8 weights, so that a study would have nothing to count."""
+    with_weights = [one for one in model.capabilities if one.weights]
+    named = dict.fromkeys(task.named_float_layers, "is named in float_layers")
+    left_out = "is left out by the configuration"
+    reasons = {one.name: named.get(one.name) or one.reason or left_out for one in with_weights}
+    return f"no layer's weights are quantized: {say_reasons(reasons) or 'the network has none'}"
 
 
 def _check_named_floats(task: Task, graph: Graph, config: QuantizationConfig) -> None:

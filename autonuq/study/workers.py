@@ -17,7 +17,8 @@ import optuna
 
 from autonuq.compress.candidate import Candidate
 from autonuq.errors import AutonuqError, StudyError
-from autonuq.evaluate.evaluator import check_evaluator
+from autonuq.evaluate.evaluator import check_evaluator, data_digests
+from autonuq.graph.hosted.permission import check_permission
 from autonuq.records import ARTIFACTS, PROVENANCE
 from autonuq.runtime.device import engine_version
 from autonuq.search.sampler import make_sampler
@@ -135,7 +136,8 @@ def materials(task: Task, study: optuna.Study, evaluator: str | None = None) -> 
 def _prepared(task: Task, study: optuna.Study, evaluator: str | None) -> Candidate:
     """Return what lies in the task's folder, if it is the study's."""
     model = quantized_model(task)
-    check_fingerprint(study, fingerprint_of(task, model, evaluator))
+    data = data_digests(task.evaluator) if evaluator is None else None
+    check_fingerprint(study, fingerprint_of(task, model, evaluator), data)
     return kept_candidate(task, model, study)
 
 
@@ -148,7 +150,14 @@ def make_runner(
     *,
     is_first: bool,
 ) -> Runner:
-    """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed."""
+    """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed.
+
+    Raises
+    ------
+    ModelError
+        The network has `Python` layers that may not run here: no trial is spent on that.
+    """
+    check_permission(candidate.model.graph)
     study = Study(study).own_view()
     runner = Runner(task, storage, study, candidate, on_progress)
     trials = len(study.get_trials(deepcopy=False))

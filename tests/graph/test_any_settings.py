@@ -1,4 +1,10 @@
-"""Whatever a layer's parameters say, shapes come out or a ModelError does; and what has shapes can be lowered."""
+"""Whatever a layer's parameters say, shapes come out or a ModelError does; what has shapes is lowered, or refused.
+
+None of it takes more than 2 GB, while the sizes that are tried reach Caffe's limit. The campaign's part `layers`
+(`studies/bench/campaign`) tries many more.
+"""
+
+import math
 
 import numpy as np
 import pytest
@@ -77,14 +83,14 @@ def graphs(draw, kind):
 
 
 @pytest.mark.parametrize("kind", sorted(set(LAYER_TYPES) - SKIPPED))
-def test_any_settings(kind):
+def test_any_settings(kind, two_gigabytes):
     @settings(max_examples=60, deadline=None)
     @given(graph=graphs(kind))
     def check(graph):
         try:
             shapes = infer_shapes(graph)
             blobs = blob_shapes(graph, graph.layers[-1], shapes)
-            if sum(np.prod(shape, dtype=float) for shape in [*blobs, *shapes.values()]) > 1e6:
+            if sum(map(math.prod, blobs)) > 1e6:  # whoever has such weights has a file that holds them
                 return
             layer = graph.layers[-1].with_(blobs=[np.ones(shape, np.float32) for shape in blobs])
             lower(graph.with_layers([*graph.layers[:-1], layer]))

@@ -1,6 +1,6 @@
 """Damaged and hostile model files: each gives a ModelError that names file, layer and fault, and costs little.
 
-`studies/bench/fuzz_files.py` does the same to a hundred thousand files; what it found is kept here.
+The campaign (`studies/bench/campaign`, part `mutations`) does the same to many thousands; what it found is kept here.
 """
 
 import tracemalloc

@@ -4,20 +4,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import autonuq as nuq
+from autonuq.compress.calibration import calibrated, write_calibration_model
+from autonuq.compress.candidate import Candidate
 from autonuq.compress.outputs import pack, unpack
 from autonuq.compress.packed_file import load_packed
+from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import ModelError
 from autonuq.evaluate.evaluator import Evaluator, run_evaluator_call
 from autonuq.evaluate.isolation import IsolatedEvaluator
-from autonuq.graph.files import fill_weights, load_graph, write_caffemodel
+from autonuq.graph.files import ModelPair, fill_weights, load_graph, write_caffemodel
 from autonuq.graph.hosted.permission import python_layers, python_layers_allowed
 from autonuq.graph.layers import infer_known_shapes, infer_shapes
 from autonuq.graph.passes import capabilities
+from autonuq.study.workers import make_runner
 
 NETWORK = """
 layer {{ name: "in" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 3 dim: 8 dim: 8 }} }} }}
@@ -239,13 +244,48 @@ def test_a_packed_network_is_unpacked_without_being_run(downloaded, tmp_path, pa
     assert not has_run(tmp_path)
 
 
+def test_no_trial_is_spent_on_what_may_not_run(downloaded, tmp_path):
+    pair = downloaded()
+    with pytest.raises(ModelError, match="would run class 'Half'"):
+        nuq.tune(*pair, Running(), out=tmp_path / "out", n_trials=1)
+    assert not (tmp_path / "out").exists()
+    candidate = SimpleNamespace(model=SimpleNamespace(graph=load_graph(*pair)))
+    with pytest.raises(ModelError, match="would run class 'Half'"):
+        make_runner(None, None, None, candidate, print, is_first=False)
+    assert not has_run(tmp_path)
+
+
+def test_a_script_of_amcts_is_allowed_by_its_command(downloaded, tmp_path):
+    pair = downloaded()
+    (tmp_path / "script.py").write_text(f"import caffe\ncaffe.Net({str(pair[0])!r}, {str(pair[1])!r}, caffe.TEST)\n")
+    ran = [
+        subprocess.run([sys.executable, "-m", "autonuq.amct", *options, "script.py"], cwd=tmp_path, capture_output=True)
+        for options in ([], ["--allow-python-layers"])
+    ]
+    assert [one.returncode for one in ran] == [ModelError.exit_code, 0]
+    assert b"half_of_test.py" in ran[0].stderr
+
+
+@pytest.mark.parametrize("layer", ["IFMR", "Python"])
+def test_a_calibrations_network_is_no_studys(tmp_path, layer):
+    """It writes to the file that it names."""
+    target = tmp_path / "target"
+    settings = 'search_range_start: 0.7 search_range_end: 1.3 search_step: 0.01 object_layer: "r" batch_num: 1'
+    text = {
+        "IFMR": f'type: "IFMR" ifmr_param {{ {settings} record_file_path: "{target}" }}',
+        "Python": 'type: "Python" python_param { module: "autonuq_layers" layer: "IFMR" param_str: "{}" }',
+    }[layer]
+    (tmp_path / "n.prototxt").write_text(
+        'input: "x" input_shape { dim: 1 dim: 2 }\nlayer { name: "r" type: "ReLU" bottom: "x" top: "r" }\n'
+        f'layer {{ name: "w" bottom: "x" {text} }}'
+    )
+    graph = load_graph(tmp_path / "n.prototxt")
+    with pytest.raises(ModelError, match="layer 'w': type 'IFMR' is a calibration's, and writes to the file"):
+        quantize(graph, default_config(graph))
+
+
 @pytest.fixture
 def packed_of(tmp_path):
-    from autonuq.compress.calibration import calibrated, write_calibration_model
-    from autonuq.compress.candidate import Candidate
-    from autonuq.compress.quantized import default_config, quantize
-    from autonuq.graph.files import ModelPair
-
     def make(model, weights):
         graph = load_graph(model, weights)
         quantized = quantize(graph, default_config(graph))

@@ -3,11 +3,12 @@
 import json
 import threading
 import urllib.request
+from dataclasses import replace
 
 import optuna
 import pytest
 
-from autonuq.report import FIGURES
+from autonuq.report import FIGURES, dashboard
 from autonuq.report.dashboard import open_dashboard
 from autonuq.report.optimization import optuna_study
 
@@ -73,3 +74,15 @@ def test_no_copy_of_the_report_stays_behind(finished, tmp_path):
         server.get_app()  # as the server would
     assert not list((tmp_path / "artifacts").iterdir())
     assert optuna.get_all_study_names(finished.optuna._storage)
+
+
+def test_names_in_notes_are_neither_html_nor_links(lenet):
+    evil = "<img src=x onerror=alert(1)> [a](https://evil.example) ![b](c) `d` ``e`` | https://evil.example\n# f"
+    written = dashboard.as_code(evil)
+    assert written.startswith("``` <img") and written.endswith(" ```")
+    assert "\n" not in written
+    assert written.replace(r"\|", "").count("|") == 0
+    assert dashboard.as_code("conv1_1 top-5") == "conv1_1 top-5"
+    layers = tuple(replace(layer, name=layer.name + evil) for layer in lenet.layers)
+    note = dashboard._study_note(replace(lenet, name=evil, layers=layers, trials=()))
+    assert note.startswith("# ``` <img")

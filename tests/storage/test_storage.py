@@ -1,6 +1,7 @@
 """Storages by URL: the default, what is damaged, what is missing, what is lost for a while."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -234,3 +235,56 @@ def test_long_attributes_fit_into_mysql(tmp_path):
     assert StudyAttributes(study).long("key", Any) == value
     study.set_user_attr("whole", value)  # as earlier versions did
     assert StudyAttributes(study).long("whole", Any) == value
+
+
+@pytest.mark.parametrize("code, is_lost", [("53100", False), ("57P01", True), (1114, False), (2013, True)])
+def test_a_full_server_is_no_lost_connection(code, is_lost):
+    """Both are an OperationalError, but nobody is to wait two minutes for room."""
+    cause = Exception(code, "could not extend file")
+    if isinstance(code, str):
+        cause.sqlstate = code
+    assert retries.is_connection_lost(OperationalError("INSERT", {}, cause)) == is_lost
+
+
+@pytest.mark.parametrize("scheme", ["sqlite:///", "journal://"])
+def test_a_storage_that_is_removed_is_missed_at_once(scheme, tmp_path):
+    """SQLite would go on in the file that has no name any more, and say nothing."""
+    storage = open_storage(f"{scheme}{tmp_path}/s")
+    study = storage.create("net")
+    for file in tmp_path.glob("s*"):
+        file.unlink()
+    with pytest.raises(StudyError, match="s was removed meanwhile, with all trials; restore a copy, or start"):
+        study.set_user_attr("a", 1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_errors_of_servers_are_mapped(slept):
+    redis = pytest.importorskip("redis")
+    flaky = Flaky()
+    flaky.losses, flaky.error = 1, redis.exceptions.ResponseError("OOM command not allowed when used memory > max")
+    with pytest.raises(StudyError, match="db://x failed; .*OOM command not allowed"):
+        patient(flaky, "db://x").get_all_studies()
+
+
+def test_a_journal_on_a_full_disk_is_named_and_goes_on(tmp_path, monkeypatch):
+    url = f"journal://{tmp_path}/j"
+    study = open_storage(url).create("net")
+    before = (tmp_path / "j").read_bytes()
+
+    def fail(_):
+        (tmp_path / "j").write_bytes(before + b'{"op_code":')  # a part of the line found room
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fail)
+        with pytest.raises(StudyError, match="j failed; what it holds .* make room there"):
+            study.set_user_attr("a", 1)
+    open_storage(url).load("net").set_user_attr("b", 2)
+    assert open_storage(url).load("net").user_attrs == {"b": 2}
+
+
+def test_the_lock_of_a_lost_server_is_an_error_of_ours(tmp_path):
+    storage = open_storage(f"journal://{tmp_path}/j")
+    (tmp_path / "j.claims").mkdir()
+    with pytest.raises(StudyError, match="study 'net': storage journal://.*cannot be used"), storage.exclusive("net"):
+        pass

@@ -62,6 +62,7 @@ out = "results"
 [model]
 prototxt = "net.prototxt"
 weights = "net.caffemodel"
+allow_python_layers = true
 [evaluator]
 class = "evaluate.py:Logging"
 evaluate_batch_num = 3
@@ -176,6 +177,7 @@ def expected_of_a_class(folder):
         confidence=0.25,
         float_layers=["fc"],
         study_file=folder / "class.toml",
+        allow_python_layers=True,
         workers=Workers(jobs=1),
     )
 

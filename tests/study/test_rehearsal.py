@@ -43,3 +43,25 @@ def test_nothing_is_said_where_images_are_not_counted(tiny_study, monkeypatch):
 
     monkeypatch.setattr(rehearsal, "find_batch", mixes)
     assert "few" not in calibration(tiny_study, 1)
+
+
+def test_check_and_tune_agree_where_nothing_can_be_searched(tiny_study, run):
+    prototxt = tiny_study.parent / "tiny.prototxt"
+    text = prototxt.read_text().replace("kernel_size: 3 pad: 1", "kernel_size: 3 pad: 2 dilation: 2")
+    prototxt.write_text(text)
+    tiny_study.write_text(tiny_study.read_text() + 'float_layers = ["fc"]\n')
+    why = "nothing to search: 'conv' a codebook needs dilation 1, not 2x2"
+    for command in ("check", "tune"):
+        ended = run(command, "study.toml")
+        assert ended.returncode == 0, ended.stderr
+        assert why in ended.stderr
+    assert ended.stderr.index(why) < ended.stderr.index("calibration")
+
+
+def test_a_network_whose_weights_stay_float_is_refused_at_once(tiny_study, run):
+    tiny_study.write_text(tiny_study.read_text() + 'float_layers = ["conv", "fc"]\n')
+    for command in ("check", "tune"):
+        ended = run(command, "study.toml")
+        assert ended.returncode == 6
+        assert "no layer's weights are quantized: 'conv' is named in float_layers; 'fc' is named" in ended.stderr
+    assert not (tiny_study.parent / "out/tiny/study.journal").exists()

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.sources import DataSettings, LabelledImages, Part, open_images
 from autonuq.evaluate.builtin.transform import Transform, TransformSettings
-from autonuq.evaluate.evaluator import Evaluator
+from autonuq.evaluate.evaluator import Evaluator, changed_data
 from autonuq.evaluate.samples import Score
 from autonuq.graph.files import load_graph
 from autonuq.graph.layers import infer_shapes
@@ -236,7 +237,7 @@ class Accuracy(Evaluator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Say how it is made again in another process, which reads the data itself."""
-        return _same_accuracy, (self._settings, self._ends, self.fingerprint())
+        return _same_accuracy, (self._settings, self._ends, self.fingerprint(), self.data_digests())
 
     def fingerprint(self) -> str:
         """Return a digest of the settings and of the data, wherever they lie."""
@@ -248,6 +249,21 @@ class Accuracy(Evaluator):
         for source in (self._scored, self._calibrating):
             digest.update(source.digest().encode())
         return digest.hexdigest()
+
+    def data_digests(self) -> dict[str, str]:
+        """Return a digest of each file that is read; of many pictures or records of a sample."""
+        return dict(self._data_digests)
+
+    @cached_property
+    def _data_digests(self) -> dict[str, str]:
+        sources = {"": self._scored} | (
+            {} if self._calibrating is self._scored else {" (calibration)": self._calibrating}
+        )
+        found = {f"{name}{role}": digest for role, source in sources.items() for name, digest in source.parts().items()}
+        if self._settings.transform.mean_file is not None:
+            name = f"{Path(self._settings.transform.mean_file).name} (mean)"
+            found[name] = hashlib.sha256(self._transform.mean.tobytes()).hexdigest()
+        return found
 
     def eval_model(self, model_file: str, weights_file: str, batch_num: int) -> float:
         """Score the first `batch_num` batches; a last batch that is not full counts the images it has."""
@@ -302,11 +318,15 @@ class Accuracy(Evaluator):
         return batch
 
 
-def _same_accuracy(settings: AccuracySettings, ends: Ends, fingerprint: str) -> Accuracy:
+def _same_accuracy(
+    settings: AccuracySettings, ends: Ends, fingerprint: str, digests: Mapping[str, str] | None = None
+) -> Accuracy:
     """Make an evaluator again, of the same data."""
     made = Accuracy(settings, ends)
-    if made.fingerprint() != fingerprint:
-        raise EvaluatorError("these are not the data that the study was started with", path=settings.data.path)
+    changed = changed_data(digests or {}, made.data_digests() if digests else {})
+    if changed or made.fingerprint() != fingerprint:
+        what = f": {', '.join(changed)}" if changed else ""
+        raise EvaluatorError(f"these are not the data that the study was started with{what}", path=settings.data.path)
     return made
 
 

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ Order = Literal["RGB", "BGR"]
 _DECODERS = 4  # threads that decode pictures; Pillow works outside the interpreter's lock
 _CHUNK_BYTES = 1 << 20
 _LMDB_FILE = "data.mdb"
+_DIGESTED_BYTES, _DIGESTED = 64 << 20, 1024  # of pictures or records, if there are more
+_PIECES = 4  # of one that is larger than its share
 _LABEL_DIGITS = 9  # Caffe's labels have 32 bits
 
 
@@ -91,6 +93,9 @@ class LabelledImages(Protocol):
 
     def digest(self) -> str:
         """Return what changes with the data, but not with where they lie."""
+
+    def parts(self) -> dict[str, str]:
+        """Return a digest of the content of each file or folder, by its name."""
 
 
 Part = Literal["all", "search", "held back"]
@@ -182,6 +187,10 @@ class NpzImages:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    def parts(self) -> dict[str, str]:
+        """See `LabelledImages`."""
+        return {self._settings.path.name: self.digest()}
+
     def _error(self, message: str) -> EvaluatorError:
         return EvaluatorError(message, path=self._settings.path)
 
@@ -229,6 +238,56 @@ class FolderImages:
             digest.update(f"{name} {label} {(self._folder / name).stat().st_size}\n".encode())
         return digest.hexdigest()
 
+    def parts(self) -> dict[str, str]:
+        """See `LabelledImages`."""
+        paths = [self._folder / name for name in self._names]
+        lines = "".join(f"{name} {label}\n" for name, label in zip(self._names, self.labels, strict=True))
+        return {
+            self._settings.file.name: hashlib.sha256(lines.encode()).hexdigest(),
+            self._folder.name: sampled_digest([path.stat().st_size for path in paths], lambda n: _BytesOf(paths[n])),
+        }
+
+
+class _BytesOf:
+    """The bytes of a file, read where they are looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getitem__(self, places: slice) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(places.start)
+            return file.read(places.stop - places.start)
+
+
+def sampled_digest(sizes: Sequence[int], content: Callable[[int], Any]) -> str:
+    """Digest the sizes of many things, and their contents: of all, or, where these are too many bytes, of a sample.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Bytes of each.
+    content : callable
+        Its number -> what gives bytes for a slice.
+
+    Notes
+    -----
+    The sample is spread evenly over the things, and over each that is large, the same one each time.
+    **Cost**: `_DIGESTED_BYTES` and `_DIGESTED` reads at most, however many there are.
+    """
+    digest = hashlib.sha256(np.array(sizes, "<i8").tobytes())
+    places = np.arange(len(sizes))
+    each = max([*sizes, 1])
+    if sum(sizes) > _DIGESTED_BYTES:
+        places = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), _DIGESTED)).astype(int))
+        each = _DIGESTED_BYTES // len(places)
+    for place in places.tolist():
+        own, pieces = content(place), 1 if sizes[place] <= each else _PIECES
+        length = min(sizes[place], each) // pieces
+        for start in np.linspace(0, sizes[place] - length, pieces).astype(int).tolist():
+            digest.update(own[start : start + length])
+    return digest.hexdigest()
+
 
 def decode_picture(file: Path | io.BytesIO, channels: int, path: Path) -> NDArray[np.uint8]:
     """Decode a picture to (height, width, 1 or 3), RGB; `path` is for messages."""
@@ -267,7 +326,7 @@ class LmdbImages:
         self._keys, self.labels = [self._keys[place] for place in places], self.labels[places]
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self, *, buffers: bool = False) -> Iterator[Any]:
         """Open the database for a moment: a handle must not be carried into another process."""
         with reading(self._path, EvaluatorError, "is no LMDB that can be read"):
             environment = self._lmdb.open(
@@ -275,7 +334,7 @@ class LmdbImages:
             )
             with environment:
                 self._check_size(environment)
-                with environment.begin() as transaction:
+                with environment.begin(buffers=buffers) as transaction:
                     yield transaction
 
     def _check_size(self, environment: Any) -> None:
@@ -309,3 +368,9 @@ class LmdbImages:
         digest = hashlib.sha256(f"{self._records}\n".encode() + b"\n".join(self._keys))
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
+
+    def parts(self) -> dict[str, str]:
+        """See `LabelledImages`."""
+        with self._transaction(buffers=True) as transaction:
+            sizes = [len(transaction.get(key)) for key in self._keys]
+            return {self._path.name: sampled_digest(sizes, lambda number: transaction.get(self._keys[number]))}

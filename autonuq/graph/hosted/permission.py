@@ -15,7 +15,7 @@ from importlib.machinery import FrozenImporter, ModuleSpec, PathFinder
 from pathlib import Path
 
 from autonuq.errors import ModelError
-from autonuq.graph.model import Layer
+from autonuq.graph.model import Graph, Layer
 
 OWN_MODULE = "autonuq_layers"
 OWN_CLASSES = ("Quant", "DeQuant", "IFMR", "HFMG")
@@ -63,6 +63,19 @@ def is_own(layer: Layer) -> bool:
 def is_refused(layer: Layer) -> bool:
     """Say whether a layer would run code that nobody has allowed."""
     return layer.type == "Python" and not is_own(layer) and not _is_allowed
+
+
+def check_permission(graph: Graph) -> None:
+    """Refuse a network that is about to be run, if one of its layers may not.
+
+    Raises
+    ------
+    ModelError
+        See `refusal`.
+    """
+    for layer in graph.layers:
+        if is_refused(layer):
+            raise refusal(layer, graph.path)
 
 
 def refusal(layer: Layer, path: Path | None) -> ModelError:

@@ -61,13 +61,15 @@ def _im2col(builder: Builder, layer: Layer, tensors: list[str], shapes: list[Sha
     axis, found = im2col(layer, shapes[0])
     batch, channels = math.prod(shapes[0][:axis]), shapes[0][axis]
     image = builder.reshape(tensors[0], (batch, channels, *shapes[0][axis + 1 :]))
-    if any(found.pad):
-        pads = builder.constant("pads", np.array([0, 0, *found.pad] * 2, np.int64))
+    if any(found.pad):  # one zero along each axis stands for all
+        pads = builder.constant("pads", np.array([0] * (4 + len(found.pad)) + [1] * len(found.pad), np.int64))
         image = builder.add("Pad", image, pads)
-    windows = zip(found.kernel, found.dilation, found.stride, builder.shapes_of_tops[0][axis + 1 :], strict=True)
-    for spatial, (kernel, dilation, stride, output) in enumerate(windows):
-        builder.afford("the places under its windows", 2 * 8 * kernel * output)
-        places = dilation * np.arange(kernel)[:, None] + stride * np.arange(output)
+    sizes, outputs = shapes[0][axis + 1 :], builder.shapes_of_tops[0][axis + 1 :]
+    windows = zip(sizes, found.kernel, found.dilation, found.stride, found.pad, outputs, strict=True)
+    for spatial, (size, kernel, dilation, stride, pad, output) in enumerate(windows):
+        builder.afford("the places under its windows", 4 * 8 * kernel * output)
+        places = dilation * np.arange(kernel)[:, None] + stride * np.arange(output) - pad
+        places = np.where((places < 0) | (places > size), size, places)
         image = builder.add("Gather", image, builder.constant(f"{layer.name}:places", places), axis=2 + 2 * spatial)
     axes = range(2, 2 + 2 * len(found.kernel))
     columns = builder.add("Transpose", image, perm=[0, 1, *axes[::2], *axes[1::2]])

@@ -186,12 +186,18 @@ def _interp_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     return [(*shape[:2], *((size - 1) * message.zoom_factor + 1 for size in sizes))]
 
 
+def _check_scale(message: caffe_pb2.UpsampleParameter) -> None:
+    if not math.isfinite(message.scale):
+        raise LayerError(f"scale must be finite, got {message.scale}")
+
+
 def upsample_factors(layer: Layer) -> tuple[tuple[int, int], float]:
     """Return by what an Upsample layer repeats rows and columns, and by what it multiplies.
 
     darknet2caffe's layer repeats `scale` times; AMCT's repeats `stride` times and multiplies by `scale`.
     """
     message = layer.message.upsample_param
+    _check_scale(message)
     if any(message.HasField(name) for name in ("stride", "stride_h", "stride_w")) or not message.HasField("scale"):
         height, width = (
             getattr(message, name) if message.HasField(name) else message.stride for name in ("stride_h", "stride_w")
@@ -214,6 +220,7 @@ def _upsample_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     if bottoms[1] != bottoms[0]:
         raise LayerError(f"the mask {bottoms[1]} must have the shape of the values {bottoms[0]}")
     message = layer.message.upsample_param
+    _check_scale(message)
     result = []
     for axis, size in zip("hw", sizes, strict=True):
         if message.HasField("upsample_h") and message.HasField("upsample_w"):
@@ -258,8 +265,8 @@ def roi_scale(layer: Layer) -> tuple[float, float]:
         getattr(message, name) if message.HasField(name) else message.spatial_scale
         for name in ("spatial_scale_w", "spatial_scale_h")
     )
-    if min(width, height) <= 0:
-        raise LayerError("spatial_scale must be positive")
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise LayerError("spatial_scale must be positive and finite")
     return width, height
 
 
@@ -275,8 +282,8 @@ def _roi_pooling_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
 def _psroi_pooling_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
     message = layer.message.psroi_pooling_param
     count = _regions(layer, bottoms)
-    if min(message.group_size, message.output_dim) < 1 or message.spatial_scale <= 0:
-        raise LayerError("group_size, output_dim and spatial_scale must be positive")
+    if min(message.group_size, message.output_dim) < 1 or not 0 < message.spatial_scale < math.inf:
+        raise LayerError("group_size, output_dim and spatial_scale must be positive, and finite")
     if bottoms[0][1] != message.output_dim * message.group_size**2:
         raise LayerError(f"needs output_dim * group_size^2 channels, got {bottoms[0]}")
     return [(count, message.output_dim, message.group_size, message.group_size)]

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from rows import Row, as_table
 
-PARTS: dict[str, float] = {"mutations": 1.0, "layers": 0.5}
+PARTS: dict[str, float] = {
+    "mutations": 0.4,
+    "layers": 0.15,
+    "kills": 0.2,
+    "disks": 0.1,
+    "storages": 0.05,
+    "clocks": 0.05,
+    "crowds": 0.05,
+}
 """Part -> its share of the time; each is a module here with `run(seconds, seed, folder, only) -> list of Row`."""
 
 

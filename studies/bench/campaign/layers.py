@@ -19,10 +19,12 @@ from mutations import Parser, attack
 from mutators import INTEGERS
 from rows import Row
 
+from autonuq.compress.needs import study_needs
 from autonuq.errors import RuntimeFailure
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import expected_blobs, load_graph
 from autonuq.graph.gradients import lower_gradients
+from autonuq.graph.integers import IntegerPlan
 from autonuq.graph.layers import LAYER_TYPES, infer_shapes
 from autonuq.graph.lowering import lower
 from autonuq.graph.model import Graph
@@ -30,6 +32,7 @@ from autonuq.graph.passes import capabilities, fold_batch_norm
 from autonuq.runtime.limits import pass_bytes
 from autonuq.runtime.net import Net
 from autonuq.runtime.program import has_host_layers
+from autonuq.runtime.session import Session
 
 TYPES = tuple(sorted(set(LAYER_TYPES) - {"Python"}))
 
@@ -178,7 +181,18 @@ def nearly_good_network(rng: Random, kind: str) -> bytes:
             change(rng, getattr(layer, name), wildness)
     if not shapes:
         net.layer.add(name="data", type="Input", top=["data"]).input_param.shape.add(dim=[1])
+    if "num_output" in settings and rng.random() < 0.3:
+        _quantize(net, layer)
     return text_format.MessageToString(net).encode()
+
+
+def _quantize(net: caffe_pb2.NetParameter, layer: caffe_pb2.LayerParameter) -> None:
+    """Put a Quant layer before a layer and a DeQuant layer behind it."""
+    quantizer = caffe_pb2.LayerParameter(name="q", type="Quant", bottom=layer.bottom[:1], top=["q"])
+    quantizer.quant_param.scale, quantizer.quant_param.offset = 1, b"\x80"
+    layer.bottom[0] = "q"
+    net.layer.insert(len(net.layer) - 1, quantizer)
+    net.layer.add(name="d", type="DeQuant", bottom=layer.top[:1], top=layer.top[:1])
 
 
 def random_layer(rng: Random, kind: str, bottoms: list[str], wildness: float) -> caffe_pb2.LayerParameter:
@@ -231,6 +245,7 @@ def read_layer(path: Path) -> None:
     """Do with a network's layers what commands do: load, look, fold, lower, run, differentiate."""
     graph = load_graph(path)
     quantizable = [found.name for found in capabilities(graph) if found.quantizable]
+    study_needs(graph, quantizable, quantizable, 2).say()
     shapes = infer_shapes(graph)
     taken = pass_bytes(graph, shapes)[1]
     weights = sum(math.prod(shape) for own in expected_blobs(graph).values() for shape in own)
@@ -242,6 +257,9 @@ def read_layer(path: Path) -> None:
     fold_batch_norm(graph)
     if not has_host_layers(graph):
         lower(graph)
+        lowered = lower(graph, plan=IntegerPlan(graph))
+        if taken < _SMALL_BYTES:
+            Session(lowered).run({name: np.zeros(shape, np.float32) for name, shape in lowered.inputs.items()})
     if taken < _SMALL_BYTES:
         Net(path).forward()
         lower_gradients(graph, None, quantizable)
@@ -257,9 +275,12 @@ def _must_be_refused(path: Path) -> None:
 
 def _with_weights(graph: Graph) -> Graph:
     wanted = expected_blobs(graph)
-    return graph.with_layers(
-        layer.with_(blobs=[np.ones(shape, np.float32) for shape in wanted[layer.name]]) for layer in graph.layers
-    )
+    return graph.with_layers(layer.with_(blobs=_blobs(layer.type, wanted[layer.name])) for layer in graph.layers)
+
+
+def _blobs(kind: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+    """Return ones; of a DeQuant layer only the scale is one."""
+    return [np.full(shape, kind != "DeQuant" or not index, np.float32) for index, shape in enumerate(shapes)]
 
 
 @dataclass(frozen=True)
