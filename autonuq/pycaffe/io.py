@@ -49,7 +49,8 @@ def load_image(filename: str | Path, color: bool = True) -> Array:
     except OSError as error:
         raise error if error.filename else OSError(f"{path}: {error}") from error
     is_grey = not color and picture.mode == "L"
-    values = np.array(picture if is_grey else picture.convert("RGB"), np.float32)
+    picture = picture if is_grey or picture.mode == "RGB" else picture.convert("RGB")
+    values = np.array(picture, np.float32)
     values /= np.float32(255)
     if is_grey:
         return values[:, :, np.newaxis]

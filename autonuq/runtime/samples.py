@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autonuq.array_files import load_array
 from autonuq.atomic import replacing
+from autonuq.errors import QuantizationError
 from autonuq.graph.model import Array
 from autonuq.runtime.moments import array_file_name
 
@@ -30,9 +32,15 @@ def store_sample(record_file: Path, layer: str, bottom: Array) -> None:
 
 
 def load_sample(record_file: Path, layer: str) -> Array | None:
-    """Return what was kept of a layer's input, or None if nothing was."""
+    """Return what was kept of a layer's input, or None if nothing was.
+
+    Raises
+    ------
+    QuantizationError
+        The file is damaged.
+    """
     path = _file(record_file, layer)
-    return np.load(path) if path.exists() else None
+    return load_array(path, QuantizationError, what="sample of a calibration") if path.exists() else None
 
 
 def _file(record_file: Path, layer: str) -> Path:

@@ -162,7 +162,7 @@ def load_task(
     folder = path.resolve().parent
     with reading(path, StudyError, "are no paths", what="what its keys name"):
         evaluator, confirm = _evaluators(tables, values, confirming, path)
-        target = _folder(values, folder, out)
+        target = _folder(values, path, out)
         url = _storage_url(values, folder, target, storage)
         artifacts_url = absolute_location(artifacts, Path.cwd()) or absolute_location(
             values.get(("search", "artifacts")), folder
@@ -211,12 +211,13 @@ def _check_plain(value: object, place: str, path: Path) -> None:
         raise StudyError(f"'{place}' must be a whole number of 64 bits, as TOML's are", path=path)
 
 
-def _folder(values: Mapping[tuple[str, str], Any], folder: Path, out: str | Path | None) -> Path:
+def _folder(values: Mapping[tuple[str, str], Any], path: Path, out: str | Path | None) -> Path:
     """Return the study's folder; only where none is given is it called like the study."""
     given = out or values.get(("", "out"))
     if given is None and not is_file_name(values["", "name"]):
-        raise StudyError(f"its name makes no folder: {RULE}; give another name, or --out", study=values["", "name"])
-    return Path(out or folder / (given or f"out/{values['', 'name']}")).resolve()
+        name = values["", "name"]
+        raise StudyError(f"its name makes no folder: {RULE}; give another name, or --out", path=path, study=name)
+    return Path(out or path.resolve().parent / (given or f"out/{values['', 'name']}")).resolve()
 
 
 def _workers(values: Mapping[tuple[str, str], Any]) -> Workers:
