@@ -169,11 +169,11 @@ def test_a_module_that_is_sent_stays_in_its_folder(tmp_path, name):
         arrived_file(tmp_path / "evaluate.py", {"evaluate.py": b"", name: b""})
 
 
-@pytest.mark.parametrize("name", ["a/b", "../../esc", "/abs", "nul", "x\x1b[31m", "dot.", "y" * 300], ids=ascii)
+@pytest.mark.parametrize("name", ["a/b", "../../esc", "/abs", "nul", "x\u202ey", "dot.", "y" * 300], ids=ascii)
 def test_a_new_study_has_a_name_that_files_can_have(tiny_study, tmp_path, name):
     text = tiny_study.read_text().replace('"tiny"', json.dumps(name), 1)
     tiny_study.write_text(text)
-    with pytest.raises(StudyError, match="name.*(a name that becomes a file has 1 to 200 bytes|without control)"):
+    with pytest.raises(StudyError, match="its name makes no folder: a name that becomes a file has 1 to 200 bytes"):
         load_task(tiny_study)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StudyError, match="its name cannot be used: a name that becomes a file"):
