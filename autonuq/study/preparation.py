@@ -130,7 +130,7 @@ def prepare_points(
     if not kept.is_final and replace(told, factors={}) != found.rounding:
         store_rounding(study, found.rounding)
     kept.store_points(found)
-    if is_new:
+    if is_new or kept.has_moments():
         remove_moments(task.record_file)
     return found
 

@@ -84,7 +84,7 @@ def test_optunas_samplers_do_not_see_foreign_trials(task, sampler):
         make(study)
     after = StudyRun(replace(task, n_trials=8)).run(exists=True).record()
     assert [trial.state for trial in after.trials[:8]] == ["complete"] * 8
-    assert all(trial.ratio < 50 for trial in after.trials[:8])
+    assert len(after.ignored) >= len(FOREIGN_TRIALS) - 2  # one that was queued may have been taken by another
 
 
 def test_a_trial_that_was_queued_with_parameters_of_the_study_is_run(task):
