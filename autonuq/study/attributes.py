@@ -55,7 +55,7 @@ class StudyAttributes:
     @property
     def is_sealed(self) -> bool:
         """Whether the study has its seal."""
-        return SEAL in self._values
+        return bool(self._seal)
 
     def get(self, key: str, kind: Any, default: Any = None) -> Any:
         """Return an attribute as what a type hint says, see `plain.from_plain`; the default where it is not there.
