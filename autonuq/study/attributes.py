@@ -107,7 +107,7 @@ class StudyAttributes:
     def _joined(self, key: str) -> Any:
         """Return the text of a long attribute; what stands there, where an earlier version stored it whole."""
         found = self._values[key]
-        if not isinstance(found, int):
+        if not isinstance(found, int) or isinstance(found, bool):
             return found
         pieces = []
         for index in range(found):
