@@ -47,6 +47,10 @@ MOST_BLIND = 8
 """Running trials without a plan that are worked out first; more are zombies rather than workers."""
 
 
+MOST_POINTS = 1 << 31
+"""Of a curve, whatever a storage says."""
+
+
 class RateDistortionSampler(BaseSampler):
     """Search the largest compression that a constraint allows, from the layers' rate-distortion curves.
 
@@ -266,6 +270,8 @@ class RateDistortionSampler(BaseSampler):
                 return np.asarray(self._space.points([parameters])[0])
         stored = trial.system_attrs.get(PLAN)
         if not isinstance(stored, list) or len(stored) != len(self._names):
+            return None
+        if not all(isinstance(point, int) and abs(point) < MOST_POINTS for point in stored):
             return None
         plan = np.array(stored, dtype=np.int64)
         counts = [len(curve.rates_bytes) for curve in self._space.curves.values()]

@@ -55,7 +55,7 @@ class StudyAttributes:
     @property
     def is_sealed(self) -> bool:
         """Whether the study has its seal."""
-        return SEAL in self._values
+        return bool(self._seal)
 
     def get(self, key: str, kind: Any, default: Any = None) -> Any:
         """Return an attribute as what a type hint says, see `plain.from_plain`; the default where it is not there.
@@ -107,7 +107,7 @@ class StudyAttributes:
     def _joined(self, key: str) -> Any:
         """Return the text of a long attribute; what stands there, where an earlier version stored it whole."""
         found = self._values[key]
-        if not isinstance(found, int):
+        if not isinstance(found, int) or isinstance(found, bool):
             return found
         pieces = []
         for index in range(found):

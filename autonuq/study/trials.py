@@ -9,6 +9,7 @@ counts and figures; `status` says how many there are.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -109,6 +110,7 @@ class TrialReader:
         size = sum((sizes | {name: size for name, (size, _) in record.built.items()}).values())
         if size != record.size_bytes:
             raise DamagedTrial(f"its layers take {size} bytes, not {record.size_bytes}")
+        from_plain(Mapping[str, float], trial.constraints, "its constraints")
         values = trial.values if isinstance(trial.values, list | tuple) and len(trial.values) == 1 else (None,)
         twice = {
             "value": (values[0], self._original_bytes / max(1, size), record.ratio),
@@ -173,7 +175,7 @@ def _is_own_parameter(item: tuple[str, Any]) -> bool:
 
 
 def _is_ratio(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < sys.float_info.max
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -25,7 +25,7 @@ from mutators import TEXT, ZIP, change_json, change_value
 from autonuq.cli.documents import SCHEMAS
 from autonuq.cli.looking import _status
 from autonuq.errors import AutonuqError
-from autonuq.records import StudyRecord
+from autonuq.records import SEAL, TRIAL, StudyRecord
 from autonuq.report import data as figures
 from autonuq.runtime.inputs import load_inputs
 from autonuq.runtime.moments import load_moments, moments_file, rows_file
@@ -58,7 +58,7 @@ def _finished() -> _Finished:
     """Run the tiny study once, in a folder that stays while the process lives."""
     folder = Path(tempfile.mkdtemp(prefix="campaign-study-"))
     write_tiny(folder)
-    task = load_task(write_tiny_study(folder), trials=8)
+    task = load_task(write_tiny_study(folder), trials=5)
     moments = folder / "moments"
 
     def keep(progress: Any) -> None:
@@ -222,6 +222,24 @@ def _journal_originals(folder: Path) -> Sequence[bytes]:
     return [_journal()]
 
 
+def _older_originals(folder: Path) -> Sequence[bytes]:
+    """Return the journal as versions wrote it that had neither seals nor digests."""
+    lines = []
+    for line in _journal().splitlines():
+        entry = json.loads(line)
+        own = entry.get("user_attr", {})
+        if TRIAL in own:
+            own[TRIAL].pop("digest")
+        if SEAL not in own:
+            lines.append(json.dumps(entry, separators=(",", ":")).encode())
+    return [b"\n".join(lines) + b"\n"]
+
+
+def _read_older_journal(path: Path) -> None:
+    """Do what status, plot and report do; what has no digest may have other numbers, if these go together."""
+    _shown(open_study(_finished().task.name, f"journal://{path}").record())
+
+
 def change_stored_value(rng: Random, data: bytes, other: bytes) -> bytes:
     """Change one value in one line of a journal: of an attribute, or of what Optuna says of a trial."""
     lines = data.splitlines()
@@ -232,9 +250,11 @@ def change_stored_value(rng: Random, data: bytes, other: bytes) -> bytes:
         return data
     if not isinstance(entry, dict):
         return data
-    key = rng.choice([key for key in entry if key not in ("op_code", "worker_id")] or [""])
-    if not key:
+    keys = [key for key in entry if key not in ("op_code", "worker_id")]
+    attributes = [key for key in keys if key.endswith(("_attr", "_attrs", "params", "values")) and entry[key]]
+    if not keys:
         return data
+    key = rng.choice(attributes if attributes and rng.random() < 0.85 else keys)
     entry[key] = _changed(rng, entry[key])
     lines[place] = json.dumps(entry, separators=(",", ":")).encode()
     return b"\n".join(lines) + b"\n"
@@ -361,6 +381,15 @@ PARSERS = [
     Parser("journal text", ".journal", _journal_originals, _read_journal, TEXT, names_file=False),
     Parser(
         "journal values", ".journal", _journal_originals, _read_journal, (change_stored_value,), True, names_file=False
+    ),
+    Parser(
+        "journal values, older",
+        ".journal",
+        _older_originals,
+        _read_older_journal,
+        (change_stored_value,),
+        True,
+        names_file=False,
     ),
     Parser(
         "journal values, resumed",
