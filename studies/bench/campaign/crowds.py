@@ -59,10 +59,11 @@ def _deep(place: Path) -> Row:
     from autonuq.graph.files import load_graph, write_caffemodel
 
     victim = Victim(place, trials=4)
-    text = 'name: "deep"\nlayer { name: "data" type: "Input" top: "b0" input_param { shape { dim: 8 dim: 6 } } }\n'
+    text = 'name: "deep"\nlayer { name: "data" type: "Input" top: "data" input_param { shape { dim: 8 dim: 6 } } }\n'
     for index in range(LAYERS):
+        below = f"b{index}" if index else "data"
         text += (
-            f'layer {{ name: "fc{index}" type: "InnerProduct" bottom: "b{index}" top: "b{index + 1}" '
+            f'layer {{ name: "fc{index}" type: "InnerProduct" bottom: "{below}" top: "b{index + 1}" '
             f"inner_product_param {{ num_output: 6 }} }}\n"
         )
     text += f'layer {{ name: "prob" type: "Softmax" bottom: "b{LAYERS}" top: "prob" }}\n'
