@@ -12,7 +12,7 @@ from rows import Row
 from victim import Places, Victim, warm
 
 CROWDS = {
-    "16 workers, 600 trials, journal": ("journal", 16, 600),
+    "16 workers, journal": ("journal", 16, 600),
     "16 workers, postgresql": ("postgresql", 16, 600),
 }
 SHORT_TRIALS = 64
