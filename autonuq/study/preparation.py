@@ -29,7 +29,7 @@ from autonuq.quant.points import OperatingPoints
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT, ComparedWay, Rounding
 from autonuq.runtime.inputs import count_images, input_files, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
-from autonuq.runtime.moments import remove_moments
+from autonuq.runtime.moments import remove_left_moments, remove_moments
 from autonuq.storage.journal_file import FileLock
 from autonuq.study.foretelling import corrected
 from autonuq.study.points_cache import has_points, load_points, rounding_of, store_points
@@ -142,7 +142,7 @@ def prepare_points(
     if points is not None:
         if not stored_rounding(study).way:  # another study left them here
             store_rounding(study, rounding_of(task.points_folder))
-        remove_moments(task.record_file)  # where a run was killed before it did
+        remove_left_moments(task.record_file, model.factors)
         return points
     done: list[str] = []
 
