@@ -12,6 +12,7 @@ import io
 import math
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -71,6 +72,16 @@ def request_moments(record_file: Path, layers: Iterable[str]) -> None:
 def remove_moments(record_file: Path) -> None:
     """Delete what a calibration left; it is needed no more once the operating points are built."""
     shutil.rmtree(moments_folder(record_file), ignore_errors=True)
+
+
+def remove_left_moments(record_file: Path, layers: Iterable[str]) -> None:
+    """Delete what a killed run left of some layers; earlier versions kept theirs, under other names."""
+    for layer in layers:
+        path = moments_file(record_file, layer)
+        for file in (path, rows_file(path)):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # it is missing, or not empty
+        moments_folder(record_file).rmdir()
 
 
 def are_requested(record_file: Path, layer: str) -> bool:

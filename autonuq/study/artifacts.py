@@ -20,7 +20,7 @@ import optuna
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from autonuq.atomic import replace_file
+from autonuq.atomic import replace_file, say_system_error
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.graph.files import ModelPair
 from autonuq.plain import from_plain
@@ -179,7 +179,8 @@ class Artifacts:
                 f"the artifacts at {self.location} are not this study's; name its place with --artifacts"
             ) from error
         except Exception as error:  # boto3 is not imported here
-            raise StudyError(f"the artifacts at {self.location} cannot be used: {error}") from error
+            said = say_system_error(error) if isinstance(error, OSError) and error.errno is not None else str(error)
+            raise StudyError(f"the artifacts at {self.location} cannot be used: {said}") from error
 
 
 class _Folder(FileSystemArtifactStore):

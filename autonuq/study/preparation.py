@@ -28,7 +28,7 @@ from autonuq.graph.files import ModelPair
 from autonuq.records import ORIGINAL_ERROR, ORIGINAL_METRIC, ORIGINAL_SAMPLES, UNIT, ComparedWay, Rounding
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.runtime.memory import give_back_memory
-from autonuq.runtime.moments import remove_moments
+from autonuq.runtime.moments import remove_left_moments, remove_moments
 from autonuq.storage.journal_file import FileLock
 from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.foretelling import corrected
@@ -151,13 +151,16 @@ def prepare_points(
     """
     key, kept = points_key(fingerprint), KeptFiles(task, study)
     found = kept.points(key)
-    if found is None:
+    if is_new := found is None:
         found = _build_points(task, model, key, kept, on_progress)
     told = stored_rounding(study)
     if not kept.is_final and replace(told, factors={}) != found.rounding:
         store_rounding(study, found.rounding)
     kept.store_points(found)
-    remove_moments(task.record_file)
+    if is_new:
+        remove_moments(task.record_file)
+    else:
+        remove_left_moments(task.record_file, model.factors)
     return found
 
 

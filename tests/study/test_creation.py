@@ -10,11 +10,13 @@ import pytest
 from autonuq.amct.auto_nuq import _goes_on
 from autonuq.errors import StudyError, StudyExists
 from autonuq.records import CHIP, CODEC, CONFIDENCE, FINGERPRINT, FLOAT_LAYERS, PROVENANCE, TARGET_TRIALS, TASK
+from autonuq.storage.journal_file import FileLock
 from autonuq.storage.open import open_storage
 from autonuq.study import creation
 from autonuq.study.creation import continue_study, is_begun, start_study
 from autonuq.study.locate import load_study
 from autonuq.study.run import StudyRun
+from autonuq.study.task import make_folders
 
 STORAGES = [
     "journal",
@@ -136,3 +138,22 @@ def test_a_call_of_amct_goes_on_with_a_half_made_study(task):
     run = StudyRun(task)
     assert _goes_on(run)
     assert is_begun(run._opened(exists=True)[1])
+
+
+def test_two_processes_do_not_prepare_in_one_folder(task):
+    """Two calibrations would add their moments up."""
+    make_folders(task)
+    lock, told, waits = FileLock(task.out / ".preparation"), [], threading.Event()
+
+    def tell(step):
+        told.append(step.stage)
+        if step.stage == "waiting":
+            waits.set()
+
+    with lock:
+        thread = threading.Thread(target=StudyRun(task, tell).run, kwargs={"exists": False})
+        thread.start()
+        assert waits.wait(60)
+        assert "calibration" not in told
+    thread.join()
+    assert "calibration" in told

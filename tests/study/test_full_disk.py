@@ -9,6 +9,7 @@ import pytest
 from autonuq import atomic
 from autonuq.errors import AutonuqError, WriteFailure
 from autonuq.evaluate.evaluator import load_evaluator
+from autonuq.runtime.moments import moments_file, rows_file
 from autonuq.study.run import StudyRun
 
 
@@ -88,7 +89,7 @@ def test_a_write_failure_is_a_failure_of_the_runtime():
 
 def test_what_a_killed_run_left_in_the_folder_goes(task):
     StudyRun(task).run(exists=False)
-    left = [task.trial_folder(0) / "model.prototxt", task.record_file.parent / "record.txt.moments" / "a.rows"]
+    left = [task.trial_folder(0) / "model.prototxt", rows_file(moments_file(task.record_file, "conv"))]
     left += [task.record_file.parent / name for name in ("modified_model.prototxt", "modified_weights.caffemodel")]
     for path in left:
         path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 from rows import Row
@@ -21,25 +22,23 @@ TRIALS = 8
 def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
     """Let the clock of one of two workers jump while both are at work."""
     warm(folder)
-    rng, number = random.Random(seed), 0
+    rng = random.Random(seed)
     kinds = [*JUMPS_S, "another time zone"]
     rows = {(kind, storage): Row(f"clock, {kind}, {storage}") for kind in kinds for storage in ("journal", "sqlite")}
     rows = {key: row for key, row in rows.items() if only in row.name}
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for (kind, storage), row in rows.items():
-            if time.monotonic() > deadline and row.tried:
-                continue
-            number += 1
-            place = folder / str(number)
-            row.tried += 1
-            wrong = +_tried(kind, storage, place, rng)
-            row.wrong.update(wrong)
-            if wrong:
-                (place / "WRONG").write_text(f"{kind}: {dict(wrong)}")
-            else:
-                shutil.rmtree(place)
-    return list(rows.values())
+    for number, ((kind, storage), row) in enumerate(cycle(rows.items())):
+        if time.monotonic() > deadline:
+            break
+        place = folder / str(number)
+        row.tried += 1
+        wrong = +_tried(kind, storage, place, rng)
+        row.wrong.update(wrong)
+        if wrong:
+            (place / "WRONG").write_text(f"{kind}: {dict(wrong)}")
+        else:
+            shutil.rmtree(place)
+    return [row for row in rows.values() if row.tried]
 
 
 def _tried(kind: str, storage: str, place: Path, rng: random.Random) -> Counter[str]:
@@ -59,7 +58,7 @@ def _tried(kind: str, storage: str, place: Path, rng: random.Random) -> Counter[
     found = victim.read()
     states = Counter(one[0] for one in found["trials"].values()) if found else Counter()
     wrong["trials are missing, or too many"] += states != {"complete": TRIALS}
-    plans = Counter(plan for _, plan in victim.calls())
+    plans = Counter(victim.calls())
     wrong["scored twice"] += sum(count > 1 for count in plans.values())
     return wrong
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from rows import Row
-from victim import Victim, places, warm
+from victim import Places, Victim, warm
 
 CROWDS = {
-    "16 workers, 600 trials, journal": ("journal", 16, 600),
-    "16 workers, 600 trials, postgresql": ("postgresql", 16, 600),
+    "16 workers, journal": ("journal", 16, 600),
+    "16 workers, postgresql": ("postgresql", 16, 600),
 }
 SHORT_TRIALS = 64
+SHORT_S, LONG_S = 60.0, 1000.0  # below the one, a single small crowd; above the other, all trials
 LAYERS = 200
 
 
@@ -24,19 +25,23 @@ def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
     warm(folder)
     rows = []
     chosen = {name: one for name, one in CROWDS.items() if only in f"crowd, {name}"}
-    with places({storage for storage, *_ in chosen.values()}.__contains__, folder) as urls:
+    with Places(folder) as places:
         for number, (name, (storage, workers, trials)) in enumerate(chosen.items()):
-            if storage in urls:
-                few = trials if seconds > 1000 else max(SHORT_TRIALS, int(seconds / 3))
-                rows.append(_crowd(name, folder / str(number), urls, storage, workers, min(few, trials)))
+            place = folder / str(number)
+            url = places.url(storage, place)
+            if url is not None:
+                few = trials if seconds > LONG_S else max(SHORT_TRIALS, int(seconds / 3))
+                rows.append(_crowd(name, place, url, workers, min(few, trials)))
+            if seconds < SHORT_S:
+                return rows
     if only in "many layers":
         rows.append(_deep(folder / "layers"))
     return rows
 
 
-def _crowd(name: str, place: Path, urls, storage: str, workers: int, trials: int) -> Row:
-    url = f"journal://{place}/study.journal" if storage == "journal" else urls[storage](place)
+def _crowd(name: str, place: Path, url: str, workers: int, trials: int) -> Row:
     victim = Victim(place, url, f"crowd-{time.monotonic_ns()}", trials=trials, more='sampler = "random"\n')
+    _write_chain(place, 12)
     began = time.monotonic()
     first = victim.start("tune", "study.toml")
     rest = [victim.start("work", "study.toml", "--wait", "600") for _ in range(workers - 1)]
@@ -46,7 +51,7 @@ def _crowd(name: str, place: Path, urls, storage: str, workers: int, trials: int
         row.wrong[f"ended with {ended.code}: {ended.errors[-200:]}"] += ended.code != 0
     row.notes = f"{time.monotonic() - began:.0f} s, {trials} trials"
     states = Counter(one[0] for one in victim.read()["trials"].values())
-    plans = Counter(plan for _, plan in victim.calls())
+    plans = Counter(victim.calls())
     row.wrong["lost"] += max(0, trials - states["complete"])
     row.wrong["too many"] += max(0, states.total() - trials)
     row.wrong["scored twice"] += sum(count > 1 for count in plans.values())
@@ -56,30 +61,8 @@ def _crowd(name: str, place: Path, urls, storage: str, workers: int, trials: int
 
 def _deep(place: Path) -> Row:
     """Tune a chain of many layers; there is a trial with each layer's levels, and the export holds all of them."""
-    from autonuq.graph.files import load_graph, write_caffemodel
-
     victim = Victim(place, trials=4)
-    text = 'name: "deep"\nlayer { name: "data" type: "Input" top: "b0" input_param { shape { dim: 8 dim: 6 } } }\n'
-    for index in range(LAYERS):
-        text += (
-            f'layer {{ name: "fc{index}" type: "InnerProduct" bottom: "b{index}" top: "b{index + 1}" '
-            f"inner_product_param {{ num_output: 6 }} }}\n"
-        )
-    text += f'layer {{ name: "prob" type: "Softmax" bottom: "b{LAYERS}" top: "prob" }}\n'
-    (place / "net.prototxt").write_text(text)
-    rng = np.random.default_rng(0)
-    graph = load_graph(place / "net.prototxt")
-    layers = [
-        layer.with_(blobs=[np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32), np.zeros(6, np.float32)])
-        if layer.type == "InnerProduct"
-        else layer
-        for layer in graph.layers
-    ]
-    write_caffemodel(graph.with_layers(layers), place / "net.caffemodel")
-    evaluator = (place / "evaluate.py").read_text()
-    (place / "evaluate.py").write_text(
-        evaluator.replace("(batch_num, 8, 2, 6, 6)", "(batch_num, 8, 6)").replace("< 0.01", "< 0.3")
-    )
+    _write_chain(place, LAYERS)
     began = time.monotonic()
     ended = victim.start("tune", "study.toml").wait(1800)
     row = Row(f"many layers, {LAYERS}", 1, notes=f"{time.monotonic() - began:.0f} s")
@@ -90,3 +73,29 @@ def _deep(place: Path) -> Row:
     if not row.wrong:
         shutil.rmtree(place)
     return row
+
+
+def _write_chain(place: Path, length: int) -> None:
+    """Put a chain of small layers in the place of a victim's network: there are more plans than anybody tries."""
+    from autonuq.graph.files import load_graph, write_caffemodel
+
+    text = 'name: "chain"\nlayer { name: "data" type: "Input" top: "data" input_param { shape { dim: 8 dim: 6 } } }\n'
+    for index in range(length):
+        below = f"b{index}" if index else "data"
+        text += (
+            f'layer {{ name: "fc{index}" type: "InnerProduct" bottom: "{below}" top: "b{index + 1}" '
+            f"inner_product_param {{ num_output: 6 }} }}\n"
+        )
+    text += f'layer {{ name: "prob" type: "Softmax" bottom: "b{length}" top: "prob" }}\n'
+    (place / "net.prototxt").write_text(text)
+    rng = np.random.default_rng(0)
+    graph = load_graph(place / "net.prototxt")
+    layers = [
+        layer.with_(blobs=[np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32), np.zeros(6, np.float32)])
+        if layer.type == "InnerProduct"
+        else layer
+        for layer in graph.layers
+    ]
+    write_caffemodel(graph.with_layers(layers), place / "net.caffemodel")
+    evaluator = (place / "evaluate.py").read_text().replace("(batch_num, 8, 2, 6, 6)", "(batch_num, 8, 6)")
+    (place / "evaluate.py").write_text(evaluator.replace("< 0.01", "< 0.3"))

@@ -10,10 +10,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 from rows import Row
-from victim import Child, Victim, places, warm
+from victim import Child, Places, Victim, warm
 
 KINDS = ("journal", "sqlite", "postgresql", "mysql", "redis", "grpc")
 FILES = ("journal", "sqlite")
@@ -28,22 +29,24 @@ def run(seconds: float, seed: int, folder: Path, only: str) -> list[Row]:
         (what, kind) for what in TRIES for kind in KINDS if what is unreachable or (kind in FILES) != (what is cut)
     ]
     tries = [one for one in tries if only in _name(*one)]
+    tries.sort(key=lambda one: KINDS.index(one[1]))
     rows = {one: Row(_name(*one)) for one in tries}
-    deadline, number = time.monotonic() + seconds, 0
-    with places({kind for _, kind in tries}.__contains__, folder) as urls:
-        while time.monotonic() < deadline:
-            for what, kind in tries:
-                if kind not in urls or (time.monotonic() > deadline and rows[what, kind].tried):
-                    continue
-                number += 1
-                place = folder / str(number)
-                rows[what, kind].tried += 1
-                wrong = +what(kind, urls[kind](place), place, rng)
-                rows[what, kind].wrong.update(wrong)
-                if wrong:
-                    (place / "WRONG").write_text(f"{what.__name__}, {kind}: {dict(wrong)}")
-                else:
-                    shutil.rmtree(place)
+    deadline = time.monotonic() + seconds
+    with Places(folder) as places:
+        for number, (what, kind) in enumerate(cycle(tries)):
+            if time.monotonic() > deadline:
+                break
+            place = folder / str(number)
+            url = places.url(kind, place)
+            if url is None:
+                continue
+            rows[what, kind].tried += 1
+            wrong = +what(kind, url, place, rng)
+            rows[what, kind].wrong.update(wrong)
+            if wrong:
+                (place / "WRONG").write_text(f"{what.__name__}, {kind}: {dict(wrong)}")
+            else:
+                shutil.rmtree(place)
     return [row for row in rows.values() if row.tried]
 
 
@@ -122,7 +125,7 @@ def _complete(victim: Victim, trials: int, url: str, linked: int, port: int) -> 
     wrong: Counter[str] = Counter()
     states = [one[0] for one in found["trials"].values()] if found else []
     wrong["trials are missing"] += states.count("complete") != trials or len(states) != trials
-    plans = Counter(plan for _, plan in victim.calls())
+    plans = Counter(victim.calls())
     wrong["scored twice"] += sum(count > 1 for count in plans.values())
     return wrong
 

@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 LONGEST_S = 120.0
@@ -48,7 +48,7 @@ class Likeness(nuq.Evaluator):
     def eval_model(self, model_file, weights_file, batch_num):
         plan = hashlib.sha256(Path(weights_file).read_bytes()).hexdigest()[:12]
         log = os.open(HERE / "calls.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(log, f"{os.getpid()} {Path(model_file).name} {plan}\\n".encode())
+        os.write(log, f"{type(self).__name__} {Path(model_file).name} {plan}\\n".encode())
         os.close(log)
         images = np.random.default_rng(self.seed).standard_normal((batch_num, 8, 2, 6, 6), np.float32)
         own = nuq.Net(model_file, weights_file, nuq.pycaffe.TEST)
@@ -283,11 +283,11 @@ class Victim:
         found = Child.start(read, self.folder).wait()
         return json.loads(found.output) if found.output else None
 
-    def calls(self) -> list[tuple[str, str]]:
-        """Return the networks that were scored, in their order: the process and the digest of its weights."""
+    def calls(self) -> list[str]:
+        """Return the networks that trials scored, in their order: the digests of their weights."""
         log = self.folder / "calls.log"
         lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-        return [(pid, plan) for pid, name, plan in lines if name == "model.prototxt"]
+        return [plan for kind, name, plan in lines if (kind, name) == ("Likeness", "model.prototxt")]
 
     def left_behind(self) -> list[str]:
         """Return what no finished run may leave."""
@@ -403,25 +403,36 @@ def limit_files(size_bytes: int) -> Callable[[], None]:
     return limit
 
 
-@contextmanager
-def places(wanted: Callable[[str], bool], folder: Path) -> Iterator[Mapping[str, Callable[[Path], str]]]:
-    """Give, by name of each kind of storage that is installed here, what makes the URL of a new one."""
-    bench = loaded("bench_storages", ROOT / "studies/bench/storages.py")
-    from contextlib import ExitStack
+class Places(ExitStack):
+    """URLs of new storages, by their kind; a server is started when it is first asked for, and ends with the context.
 
-    files = {"journal": "journal://{}/study.journal", "sqlite": "sqlite:///{}/study.db"}
-    with ExitStack() as stack:
-        found: dict[str, Callable[[Path], str]] = {}
-        for kind, context in bench.STORAGES.items():
-            short = kind.partition(" ")[0]
-            if not wanted(short):
-                continue
-            if short in files:
-                found[short] = lambda at, text=files[short]: text.format(at)
-                continue
-            own = folder / f"server-{short}"
-            own.mkdir(parents=True)
-            with suppress(OSError, IndexError, bench.pytest.skip.Exception):
-                url = stack.enter_context(context(own))
-                found[short] = lambda _, url=url: url
-        yield found
+    Parameters
+    ----------
+    folder : Path
+        Where servers have their data.
+    """
+
+    _FILES: ClassVar = {"journal": "journal://{}/study.journal", "sqlite": "sqlite:///{}/study.db"}
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._servers: dict[str, str | None] = {}
+
+    def url(self, kind: str, folder: Path) -> str | None:
+        """Return a URL, None if such a server is not installed here."""
+        if kind in self._FILES:
+            return self._FILES[kind].format(folder)
+        if kind not in self._servers:
+            self._servers[kind] = self._started(kind)
+        return self._servers[kind]
+
+    def _started(self, kind: str) -> str | None:
+        bench = loaded("bench_storages", ROOT / "studies/bench/storages.py")
+        context = next(one for name, one in bench.STORAGES.items() if name.partition(" ")[0] == kind)
+        own = self._folder / f"server-{kind}"
+        own.mkdir(parents=True)
+        try:
+            return self.enter_context(context(own))
+        except (OSError, IndexError, bench.pytest.skip.Exception):
+            return None
