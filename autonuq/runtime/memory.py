@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from autonuq.graph import caffemodel
 from autonuq.runtime import session
+
+_NAME_WIDTH = 26  # characters of a limit's name, as Linux lists them
 
 
 def give_back_memory() -> None:
@@ -42,12 +45,15 @@ def available_memory() -> float | None:
 
 def _left_to_the_process() -> float:
     """Return what its own limits leave this process, infinite where there are none."""
-    import resource  # not on Windows; only Linux comes here
-
     pages = Path("/proc/self/statm").read_text("ascii").split()
-    kinds = ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5]))
-    limits = ((resource.getrlimit(kind)[0], int(used) * resource.getpagesize()) for kind, used in kinds)
-    return min(math.inf if limit == resource.RLIM_INFINITY else float(limit - used) for limit, used in limits)
+    taken = {"Max address space": pages[0], "Max data size": pages[5]}
+    limits = Path("/proc/self/limits").read_text("ascii").splitlines()
+    left = math.inf
+    for line in limits:
+        name, (soft, *_) = line[:_NAME_WIDTH].strip(), line[_NAME_WIDTH:].split()
+        if name in taken and soft != "unlimited":
+            left = min(left, float(soft) - int(taken[name]) * mmap.PAGESIZE)
+    return left
 
 
 def _left_to_the_group(folder: Path = Path("/sys/fs/cgroup")) -> float:

@@ -99,12 +99,13 @@ def load_moments(record_file: Path, layer: Layer) -> tuple[Inputs, ...]:
     """
     path = moments_file(record_file, layer.name)
     rows = rows_file(path)
-    groups, columns = _matrix_shape(layer)
     if rows.exists() and rows.stat().st_size:
+        _, columns = _matrix_shape(layer)
         with reading(rows, QuantizationError, "holds no samples; calibrate again", layer=layer.name):
             return (InputRows(np.memmap(rows, np.float32, "r").reshape(-1, columns)),)
     if not path.exists() or not path.stat().st_size:
         return ()
+    groups, columns = _matrix_shape(layer)
     with reading(path, QuantizationError, "holds no moments; calibrate again", layer=layer.name):
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if stored.shape != (groups, columns + 2, columns) or stored.dtype != np.float32:

@@ -131,7 +131,7 @@ def test_installed_by_hand(folder, uniform):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "usage: python -m autonuq.amct script.py"),
+        ([], 2, "usage: python -m autonuq.amct [--allow-python-layers] script.py"),
         (["none.py"], 2, "error: there is no script 'none.py'"),
         (["broken.py"], 3, "error: none.prototxt: cannot be read: No such file or directory (broken.py, line 2)"),
     ],

@@ -331,7 +331,7 @@ MISTAKES = [
     (syntax_error, 3, ["tiny.prototxt", "line 10, column 25", 'Expected ":"']),
     (unknown_field, 3, ["tiny.prototxt", "line 10, column 88", "num_outputs"]),
     (other_shape, 3, ["layer 'fc'", "(10, 128)", "(11, 128)"]),
-    (unsupported_type, 3, ["layer 'prob'", "'Softmaks' is not supported", "did you mean 'Softmax'", "InnerProduct"]),
+    (unsupported_type, 3, ["layer 'prob'", "'Softmaks' is not supported", "did you mean 'Softmax'"]),
     (cycle, 3, ["layer 'fc'", "'prob', which no layer before it makes"]),
     (unknown_key, 6, ["study.toml", "'trails'", "did you mean 'trials'"]),
     (missing_evaluator_file, 7, ["evaluate.py", "not found"]),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.table import Table
 
+from autonuq.cli import console
 from autonuq.cli.console import PlainConsole
 from autonuq.cli.skeleton import write_skeleton
 from autonuq.errors import StudyError
@@ -27,20 +28,20 @@ def hostile(tiny):
 
 
 def test_a_console_interprets_nothing(capsys):
-    console = PlainConsole()
+    printer = PlainConsole()
     table = Table(title=HOSTILE)
     table.add_column(HOSTILE)
     table.add_row(HOSTILE)
-    console.width = 400
+    printer.width = 400
     for thing in (HOSTILE, table):
-        console.print(thing)
+        printer.print(thing)
         printed = capsys.readouterr().out
         assert SHOWN in printed
         assert not set(printed) & {"\x1b", "\x07", "\u202e", "\r"}
 
 
 def test_inspect_shows_a_hostile_name_as_text(run, hostile, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "600")
+    monkeypatch.setattr(console.out, "width", 600)
     said = run("inspect", *hostile)
     assert said.returncode == 0
     assert "[bold red]x[/] :smile: [link=https://evil.example]y[/link]" in said.stdout

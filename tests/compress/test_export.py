@@ -170,7 +170,8 @@ def test_a_layer_without_an_operator_is_named(tiny):
     )
     (tiny / "again.py").write_text(
         "import caffe\n\n\nclass Again(caffe.Layer):\n    def setup(self, bottom, top):\n        pass\n\n"
-        "    def reshape(self, bottom, top):\n        top[0].reshape(*bottom[0].data.shape)\n"
+        "    def reshape(self, bottom, top):\n        top[0].reshape(*bottom[0].data.shape)\n\n"
+        "    def forward(self, bottom, top):\n        pass\n"
     )
     graph = load_graph(tiny / "box.prototxt", tiny / "tiny.caffemodel")
     with pytest.raises(ModelError, match="layer 'again': type 'Python' runs in Python; ONNX has no operator"):

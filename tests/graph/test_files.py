@@ -350,7 +350,7 @@ def test_on_windows_a_file_that_somebody_reads_is_waited_for(opened_s, tmp_path,
     assert clock == [0] and not list(tmp_path.iterdir())
     seconds = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s))
     monkeypatch.setattr(atomic, "time", seconds)
-    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt", fsync=os.fsync))
+    monkeypatch.setattr(atomic, "os", SimpleNamespace(name="nt", fsync=os.fsync, scandir=os.scandir))
     if opened_s > 5:
         with pytest.raises(PermissionError):
             replace_file(tmp_path / "file", [b"new"])

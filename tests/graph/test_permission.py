@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from autonuq.compress.outputs import pack, unpack
 from autonuq.compress.packed_file import load_packed
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.errors import ModelError
-from autonuq.evaluate.evaluator import Evaluator, run_evaluator_call
+from autonuq.evaluate.evaluator import load_evaluator, run_evaluator_call
 from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.graph.files import ModelPair, fill_weights, load_graph, write_caffemodel
 from autonuq.graph.hosted.permission import python_layers, python_layers_allowed
@@ -156,7 +157,7 @@ def test_our_own_layers_need_no_permission_and_are_ours(downloaded, tmp_path):
 def test_a_foreign_caffe_in_the_evaluator_gets_our_layers(downloaded, tmp_path):
     pair = downloaded("autonuq_layers", "Quant")
 
-    class Importing(Evaluator):
+    class Importing(nuq.Evaluator):
         def eval_model(self, model_file, weights_file, batch_num):
             import autonuq_layers
 
@@ -173,9 +174,11 @@ def test_a_foreign_caffe_in_the_evaluator_gets_our_layers(downloaded, tmp_path):
     assert not has_run(tmp_path)
 
 
-class Running(Evaluator):
-    """Runs the network."""
+RUNNING = """
+import autonuq as nuq
 
+
+class Running(nuq.Evaluator):
     evaluate_batch_num = 1
 
     def eval_model(self, model_file, weights_file, batch_num):
@@ -183,15 +186,18 @@ class Running(Evaluator):
 
     def is_satisfied(self, original_metric, new_metric):
         return True
+"""
 
 
 def test_an_isolated_evaluator_has_the_permission_of_its_maker(downloaded, tmp_path):
     pair = list(map(str, downloaded()))
+    (tmp_path / "running.py").write_text(RUNNING)
+    make = partial(load_evaluator, "running.py:Running", tmp_path, 1)
     with pytest.raises(ModelError, match="would run class 'Half'"):
-        IsolatedEvaluator(Running(), Running, 60.0).eval_model(*pair, 1)
+        IsolatedEvaluator(make(), make, 60.0).eval_model(*pair, 1)
     assert not has_run(tmp_path)
     with python_layers(True):
-        assert np.isfinite(IsolatedEvaluator(Running(), Running, 60.0).eval_model(*pair, 1))
+        assert np.isfinite(IsolatedEvaluator(make(), make, 60.0).eval_model(*pair, 1))
     assert has_run(tmp_path)
 
 
@@ -246,8 +252,10 @@ def test_a_packed_network_is_unpacked_without_being_run(downloaded, tmp_path, pa
 
 def test_no_trial_is_spent_on_what_may_not_run(downloaded, tmp_path):
     pair = downloaded()
+    (tmp_path / "running.py").write_text(RUNNING)
+    evaluator = load_evaluator("running.py:Running", tmp_path, 1)
     with pytest.raises(ModelError, match="would run class 'Half'"):
-        nuq.tune(*pair, Running(), out=tmp_path / "out", n_trials=1)
+        nuq.tune(*pair, evaluator, out=tmp_path / "out", n_trials=1)
     assert not (tmp_path / "out").exists()
     candidate = SimpleNamespace(model=SimpleNamespace(graph=load_graph(*pair)))
     with pytest.raises(ModelError, match="would run class 'Half'"):
