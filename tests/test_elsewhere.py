@@ -70,6 +70,7 @@ def run(folder, *parts, options=(), **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_study_needs_nothing_that_windows_lacks(tiny_study):
     done = run(tiny_study.parent, WITHOUT_POSIX, EVERY_MODULE, COMMANDS.format(commands=STUDY), STILL_ABSENT)
     assert done.returncode == 0, done.stderr
@@ -128,6 +129,7 @@ def test_layers_may_be_called_what_no_file_can_be(tiny_study):
     run_as_windows(tiny_study.parent, COMMANDS.format(commands=STUDY))
 
 
+@pytest.mark.slow
 @linux
 def test_amct_needs_nothing_of_that(tiny):
     (tiny / "quant.cfg").write_text("common_config { nuq_quantize { num_steps: 32 num_of_iteration: 0 } }\n")

@@ -159,6 +159,7 @@ class OtherData(AutoNuqEvaluator):
         return super().eval_model(model_file, weights_file, batch_num) * self.metric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "change", "second", "what"),
     [

@@ -20,7 +20,11 @@ def call(folder, arguments, redirections):
 
 @pytest.mark.parametrize(
     "redirections, code",
-    [("2>&-", 0), (">/dev/full", 6), pytest.param(">&- 2>&- <&-", 0, marks=pytest.mark.slow)],
+    [
+        (">/dev/full", 6),
+        pytest.param("2>&-", 0, marks=pytest.mark.slow),
+        pytest.param(">&- 2>&- <&-", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_study_ends_with_its_files(tiny_study, redirections, code):
     assert call(tiny_study.parent, "tune study.toml", redirections) == code

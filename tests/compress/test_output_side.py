@@ -315,6 +315,7 @@ REAL = ["cifar10-quick", "efficientnet-lite0", "hyperlpr-segfree-inception", "le
         "resnet20-fashion", "squeezenet-v1.0", "ultraface-rfb-320", "wechat-detect"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_networks(shared, name):
     """Every layer has an output side; what a small error of one layer does is predicted up to a factor of 3."""

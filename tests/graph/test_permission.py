@@ -221,6 +221,7 @@ def test_inspect_and_new_run_nothing(downloaded, tmp_path):
     assert "# allow_python_layers = true" in (tmp_path / "study" / "study.toml").read_text()
 
 
+@pytest.mark.slow
 def test_check_asks_first(downloaded, tmp_path):
     model, weights = downloaded()
     command("new", tmp_path / "study", "--model", model, "--weights", weights, folder=tmp_path)

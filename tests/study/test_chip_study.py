@@ -242,6 +242,7 @@ def test_the_study_s_own_word_comes_before_the_cfg_s(block, keys, searched, chip
     assert model.config.target.codec_name == "ascend"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["entropy", "fixed"])
 def test_an_older_study_whose_cfg_has_a_chip_goes_on(codec, chip_network, task, monkeypatch):
     """There a chip only said which layers to search; what was counted is counted still, on every resumption."""

@@ -50,6 +50,7 @@ def half_made(storage, name):
         start_study(storage, name, die, DIGESTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_url", STORAGES, indirect=True)
 @pytest.mark.parametrize("go_on", [start_study, continue_study])
 def test_a_half_made_study_is_finished(storage_url, go_on, tmp_path):
@@ -62,6 +63,7 @@ def test_a_half_made_study_is_finished(storage_url, go_on, tmp_path):
         start_study(open_storage(storage_url), name, describe, DIGESTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage_url", STORAGES, indirect=True)
 @pytest.mark.parametrize("is_half_made", [False, True], ids=["new", "half made"])
 def test_of_several_who_start_a_study_one_wins(storage_url, is_half_made, tmp_path):
@@ -117,6 +119,7 @@ def killed_at(number, monkeypatch):
     monkeypatch.setattr(optuna.Study, "set_user_attr", set_user_attr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
 @pytest.mark.parametrize("exists", [True, False], ids=["resume", "tune"])
 def test_killed_at_each_attribute(task, number, exists, monkeypatch):

@@ -14,6 +14,12 @@ from autonuq.study.run import StudyRun
 from autonuq.study.trials import FOREIGN
 
 
+def some(cases):
+    """Return the values of a dict for `parametrize`: every sixth in the default tests, all of them in the slow ones."""
+    slow = pytest.mark.slow
+    return [pytest.param(case, marks=() if index % 6 == 0 else slow) for index, case in enumerate(cases.values())]
+
+
 def own_parameters(study):
     return next(trial.params for trial in study.optuna.get_trials() if trial.params)
 
@@ -56,7 +62,7 @@ FOREIGN_TRIALS = {
 }
 
 
-@pytest.mark.parametrize("make", FOREIGN_TRIALS.values(), ids=FOREIGN_TRIALS)
+@pytest.mark.parametrize("make", some(FOREIGN_TRIALS), ids=FOREIGN_TRIALS)
 def test_a_foreign_trial_is_ignored_by_everything(task, make):
     task = replace(task, n_trials=3)
     study = StudyRun(task).run(exists=False)
@@ -75,6 +81,7 @@ def test_a_foreign_trial_is_ignored_by_everything(task, make):
     assert "Not counted" in build_page(after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_optunas_samplers_do_not_see_foreign_trials(task, sampler):
     """One of Optuna's own may take a seed that waits; it is made up for."""
@@ -126,7 +133,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("digest", [True, False], ids=["new", "of an earlier version"])
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("change", some(CHANGES), ids=CHANGES)
 def test_a_damaged_record_is_ignored_and_its_trial_made_up_for(task, change, digest):
     task = replace(task, n_trials=4, storage=f"journal://{task.out}/study.journal")
     StudyRun(task).run(exists=False)

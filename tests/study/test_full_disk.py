@@ -36,6 +36,7 @@ def undisturbed(tmp_path_factory):
     return trials_of(StudyRun(task).run(exists=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["modified_model.prototxt", "record.txt", ".npz", ".npy", "index.npz", "model.prototxt", "weights.caffemodel"],

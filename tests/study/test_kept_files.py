@@ -59,6 +59,7 @@ def alone(task, tmp_path, **other):
     return files_of(own.record_file.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_deleted", [True, False], ids=["its storage deleted", "beside another"])
 @pytest.mark.parametrize("more", [{}, {"batch_num": 2}], ids=["another evaluator", "and another batch_num"])
 def test_a_second_study_in_a_folder_takes_nothing_over(task, tmp_path, is_deleted, more):

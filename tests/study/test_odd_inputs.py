@@ -74,6 +74,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_a_study_ends_and_says_what_is_not_known(kind, task):
     told = []

@@ -265,6 +265,7 @@ def plain(task, **changes):
     return {key: value for key, value in (own | changes).items() if key not in ("evaluator", "confirm")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_command_sees_every_key(folder, run_in, seen, name):
     expected, (tasks, recipes) = EXPECTED[name](folder), seen

@@ -78,7 +78,7 @@ def wait_for_calls(process, study, count):
 
 @pytest.mark.parametrize(
     "moment",
-    [*(pytest.param(moment, marks=pytest.mark.slow) for moment in (1, 2, 3)), 6],
+    [pytest.param(moment, marks=pytest.mark.slow) for moment in (1, 2, 3, 6)],
     ids=["baseline", "calibration", "first trial", "fourth trial"],
 )
 def test_kill_and_resume(slow_study, moment):
