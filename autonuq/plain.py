@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -99,24 +99,38 @@ def _read(kind: Any, data: Any, name: str, *, any_number: bool, retired: Sequenc
 
 
 def _read_dataclass(kind: Any, data: Any, name: str, retired: Sequence[str]) -> Any:
-    own = {field.name: field for field in fields(kind)}
+    own = _fields(kind)
     if not isinstance(data, Mapping):
         raise _wrong(name, f"an object with the fields of {kind.__name__}", data)
     if unknown := next((key for key in data if key not in own and key not in retired), None):
         raise ValueError(f"{name} has an unknown field {_shown(unknown)}; was it written by a newer version?")
-    hints, values = _hints(kind), {}
+    values = {}
     for key, field in own.items():
         if key in data:
-            any_number = field.metadata is not None and "any number" in field.metadata
-            values[key] = _read(hints[key], data[key], f"{name}.{key}", any_number=any_number)
-        elif field.default is MISSING and field.default_factory is MISSING:
+            values[key] = _read(field.hint, data[key], f"{name}.{key}", any_number=field.any_number)
+        elif not field.has_default:
             raise ValueError(f"{name} has no field '{key}'")
     return kind(**values)
 
 
+class _Field(NamedTuple):
+    hint: Any
+    any_number: bool
+    has_default: bool
+
+
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _fields(kind: Any) -> dict[str, _Field]:
+    """Return what there is to know of a dataclass's fields, by their names."""
+    hints = get_type_hints(kind)
+    return {
+        one.name: _Field(
+            hints[one.name],
+            "any number" in one.metadata,
+            one.default is not MISSING or one.default_factory is not MISSING,
+        )
+        for one in fields(kind)
+    }
 
 
 def _read_union(parts: Sequence[Any], data: Any, name: str, any_number: bool) -> Any:
@@ -134,6 +148,8 @@ def _read_union(parts: Sequence[Any], data: Any, name: str, any_number: bool) ->
 def _read_mapping(kind: Any, data: Any, name: str, any_number: bool) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
         raise _wrong(name, "an object", data)
+    if kind is Any:
+        return dict(data)
     return {key: _read(kind, value, f"{name}[{_shown(key)}]", any_number=any_number) for key, value in data.items()}
 
 

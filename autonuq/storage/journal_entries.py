@@ -7,8 +7,9 @@ replay anywhere; so each entry is looked at before it is handed over. What an en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from optuna.distributions import json_to_distribution
@@ -148,7 +149,7 @@ def check_entry(entry: Any) -> None:
     if not 0 <= operation < len(_KINDS):
         raise ValueError(f"there is no operation {operation}")
     kind = _KINDS[operation]
-    own = {key: head[key] for one in fields(kind) if (key := one.name) in head}
+    own = {key: head[key] for key in kind.__dataclass_fields__ if key in head}
     found = from_plain(kind, own, "the entry")
     attribute = getattr(found, "user_attr", getattr(found, "system_attr", None))
     if isinstance(attribute, Mapping) and operation != _KINDS.index(_CreateTrial) and len(attribute) != 1:
@@ -160,9 +161,14 @@ def check_entry(entry: Any) -> None:
 
 def _check_parameter(distribution: str, value: Any) -> None:
     try:
-        json_to_distribution(distribution).to_external_repr(value)
+        _distribution(distribution).to_external_repr(value)
     except Exception as error:  # of any kind, by what the text holds
         raise ValueError(f"a parameter's distribution or value cannot be: {error}") from error
+
+
+@lru_cache(1024)
+def _distribution(text: str) -> Any:
+    return json_to_distribution(text)
 
 
 def _check_time(text: str | None) -> None:
