@@ -524,6 +524,16 @@ class ChipRecord:
         return replace(self, layers=tuple((known | floats).values()))
 
 
+_MOST_NAMED = 5
+
+
+def _say_trials(numbers: Sequence[int]) -> str:
+    """Name a few trials, and say how many more there are."""
+    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
+    return f"trial{'s' if len(numbers) > 1 else ''} {named}{more}"
+
+
 @dataclass(frozen=True)
 class StudyRecord:
     """A study at one moment.
@@ -708,13 +718,12 @@ class StudyRecord:
             running=sum(trial.state == "running" for trial in self.trials),
         )
 
-    def say_ignored(self) -> str:
-        """Say which trials count for nothing, and why; empty without."""
-        if not self.ignored:
-            return ""
-        number, why = next(iter(self.ignored.items()))
-        more = f", and {len(self.ignored) - 1} more" if len(self.ignored) > 1 else ""
-        return f"ignored: trial {number}, because {why}{more}"
+    def say_ignored(self) -> list[str]:
+        """Say which trials count for nothing, a line for each reason."""
+        by_reason: dict[str, list[int]] = {}
+        for number, why in self.ignored.items():
+            by_reason.setdefault(why, []).append(number)
+        return [f"{_say_trials(numbers)}: {why}" for why, numbers in by_reason.items()]
 
     def layer_rows(self, trial: TrialRecord | None) -> tuple[LayerRow, ...]:
         """Return what a trial's plan makes of every layer, in network order; without a trial, what is known."""

@@ -104,8 +104,8 @@ def _status_table(record: StudyRecord, now: Standing) -> Table:
         table.add_row("float", Text(record.float_layers.say()))
     if record.stopped:
         table.add_row("stopped", Text(record.stopped))
-    for number, why in record.ignored.items():
-        table.add_row("ignored", Text(f"trial {number}: {why}"))
+    for line in record.say_ignored():
+        table.add_row("ignored", Text(line))
     for trial in now.running:
         table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
     for trial in failures:

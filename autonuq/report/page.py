@@ -133,7 +133,7 @@ def _verdict(record: StudyRecord) -> str:
         now = f"{sizes[0]} → {record.int8_bytes:,} → {sizes[1]}"
         tiles[0] = (f"Bytes that {record.chip.chip} loads", now, "float32 → int8 only → now")
     if record.ignored:
-        tiles.append(("Not counted", f"{len(record.ignored)} trials of its storage", record.say_ignored()))
+        tiles.append(("Not counted", f"{len(record.ignored)} trials of its storage", "; ".join(record.say_ignored())))
     items = "".join(
         f"<div><dt>{_text(term)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>"
         for term, value, note in tiles
