@@ -41,7 +41,7 @@ def test_a_console_interprets_nothing(capsys):
 
 
 def test_inspect_shows_a_hostile_name_as_text(run, hostile, monkeypatch):
-    monkeypatch.setattr(console.out, "width", 600)
+    monkeypatch.setattr(console.out, "_width", 600)  # what setting the width sets, and puts back
     said = run("inspect", *hostile)
     assert said.returncode == 0
     assert "[bold red]x[/] :smile: [link=https://evil.example]y[/link]" in said.stdout
