@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +45,7 @@ FOREIGN = "another program made it"
 """Why a trial is ignored."""
 
 _RETIRED = ("part_margin", "batches")  # of versions that stopped trials on a part of the batches
+_LONGEST_S = 1e9  # thirty years
 _SAME = 1e-9  # relative, of a number that is stored twice
 
 _STATES: dict[TrialState, Any] = {
@@ -135,6 +137,15 @@ class TrialReader:
             raise DamagedTrial("its parameters are of another plan than its record")
 
 
+def _check_times(record: TrialRecord) -> TrialRecord:
+    """Return a record whose times can be such, and refuse any other."""
+    if record.started:
+        datetime.fromisoformat(record.started)
+    if record.duration_s is not None and not 0 <= record.duration_s < _LONGEST_S:
+        raise DamagedTrial(f"{TRIAL} says that it took {record.duration_s:g} s")
+    return record
+
+
 def _finished_record(trial: FrozenTrial) -> TrialRecord:
     if TRIAL not in trial.user_attrs:
         is_ours = ORIGIN in trial.user_attrs or LEASE in trial.user_attrs
@@ -160,7 +171,7 @@ def _unfinished(trial: FrozenTrial) -> TrialRecord:
         raise DamagedTrial(FOREIGN)
     stored = attributes.get(RUNNING, {}) if trial.state == TrialState.RUNNING else {}
     record: TrialRecord = from_plain(TrialRecord, {**stored, "number": trial.number, "state": _STATES[trial.state]})
-    return _with_origin(record, trial)
+    return _with_origin(_check_times(record), trial)
 
 
 def _with_origin(record: TrialRecord, trial: FrozenTrial) -> TrialRecord:
@@ -218,7 +229,7 @@ def record_from_data(stored: Any, number: int) -> TrialRecord:
         raise DamagedTrial(f"{TRIAL} lacks what was scored")
     if record.margin is not None and record.satisfied is not None and (record.margin <= 0) != record.satisfied:
         raise DamagedTrial(f"{TRIAL} contradicts itself: margin {record.margin:g} and satisfied {record.satisfied}")
-    return record
+    return _check_times(record)
 
 
 def own_view(study: optuna.Study, reader: TrialReader) -> optuna.Study:

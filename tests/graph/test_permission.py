@@ -279,7 +279,8 @@ def test_a_script_of_amcts_is_allowed_by_its_command(downloaded, tmp_path):
 def test_a_calibrations_network_is_no_studys(tmp_path, layer):
     """It writes to the file that it names."""
     target = tmp_path / "target"
-    settings = 'search_range_start: 0.7 search_range_end: 1.3 search_step: 0.01 object_layer: "r" batch_num: 1'
+    settings = 'search_range_start: 0.7 search_range_end: 1.3 search_step: 0.01 object_layer: "r" batch_num: 1 '
+    settings += "min_percentile: 0.99 max_percentile: 0.99"
     text = {
         "IFMR": f'type: "IFMR" ifmr_param {{ {settings} record_file_path: "{target}" }}',
         "Python": 'type: "Python" python_param { module: "autonuq_layers" layer: "IFMR" param_str: "{}" }',

@@ -129,6 +129,8 @@ CHANGES = {
     "a number": lambda data: 1e308,
     "a huge one": lambda data: {**data, "size_bytes": 10**400},
     "NaN": lambda data: {**data, "ratio": float("nan")},
+    "no time": lambda data: {**data, "started": "conv1"},
+    "an endless one": lambda data: {**data, "duration_s": 1e300},
 }
 
 

@@ -29,6 +29,9 @@ def _ifmr_tops(layer: Layer, bottoms: list[Shape]) -> list[Shape]:
             "needs 0 < search_range_start <= search_range_end and a positive search_step that makes less than "
             f"{_MAX_TRIED} steps, got {start:g}, {end:g} and {step:g}"
         )
+    for name in ("min_percentile", "max_percentile"):
+        if not 0 < getattr(message, name) <= 1:
+            raise LayerError(f"{name} must be above 0 and at most 1, got {getattr(message, name):g}")
     return []
 
 

@@ -164,9 +164,10 @@ class Attack:
 
     def _script(self, victim: Victim, moment: int) -> Counter[str]:
         victim.script(_killing(moment)).wait()
+        called = len(victim.calls())
         ended = victim.script().wait()
         wrong = Counter({f"script ended with {ended.code}": 1}) if ended.code != 0 else Counter()
-        return wrong + self._compared(victim, None, True)
+        return wrong + self._compared(victim, None, True, called)
 
     def _judged(self, victim: Victim, before: dict | None = None, *, is_ordered: bool = True) -> Counter[str]:
         """Resume and return what is not as it must be."""
