@@ -73,9 +73,9 @@ REFUSED = {
     ),
     "a percentile that is no number": (
         "IFMR",
-        'ifmr_param { search_range_start: 1 search_range_end: 2 search_step: 1 min_percentile: 0.9 max_percentile: 3e38 '
+        'ifmr_param { search_range_start: 1 search_range_end: 2 search_step: 1 min_percentile: 0.9 max_percentile: 2 '
         'object_layer: "a" record_file_path: "r" }',
-        [SMALL], 0, "max_percentile must be above 0 and at most 1, got 3e+38",
+        [SMALL], 0, "max_percentile must be above 0 and at most 1, got 2",
     ),
     "no record file": ("HFMG", 'hfmg_param { object_layer: "a" }', [SMALL], 0, "record_file_path must be a file's"),
     "objects": ("HFMG", 'hfmg_param { record_file_path: "r" }', [SMALL], 0, "names 0 as object_layer, but has 1 bot"),

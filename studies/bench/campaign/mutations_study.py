@@ -24,6 +24,7 @@ from mutators import TEXT, ZIP, change_json, change_value
 
 from autonuq.cli.documents import SCHEMAS
 from autonuq.cli.looking import _status
+from autonuq.compress.packed_file import load_packed
 from autonuq.errors import AutonuqError
 from autonuq.records import SEAL, TRIAL, StudyRecord
 from autonuq.report import data as figures
@@ -67,7 +68,10 @@ def _finished() -> _Finished:
 
     run = StudyRun(task, keep)
     study = run.run(exists=False)
-    run.export(study, formats=("caffe", "packed"))
+    written = run.export(study, formats=("caffe", "packed"))
+    load_packed(
+        next(path for path in written if path.suffix == ".nuq")
+    )  # the decoder is compiled before cases are timed
     return _Finished(run.task, study.record(), moments)
 
 
