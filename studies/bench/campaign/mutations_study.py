@@ -71,7 +71,7 @@ def _finished() -> _Finished:
     written = run.export(study, formats=("caffe", "packed"))
     load_packed(
         next(path for path in written if path.suffix == ".nuq")
-    )  # the decoder is compiled before cases are timed
+    )  # compiles the decoder
     return _Finished(run.task, study.record(), moments)
 
 
