@@ -69,9 +69,7 @@ def _finished() -> _Finished:
     run = StudyRun(task, keep)
     study = run.run(exists=False)
     written = run.export(study, formats=("caffe", "packed"))
-    load_packed(
-        next(path for path in written if path.suffix == ".nuq")
-    )  # compiles the decoder
+    load_packed(next(path for path in written if path.suffix == ".nuq"))  # compiles the decoder
     return _Finished(run.task, study.record(), moments)
 
 
