@@ -65,15 +65,18 @@ def new_mark() -> str:
 def is_left_behind(path: Path) -> bool:
     """Say whether a file or folder has a mark for its name's end, and nobody works with it any more.
 
-    Of another machine's processes, and where machines cannot be told apart, nothing is known: what they have not
-    touched for a day is left behind.
+    Of another machine's processes, and where machines cannot be told apart, nothing is known, nor whether one that
+    started at another time has only got the number, for an emulated process is told another start time than others
+    are: what they have not touched for a day is left behind.
     """
     found = _MARK.search(path.name)
     if found is None:
         return False
     host, pid, since = found.groups()
     if machine() and host == _digest(machine()):
-        return since != _digest(start_time(int(pid, 16)))
+        started = start_time(int(pid, 16))
+        if not started or since == _digest(started):
+            return not started
     return time.time() - path.lstat().st_mtime > _OLD_S
 
 

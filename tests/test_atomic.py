@@ -87,9 +87,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tm
     assert list(tmp_path.iterdir()) == [tmp_path / "file"] and (tmp_path / "file").read_bytes() == b"part"
 
 
-def test_of_another_machine_only_what_is_old_is_removed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", ["machine", "start_time"])
+def test_of_another_machine_only_what_is_old_is_removed(tmp_path, monkeypatch, told):
+    """And of an emulated process, which is told another start time than others are."""
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(processes, "machine", lambda: "another")
+        elsewhere.setattr(processes, told, lambda *_: "another")
         path = tmp_path / f".file.{new_mark()}"
     path.touch()
     assert not is_left_behind(path)
