@@ -155,7 +155,7 @@ class Size(Attack):
     """No file may become larger than so many bytes: writes fail in the middle."""
 
     def _full(self, victim: Victim) -> Ended:
-        size = int(2 ** self._rng.uniform(6, 15))
+        size = int(2 ** self._rng.uniform(10, 15))  # what it has to say goes into a file, too
         return victim.start(*self.command, before=limit_files(size)).wait()
 
 
