@@ -19,8 +19,9 @@ _QUERY = re.compile(r"([?&;][^=&;]+=)([^&;#]*)")
 _IN_TEXT = re.compile(
     r"""(?P<quote>["'])[^"'\s:]*://.*?(?<!\\)(?P=quote)|(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://[^\s"'<>]+""", re.I
 )
+# A parser's "got token: x" gives nothing away.
 _ASSIGNED = re.compile(
-    r"""(\b\w{0,40}(?:password|passwd|passphrase|pwd|secret|token|api_?key|access_?key)\w{0,40}\s{0,9}[=:]\s{0,9})"""
+    r"""(\b\w{0,40}(?:password|passwd|passphrase|pwd|secret|token|api_?key|access_?key)\w{0,40}\s{0,9}(?:=|(?<!\btoken):)\s{0,9})"""
     r"""("[^"\n]*"|'[^'\n]*'|[^\s"'&;,)]+)""",
     re.IGNORECASE,
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from autonuq.errors import StudyError
-from autonuq.masking import masked, masked_text, secrets_of, without_secrets
+from autonuq.masking import MASK, masked, masked_text, secrets_of, without_secrets
 from autonuq.visible import visible
 
 SECRET = "Pa55wOrd"
@@ -89,3 +89,8 @@ def test_long_texts_are_soon_done(text):
 def test_what_a_terminal_would_obey_is_escaped():
     assert visible("a\x1b[31m\u202eb\n\x00é") == "a\\x1b[31m\\u202eb\\n\\x00é"
     assert visible("a\nb\r", keep="\n") == "a\nb\\r"
+
+
+def test_what_a_parser_says_of_a_token_stays():
+    assert masked_text("1:5: expected a name, got token: foo") == "1:5: expected a name, got token: foo"
+    assert masked_text("access_token: abc, token=abc") == f"access_token: {MASK}, token={MASK}"

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import halved
 import numpy as np
 import pytest
 
@@ -37,24 +38,12 @@ layer {{ name: "c2" type: "Convolution" bottom: "bn" top: "c2" convolution_param
 layer {{ name: "fc" type: "InnerProduct" bottom: "c2" top: "fc" inner_product_param {{ num_output: 10
         weight_filler {{ type: "xavier" }} }} }}
 """
-MODULE = """
+MODULE = f"""
 import pathlib
 pathlib.Path(__file__).with_name("RAN").touch()
-import caffe
+{halved.MODULE}
 
-
-class Half(caffe.Layer):
-    def setup(self, bottom, top):
-        pass
-
-    def reshape(self, bottom, top):
-        top[0].reshape(*bottom[0].data.shape)
-
-    def forward(self, bottom, top):
-        top[0].data[...] = bottom[0].data / 2
-
-
-Quant = Half
+Quant = Half = Halved
 """
 # What is installed, what is beside the prototxt, a package whose own file runs first, and no name at all.
 CALLED = [

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -137,17 +138,22 @@ def complaint(ended: Ended) -> Counter[str]:
     return wrong
 
 
+def _full_from(moment: int, is_lasting: bool = True) -> Callable[[], None]:
+    """Return what lets writes of a process fail: from a moment on, or at that one alone."""
+
+    def before() -> None:
+        events = FileEvents(moment)
+        events.act_from(no_room, is_lasting)
+        events.install()
+
+    return before
+
+
 class Event(Attack):
     """Each opening, renaming, flushing fails from the n-th on, or that one alone."""
 
     def _full(self, victim: Victim) -> Ended:
-        moment, is_lasting = self._moment(self._events), self._rng.random() < 0.5
-
-        def before() -> None:
-            events = FileEvents(moment)
-            events.act_from(no_room, is_lasting)
-            events.install()
-
+        before = _full_from(self._moment(self._events), self._rng.random() < 0.5)
         return victim.start(*self.command, before=before).wait()
 
 
@@ -194,13 +200,7 @@ class Script(Attack):
         self._reference = victim.read("res/net_study")
 
     def _full(self, victim: Victim) -> Ended:
-        moment = self._moment(self._events)
-
-        def before() -> None:
-            events = FileEvents(moment)
-            events.act_from(no_room)
-            events.install()
-
+        before = _full_from(self._moment(self._events))
         return victim.script(before).wait()
 
     def _judged(self, victim: Victim, ended: Ended) -> Counter[str]:
@@ -233,13 +233,7 @@ class Command(Attack):
         return victim
 
     def _full(self, victim: Victim) -> Ended:
-        moment = self._moment(self._events)
-
-        def before() -> None:
-            events = FileEvents(moment)
-            events.act_from(no_room)
-            events.install()
-
+        before = _full_from(self._moment(self._events))
         return victim.start(*self.command, before=before).wait()
 
     def _judged(self, victim: Victim, ended: Ended) -> Counter[str]:
