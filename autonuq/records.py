@@ -27,6 +27,8 @@ ORIGINAL_ERROR = "autonuq:original_standard_error"
 LAYERS = "autonuq:layers"
 TARGET_TRIALS = "autonuq:target_trials"
 PROVENANCE = "autonuq:provenance"
+MEANING, RANDOM_DATA = "meaning of the metric", "random data"
+"""Keys of the provenance: what the metric means, in a line, and that the evaluator scores data nobody took anywhere."""
 TASK = "autonuq:task"
 MAKER = "autonuq:maker"
 """The mark of whoever finishes a study that was half made, in a storage without lock."""
@@ -81,6 +83,8 @@ MARGIN_ERROR = "autonuq:margin_error"
 MARGIN_LIMIT = 7.0
 """Margins are clipped to +-7: a drop 1,000 times smaller or larger than allowed says no more."""
 _VERDICT_ALONE = 1.0
+ON_RANDOM_DATA = "on random data: this says nothing about the network's task"
+"""Said beside every result of such a study."""
 INT8_STEPS = 256
 
 
@@ -593,6 +597,16 @@ class StudyRecord:
     ignored: Mapping[int, str] = field(default_factory=dict)
 
     @property
+    def meaning(self) -> str:
+        """What the metric means, in a line; empty where the evaluator does not say."""
+        return self.provenance.get(MEANING, "")
+
+    @property
+    def warning(self) -> str:
+        """What whoever reads a result must know first; empty where there is nothing."""
+        return ON_RANDOM_DATA if RANDOM_DATA in self.provenance else ""
+
+    @property
     def int8_bytes(self) -> int | None:
         """Bytes that the chip would load with int8 alone, layers that stay float as float32; None without a chip."""
         if self.chip is None:
@@ -669,13 +683,16 @@ class StudyRecord:
         return not worse or sum(metric or 0.0 for metric in worse) / len(worse) <= self.original_metric
 
     def say_best(self) -> str:
-        """Say what the best trial lost, on what, whether that holds; empty without one."""
+        """Say what must be known first, what the best trial lost, on what, and whether that holds; empty without one."""
         best = self.best
         if best is None:
             return ""
         found = self.confirmation
-        if found is not None and found.trial == best.number and found.metric is not None:
-            return found.say(self.unit)
+        confirms = found is not None and found.trial == best.number and found.metric is not None
+        words = found.say(self.unit) if found is not None and confirms else self._say_unconfirmed(best)
+        return f"{self.warning}; {words}" if self.warning else words
+
+    def _say_unconfirmed(self, best: TrialRecord) -> str:
         error, allowed = best.loss_error, self.allowed
         by = ""
         if error is None and best.scatter is not None and allowed is not None:

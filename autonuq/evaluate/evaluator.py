@@ -48,7 +48,8 @@ class Evaluator:
     source file; `data_digests() -> dict`, of str, a digest of each file that it reads, by what the file is called:
     whoever goes on with a study is told which has changed; `standard_error(metric) -> float`; `name`, a str for the
     report; `unit`, what losses are said in, a tuple like ("points", 100, "images"): its name, how many are 1 of the
-    metric, and what is scored.
+    metric, and what is scored; `meaning`, a str that says in a line what the metric means; `random_data`, True where it
+    scores data that were made up: every result of the study says so.
 
     Examples
     --------

@@ -51,7 +51,9 @@ from autonuq.records import (
     DATA,
     FLOAT_LAYERS,
     LEASE,
+    MEANING,
     PROVENANCE,
+    RANDOM_DATA,
     STOPPED,
     TARGET_TRIALS,
     TASK,
@@ -587,6 +589,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "prototxt": str(task.source.model),
         "weights": str(task.source.weights),
         "evaluator": evaluator_name(task.evaluator),
+        **_said_by(task.evaluator),
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
         "sampler": task.sampler,
         "seed": str(task.seed),
@@ -595,6 +598,12 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "python version": platform.python_version(),
     }
     return {key: without_secrets(value, task.storage) for key, value in known.items()}
+
+
+def _said_by(evaluator: Any) -> dict[str, str]:
+    """Return what an evaluator says of its metric and of its data."""
+    meaning = {MEANING: evaluator.meaning} if isinstance(getattr(evaluator, "meaning", None), str) else {}
+    return meaning | ({RANDOM_DATA: "yes"} if getattr(evaluator, "random_data", False) is True else {})
 
 
 def _hashes(fingerprint: Mapping[str, str]) -> dict[str, str]:
