@@ -683,7 +683,7 @@ class StudyRecord:
         return not worse or sum(metric or 0.0 for metric in worse) / len(worse) <= self.original_metric
 
     def say_best(self) -> str:
-        """Say what must be known first, what the best trial lost, on what, and whether that holds; empty without one."""
+        """Say what must be known first, what the best trial lost, on what, whether that holds; empty without one."""
         best = self.best
         if best is None:
             return ""
