@@ -31,8 +31,8 @@ class Estimate:
     baseline_s, calibration_s, ways_s, curves_s, int8_s, foretelling_s : float
         Seconds, once in a study's life: scoring the original network, calibrating, choosing how layers are rounded,
         their operating points, scoring int8, measuring what plans do to the results; 0 where it is done already.
-    trial_s : float
-        Of each trial.
+    trial_s, scoring_s : float
+        Of each trial, and of that the evaluator's.
     first_trial_s : float
         What the first one takes more.
     trials : int
@@ -54,6 +54,7 @@ class Estimate:
     int8_s: float
     foretelling_s: float
     trial_s: float
+    scoring_s: float
     first_trial_s: float
     trials: int
     confirmation_s: float

@@ -148,6 +148,7 @@ class Rehearsal:
             int8_s=float_s if scores_int8 else 0.0,
             foretelling_s=0.0 if done.is_prepared else self._foretelling_s,
             trial_s=trial_s,
+            scoring_s=self._int8_pace.of(batches),
             first_trial_s=self._first_build_s,
             trials=trials,
             confirmation_s=self._confirmation_s(done) if confirms else 0.0,
