@@ -47,6 +47,12 @@ def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:
     )
 
 
+def html_progress(name: str, done: int, total: int, words: str) -> str:
+    """Return one line: a name, a bar, and words."""
+    bar = f'<progress value="{done}" max="{max(1, total)}" style="width:10em;vertical-align:middle"></progress>'
+    return f'<div style="white-space:pre-wrap">{_text(name)} {bar} {_text(words)}</div>'
+
+
 def _place(value: float, values: Sequence[float]) -> float:
     """Return where a value lies between the least (0) and the largest (1)."""
     low, high = min(values), max(values)

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, show
-from autonuq.cli.display import Standing, standing
 from autonuq.records import StudyRecord, format_metric
+from autonuq.study.display import Standing, standing
 from autonuq.study.locate import load_study, open_study
 from autonuq.study.stored import Study
 from autonuq.study.study_file import load_task

@@ -34,12 +34,12 @@ from autonuq.cli.console import (
     shown,
     unknown,
 )
-from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
 from autonuq.graph.hosted.permission import python_layers
 from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
+from autonuq.study.display import Display, Log, Terminal
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.locate import open_study
 from autonuq.study.run import WINNER_FORMATS, StudyRun
@@ -116,7 +116,7 @@ def work(
     """
     task = _task(study, out, storage, artifacts, allow_python_layers=allow_python_layers)
     try:
-        with python_layers(task.allow_python_layers), Display(task.name, task.storage) as display:
+        with python_layers(task.allow_python_layers), _display(task) as display:
             run_worker(task, on_progress=display.show, timeout=timeout, wait_s=wait)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
@@ -189,9 +189,13 @@ def _with_workers(task: Task, backend: str | None, address: str | None, jobs: in
     return replace(task, workers=workers)
 
 
+def _display(task: Task) -> Display:
+    return Display(task.name, task.storage, Terminal(err) if err.is_terminal and not err.quiet else Log(err))
+
+
 def _run(task: Task, timeout: float | None, *, exists: bool) -> None:
     interrupted = False
-    with Display(task.name, task.storage) as display:
+    with _display(task) as display:
         run = StudyRun(task, display.show)
         try:
             study = run.run(exists=exists, timeout=timeout)

@@ -85,11 +85,12 @@ def _users_file(module: ModuleType) -> Path | None:
     name = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
     if not isinstance(name, str) or not name.endswith(".py"):
         return None
-    return None if _is_installed(name) else Path(name).resolve()
+    return None if is_installed(name) else Path(name).resolve()
 
 
 @cache
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Say whether a file is of Python, of a package that is installed, or of this one."""
     path = Path(name).resolve()
     places = [_HERE, *(Path(place).resolve() for key, place in sysconfig.get_paths().items() if "lib" in key)]
     packages = {"site-packages", "dist-packages"} & set(path.parts)

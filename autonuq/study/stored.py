@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -56,7 +56,11 @@ from autonuq.search.loss_model import Prior
 from autonuq.search.rate_distortion import RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
 from autonuq.study.attributes import StudyAttributes, store_long
+from autonuq.study.frame import trials_frame
 from autonuq.study.trials import TrialReader, own_view, record_as_data, record_from_data
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CORRECTED_CURVE_ERROR = 0.2
 """Once divergences were measured: see `foretelling`."""
@@ -71,6 +75,7 @@ class Best:
     Attributes
     ----------
     trial : int
+        Its number, which is `number`, too.
     ratio, metric : float
     levels : mapping of str to int
         Of every quantized layer.
@@ -92,6 +97,11 @@ class Best:
     loss_error: float | None = None
     probability: float | None = None
     confirmed: bool | None = None
+
+    @property
+    def number(self) -> int:
+        """The trial's number, by Optuna's name."""
+        return self.trial
 
     def _repr_html_(self) -> str:
         """Show a notebook the trial and its levels."""
@@ -185,6 +195,24 @@ class Study:
         error = curve_error(stored_rounding(self.optuna))
         sampler = RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error)
         return sampler.believe(own_view(self.optuna, self._reader_of(layers)))
+
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Return the satisfied trials that no other one beats in both ratio and metric, by falling ratio."""
+        return self.record().front()
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """Return one row for each trial of the search, by number; `optuna.trials_dataframe` has Optuna's view of them.
+
+        Its columns: number, state, ratio, metric; loss, how much worse the metric got, and loss_error; satisfied;
+        probability, that the plan keeps the limit; size_bytes, of the weights; origin, worker, started, in UTC,
+        duration_s, error; and `levels/<layer>` of each quantized layer.
+
+        Raises
+        ------
+        StudyError
+            pandas is not installed.
+        """
+        return trials_frame(self.record())
 
     def _repr_html_(self) -> str:
         """Show a notebook how far the study is and what the best trial makes of each layer."""

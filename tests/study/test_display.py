@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from autonuq.cli.console import duration
-from autonuq.cli.display import describe, standing
 from autonuq.records import LayerRecord, StudyRecord, TrialRecord
+from autonuq.study.display import describe, standing
+from autonuq.terminal import duration
 
 LAYER = LayerRecord("conv", "Convolution", 1000, "nuq", "", (1000, 100), (0.0, 1.0), (256, 4))
 
