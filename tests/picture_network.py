@@ -1,4 +1,4 @@
-"""A small classifier of pictures, trained by nobody, whose BatchNorm has seen its pictures; and those pictures."""
+"""A small classifier of coloured pictures, whose BatchNorm has seen them; and those pictures."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 from autonuq.graph.files import fill_weights, parse_graph, write_caffemodel
 from autonuq.graph.lowering import lower
-from autonuq.runtime.net import Net
+from autonuq.graph.model import Array, Graph
 from autonuq.runtime.session import Session
 
 NETWORK = """
@@ -25,21 +25,27 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 MEAN, SCALE = 127.5, 1 / 127.5  # of RGB
 
 
+COLOURS = ((200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60), (60, 200, 200), (200, 60, 200))
+"""Of the six classes."""
+
+
 def write_picture_network(folder: Path, count: int = 64) -> None:
-    """Write net.prototxt, net.caffemodel, pictures/ and, labelled by the network, val/ and images.npz."""
+    """Write net.prototxt, net.caffemodel, pictures/ and, with labels, val/ and images.npz."""
     rng = np.random.default_rng(4)
-    tints = rng.integers(40, 216, (count, 1, 1, 3))
-    pictures = np.clip(rng.normal(tints, 45, (count, 16, 16, 3)), 0, 255).astype(np.uint8)
+    labels = np.arange(count) % len(COLOURS)
+    pictures = np.clip(rng.normal(np.array(COLOURS)[labels, None, None], 45, (count, 16, 16, 3)), 0, 255).astype(
+        np.uint8
+    )
     images = ((pictures.transpose(0, 3, 1, 2) - MEAN) * SCALE).astype(np.float32)
     (folder / "net.prototxt").write_text(NETWORK)
     graph = fill_weights(parse_graph(NETWORK.encode(), folder / "net.prototxt"), rng)
-    session = Session(lower(graph, outputs=["conv"], last=1))
-    seen = np.concatenate([session.run({"data": images[at : at + 4]})["conv"] for at in range(0, count, 4)])
-    blobs = {"bn": (seen.mean((0, 2, 3)), seen.var((0, 2, 3)), np.ones(1, np.float32))}
-    layers = tuple(layer.with_(blobs=blobs.get(layer.name, layer.blobs)) for layer in graph.layers)
-    write_caffemodel(type(graph)(graph.name, layers, graph.path), folder / "net.caffemodel")
-    net = Net(folder / "net.prototxt", folder / "net.caffemodel")
-    labels = net.forward_all(data=images)["prob"].argmax(1)
+    seen = _values(graph, images, "conv", 1)
+    graph = _with_blobs(graph, bn=(seen.mean((0, 2, 3)), seen.var((0, 2, 3)), np.ones(1, np.float32)))
+    pooled = _values(graph, images, "pool", 4).reshape(count, -1)
+    wanted = 8.0 * np.eye(len(COLOURS))[labels]
+    weights = np.linalg.lstsq(pooled.T @ pooled + np.eye(pooled.shape[1]), pooled.T @ wanted, rcond=None)[0].T
+    fc = (weights.astype(np.float32), np.zeros(len(COLOURS), np.float32))
+    write_caffemodel(_with_blobs(graph, fc=fc), folder / "net.caffemodel")
     np.savez(folder / "images.npz", images=images, labels=labels)
     for name in ("pictures", "val"):
         (folder / name).mkdir()
@@ -47,3 +53,14 @@ def write_picture_network(folder: Path, count: int = 64) -> None:
             Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
     lines = "".join(f"{number:03}.png {label}\n" for number, label in enumerate(labels))
     (folder / "val" / "labels.txt").write_text(lines)
+
+
+def _values(graph: Graph, images: Array, blob: str, last: int) -> Array:
+    """Return a blob of every image."""
+    session = Session(lower(graph, outputs=[blob], last=last))
+    return np.concatenate([session.run({"data": images[at : at + 4]})[blob] for at in range(0, len(images), 4)])
+
+
+def _with_blobs(graph: Graph, **blobs: tuple[Array, ...]) -> Graph:
+    layers = tuple(layer.with_(blobs=blobs.get(layer.name, layer.blobs)) for layer in graph.layers)
+    return Graph(graph.name, layers, graph.path)
