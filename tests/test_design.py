@@ -57,6 +57,7 @@ GATES = {
     "optuna": ("search/", "storage/", "study/", "report/"),
     "optuna_dashboard": ("report/dashboard.py",),
     "psutil": ("evaluate/isolation.py", "processes.py"),
+    "pycocotools": ("evaluate/builtin/",),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/",),
