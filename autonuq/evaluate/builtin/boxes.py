@@ -174,7 +174,7 @@ def _areas(boxes: Array) -> Array:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
-def suppress(classes: NDArray[np.int64], boxes: Array, limit: float) -> NDArray[np.bool_]:
+def suppress_boxes(classes: NDArray[np.int64], boxes: Array, limit: float) -> NDArray[np.bool_]:
     """Non-maximum suppression in one picture, every class for itself.
 
     Parameters
@@ -216,7 +216,7 @@ def select_detections(
         Boxes may be infinite, which end at the picture's edge; what is no number is dropped.
     min_score : float
     nms : float or None
-        See `suppress`; None: no suppression.
+        See `suppress_boxes`; None: no suppression.
     max_boxes : int
         Of a picture.
     count : int
@@ -234,7 +234,7 @@ def select_detections(
         starts = np.searchsorted(found.images, np.arange(count + 1))
         found = join_detections(
             [
-                own[suppress(own.classes, own.boxes, nms)]
+                own[suppress_boxes(own.classes, own.boxes, nms)]
                 for start, stop in zip(starts[:-1], starts[1:], strict=True)
                 for own in [found[start : min(stop, start + _CANDIDATES)]]
             ]
