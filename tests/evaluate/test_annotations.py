@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.annotations import load_labels, place_objects
+from autonuq.evaluate.builtin.annotations import load_objects, open_annotations, place_objects
 from autonuq.evaluate.builtin.boxes import Detections, Objects
 from autonuq.evaluate.builtin.counting import class_precisions, coco_precisions
 from autonuq.evaluate.builtin.precision import mean_precision
@@ -36,27 +36,35 @@ def coco(file, **changes):
     return file
 
 
+def load(path, pictures, classes, known=None, kind="folder"):
+    return load_objects(open_annotations(path, kind), pictures, classes, known or len(classes), path)
+
+
 def test_voc(tmp_path):
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
-    folder = voc(tmp_path / "xml", a=DOG.format(part) + DOG.format("<difficult>1</difficult>"), b="")
-    labels = load_labels(folder, ["b.jpg", "deep/a.png"], 2, ["cat", "dog"], 2)
-    assert labels.style == "voc"
-    assert labels.objects.images.tolist() == [1, 1]
-    assert labels.objects.classes.tolist() == [1, 1]
-    assert labels.objects.boxes[0].tolist() == [10, 20, 30, 60.5]  # from 0, the end not included
-    assert labels.objects.ignored.tolist() == [False, True]
-    assert load_labels(folder, None, 2, [], 1).objects.classes.tolist() == [0, 0]  # one class: whatever its name
-    assert load_labels(folder, None, 1, [], 20).objects.classes.tolist() == [11, 11]  # VOC's own
+    shown = {"a.1": DOG.format(part) + DOG.format("<difficult>1</difficult>"), "b": ""}
+    folder = voc(tmp_path / "xml", **shown)
+    objects = load(folder, ["b", "deep/a.1"], ["cat", "dog"])
+    assert objects.images.tolist() == [1, 1]
+    assert objects.classes.tolist() == [1, 1]
+    assert objects.boxes[0].tolist() == [10, 20, 30, 60.5]  # from 0, the end not included
+    assert objects.ignored.tolist() == [False, True]
+    assert load(folder, ["1", "0"], [], 1, "npz").images.tolist() == [1, 1]  # by their order
+    assert load(folder, ["a.1"], [], 1).classes.tolist() == [0, 0]  # one class: whatever its name
+    assert load(folder, ["00000007_deep/a.1.jpg"], [], 20, "lmdb").classes.tolist() == [11, 11]  # VOC's own
+    labelled = open_annotations(folder, "folder")
+    assert ["b" in labelled, "c" in labelled, "deep/b" in labelled] == [True, False, True]
 
 
 def test_coco(tmp_path):
     file = coco(tmp_path / "labels.json")
-    labels = load_labels(file, ["a.jpg", "b.jpg"], 2, [], 2)
-    assert labels.objects.images.tolist() == [0, 1]
-    assert labels.objects.classes.tolist() == [0, 1]  # by rising number
-    assert labels.objects.boxes[1].tolist() == [10, 20, 30, 60.5]
-    assert labels.objects.ignored.tolist() == [True, False]
-    assert load_labels(file, None, 2, ["dog"], 1).objects.images.tolist() == [0]  # people are not counted
+    objects = load(file, ["a", "b"], [], 2)
+    assert objects.images.tolist() == [0, 1]
+    assert objects.classes.tolist() == [0, 1]  # by rising number
+    assert objects.boxes[1].tolist() == [10, 20, 30, 60.5]
+    assert objects.ignored.tolist() == [True, False]
+    assert load(file, ["0", "1"], ["dog"], kind="npz").images.tolist() == [0]  # people are not counted
+    assert "c" not in open_annotations(file, "folder")
 
 
 @pytest.mark.parametrize(
@@ -65,13 +73,13 @@ def test_coco(tmp_path):
         ("<object><name>dog</name></object>", "an object needs a name, and a bndbox"),
         (DOG.format("").replace("30", "nan"), "an object needs a name, and a bndbox"),
         (DOG.format("").replace("dog", "cow"), "hold no object of the network's classes in 1 pictures; they name cow"),
-        ("", "there are no objects at all"),
+        ("", "there is no object at all"),
         ("<object>", "is no PASCAL VOC annotation: mismatched tag"),
     ],
 )
 def test_bad_xml(tmp_path, objects, said):
     with pytest.raises(EvaluatorError, match=said):
-        load_labels(voc(tmp_path / "xml", a=objects), ["a.jpg"], 1, ["dog"], 1)
+        load(voc(tmp_path / "xml", a=objects), ["a"], ["dog"])
 
 
 def test_nothing_in_xml_is_expanded(tmp_path):
@@ -83,22 +91,26 @@ def test_nothing_in_xml_is_expanded(tmp_path):
         for content in (text.encode(), text.encode("utf-16")):
             (folder / "a.xml").write_bytes(content)
             with pytest.raises(EvaluatorError, match="declares a document type"):
-                load_labels(folder, ["a.jpg"], 1, ["dog"], 1)
+                load(folder, ["a"], ["dog"])
 
 
-def test_missing_labels(tmp_path):
-    with pytest.raises(EvaluatorError, match=r"no 'b.xml'.*one without objects, too"):
-        load_labels(voc(tmp_path / "xml", a=""), ["a.jpg", "b.jpg"], 2, ["dog"], 1)
-    with pytest.raises(EvaluatorError, match="picture 'c.jpg' is not among its images"):
-        load_labels(coco(tmp_path / "labels.json"), ["c.jpg"], 1, [], 2)
+def test_classes_that_do_not_fit(tmp_path):
+    folder, file = voc(tmp_path / "xml", a=DOG.format("")), coco(tmp_path / "labels.json")
     with pytest.raises(EvaluatorError, match=r"name the network's classes in its order with 'classes'"):
-        load_labels(tmp_path / "xml", ["a.jpg"], 1, [], 3)
+        load(folder, ["a"], [], 3)
     with pytest.raises(EvaluatorError, match="has 2 categories, the network 3 classes"):
-        load_labels(tmp_path / "labels.json", ["a.jpg"], 1, [], 3)
+        load(file, ["a"], [], 3)
     with pytest.raises(EvaluatorError, match=r"no category 'dogg'.*Did you mean 'dog'"):
-        load_labels(tmp_path / "labels.json", ["a.jpg"], 1, ["dogg"], 1)
+        load(file, ["a"], ["dogg"])
     with pytest.raises(EvaluatorError, match="names 1 classes; the network has 3"):
-        load_labels(tmp_path / "labels.json", ["a.jpg"], 1, ["dog"], 3)
+        load(file, ["a"], ["dog"], 3)
+
+
+def test_annotations_that_are_not_there(tmp_path):
+    with pytest.raises(EvaluatorError, match="there are no .xml files"):
+        open_annotations(tmp_path, "folder")
+    with pytest.raises(EvaluatorError, match="annotations cannot be read: No such file"):
+        open_annotations(tmp_path / "a.json", "folder")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +125,7 @@ def test_missing_labels(tmp_path):
 def test_bad_json(tmp_path, content, said):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(EvaluatorError, match=said):
-        load_labels(tmp_path / "a.json", ["a.jpg"], 1, ["dog"], 1)
+        load(tmp_path / "a.json", ["a"], ["dog"])
 
 
 def test_objects_are_placed():

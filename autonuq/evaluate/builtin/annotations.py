@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Protocol
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -27,123 +29,126 @@ _VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+_NUMBERED = re.compile(r"^\d{8,}_(?=.)")  # of `convert_imageset`
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The objects of pictures.
+class Labelled:
+    """An object as a file of labels says it.
 
     Attributes
     ----------
-    style : {"voc", "coco"}
-    objects : Objects
-        Boxes in pixels of the pictures; `ignored` are VOC's difficult objects and COCO's crowds.
+    category : str or int
+        Name or number of its class.
+    box : tuple of float
+        Corners, in pixels of the picture.
+    ignored : bool
+        VOC's difficult objects, and COCO's crowds.
     """
 
-    style: Literal["voc", "coco"]
-    objects: Objects
-
-
-@dataclass(frozen=True)
-class _Labelled:
     category: str | int
     box: tuple[float, float, float, float]
     ignored: bool
 
 
-def load_labels(
-    path: Path, names: Sequence[str] | None, count: int, classes: Sequence[str], known: int | None
-) -> Labels:
-    """Read the labels of pictures.
+class Annotations(Protocol):
+    """The labels of many pictures."""
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether there are labels of a picture, if only that it shows nothing."""
+
+    def objects(self, name: str) -> list[Labelled]:
+        """Return what a picture shows."""
+
+    def classes(self, names: Sequence[str], known: int | None) -> Mapping[str | int, int] | None:
+        """Return category -> class of the network; None: all are class 0.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of the network's classes in its order; empty: they are not known.
+        known : int or None
+            How many classes the network has.
+        """
+
+
+def open_annotations(path: Path, kind: str) -> Annotations:
+    """Open a folder of VOC's `.xml` files or a COCO `.json` file.
 
     Parameters
     ----------
     path : Path
-        A folder of `.xml` files, or a `.json` file.
-    names : sequence of str or None
-        File names of the pictures, in their order. None: they have none, and the k-th picture belongs to the k-th XML
-        file by name, or to the k-th of COCO's `images`.
-    count : int
-        Pictures.
-    classes : sequence of str
-        Names of the network's classes in its order. Empty: COCO's categories by rising number; VOC's 20 classes for a
-        network of 20; for a network of one class XML's objects whatever their names.
-    known : int or None
-        Classes of the network.
+    kind : {"npz", "folder", "lmdb"}
+        Of the pictures' source, whose names for them will be asked for. A folder's pictures are found by their file's
+        name without suffix, a database's by their key without the number that Caffe's `convert_imageset` puts in front;
+        an npz's k-th picture belongs to the k-th XML file by name, or to the k-th of COCO's `images`.
 
     Raises
     ------
     EvaluatorError
-        The labels cannot be read, lack a picture, or name none of the network's classes.
-
-    Notes
-    -----
-    Objects of other classes than the network's are not counted.
+        The path is not there, or holds neither.
     """
-    if known is not None and classes and len(classes) != known:
-        raise EvaluatorError(
-            f"'classes' in [evaluator.detections] names {len(classes)} classes; the network has {known}"
-        )
-    if path.is_dir():
-        found = _load_voc(path, names, count)
-        numbers: Mapping[str | int, int] | None = _voc_numbers(classes, known, path)
-    else:
-        found, categories = _load_coco(path, names, count)
-        numbers = _coco_numbers(categories, classes, known, path)
-    own = [
-        (image, 0 if numbers is None else numbers[each.category], each)
-        for image, objects in enumerate(found)
-        for each in objects
-        if numbers is None or each.category in numbers
-    ]
-    if not any(not each.ignored for _, _, each in own):
-        others = sorted({str(each.category) for objects in found for each in objects})
-        have = f"they name {', '.join(others[:10])}" if others else "there are no objects at all"
-        raise EvaluatorError(
-            f"the labels hold no object of the network's classes in {count} pictures; {have}", path=path
-        )
-    return Labels(
-        "voc" if path.is_dir() else "coco",
-        Objects(
-            np.array([image for image, _, _ in own], np.int64),
-            np.array([number for _, number, _ in own], np.int64),
-            np.array([each.box for _, _, each in own], np.float32).reshape(-1, 4),
-            np.array([each.ignored for _, _, each in own], bool),
-        ),
-    )
+    with reading(path, EvaluatorError, "cannot be read", what="annotations"):
+        stat = path.stat()
+    return _opened(path, kind, stat.st_mtime_ns, stat.st_size)
 
 
-def _load_voc(folder: Path, names: Sequence[str] | None, count: int) -> list[list[_Labelled]]:
-    """Return the objects of each picture."""
-    if names is None:
-        files = sorted(folder.glob("*.xml"))
-        if len(files) < count:
-            raise EvaluatorError(f"there are {len(files)} .xml files for {count} pictures without names", path=folder)
-        return [_read_voc(file) for file in files[:count]]
-    files = [folder / f"{PurePosixPath(name).stem}.xml" for name in names]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise EvaluatorError(
-            f"there is no '{missing.name}': each picture needs an .xml file of its name, one without objects, too",
-            path=folder,
-        )
-    return [_read_voc(file) for file in files]
+@lru_cache(maxsize=2)
+def _opened(path: Path, kind: str, _time: int, _size: int) -> Annotations:
+    return VocFolder(path, kind) if path.is_dir() else CocoFile(path, kind)
 
 
-def _read_voc(file: Path) -> list[_Labelled]:
-    with reading(file, EvaluatorError, "is no PASCAL VOC annotation", what="XML file"):
-        root = _parse_xml(_limited(file, _XML_BYTES), file)
-        return [_voc_object(each) for each in root.findall("object")]
+def _stem(name: str) -> str:
+    """Cut off the folders and the suffix of a file's name."""
+    return PurePosixPath(name).stem
 
 
-def _voc_object(element: Element) -> _Labelled:
+def _key(name: str, kind: str) -> str:
+    """Return what a picture is found by: its name, without folders and suffix."""
+    return _stem(_NUMBERED.sub("", name)) if kind == "lmdb" else PurePosixPath(name).name
+
+
+class VocFolder:
+    """PASCAL VOC's annotations, one XML file for each picture."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path = path
+        files = sorted(path.glob("*.xml"))
+        if not files:
+            raise EvaluatorError("there are no .xml files, as PASCAL VOC has them", path=path)
+        self._files = {str(place) if kind == "npz" else file.stem: file for place, file in enumerate(files)}
+        self._kind = kind
+
+    def __contains__(self, name: object) -> bool:
+        """See `Annotations`."""
+        return _key(str(name), self._kind) in self._files
+
+    def objects(self, name: str) -> list[Labelled]:
+        """See `Annotations`."""
+        file = self._files[_key(name, self._kind)]
+        with reading(file, EvaluatorError, "is no PASCAL VOC annotation", what="XML file"):
+            return [_voc_object(each) for each in _parse_xml(_limited(file, _XML_BYTES), file).findall("object")]
+
+    def classes(self, names: Sequence[str], known: int | None) -> Mapping[str | int, int] | None:
+        """See `Annotations`; VOC's own classes for a network of 20, and all are one for a network of one class."""
+        if not names and known == 1:
+            return None
+        if not names and known == len(_VOC_CLASSES):
+            names = _VOC_CLASSES
+        if not names:
+            rule = "name the network's classes in its order with 'classes' in [evaluator.detections]"
+            raise EvaluatorError(f"the objects have names; {rule}", path=self._path)
+        return {name: number for number, name in enumerate(names)}
+
+
+def _voc_object(element: Element) -> Labelled:
     """Read an object; VOC's pixels are counted from 1, and the last one belongs to the box."""
     name = (element.findtext("name") or "").strip()
     corners = [float(element.findtext(f"bndbox/{key}") or "nan") for key in ("xmin", "ymin", "xmax", "ymax")]
     if not name or not all(map(math.isfinite, corners)):
         raise ValueError("an object needs a name, and a bndbox of xmin, ymin, xmax, ymax")
     box = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])
-    return _Labelled(name, box, (element.findtext("difficult") or "0").strip() not in ("", "0"))
+    return Labelled(name, box, (element.findtext("difficult") or "0").strip() not in ("", "0"))
 
 
 def _limited(file: Path, most: int) -> bytes:
@@ -168,66 +173,97 @@ def _parse_xml(content: bytes, file: Path) -> Element:
     return builder.close()
 
 
-def _voc_numbers(classes: Sequence[str], known: int | None, path: Path) -> Mapping[str | int, int] | None:
-    """Return name -> class; None for a network of one class that has no name."""
-    if not classes and known == 1:
-        return None
-    if not classes and known == len(_VOC_CLASSES):
-        classes = _VOC_CLASSES
-    if not classes:
-        raise EvaluatorError(
-            "the objects have names; name the network's classes in its order with 'classes' in [evaluator.detections]",
-            path=path,
-        )
-    return {name: number for number, name in enumerate(classes)}
+class CocoFile:
+    """COCO's annotations of all pictures in a JSON file."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._path, self._kind = path, kind
+        with reading(path, EvaluatorError, "is no COCO file", what="JSON file"):
+            content: dict[str, Any] = json.loads(_limited(path, _JSON_BYTES))
+            images = [(int(each["id"]), str(each["file_name"])) for each in content["images"]]
+            self._categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
+            self._objects: dict[int, list[Labelled]] = {number: [] for number, _ in images}
+            for each in content["annotations"]:
+                self._objects[int(each["image_id"])].append(_coco_object(each))
+        self._images = {
+            str(place) if kind == "npz" else _stem(name): number for place, (number, name) in enumerate(images)
+        }
+
+    def __contains__(self, name: object) -> bool:
+        """See `Annotations`."""
+        return _key(str(name), self._kind) in self._images
+
+    def objects(self, name: str) -> list[Labelled]:
+        """See `Annotations`."""
+        return self._objects[self._images[_key(name, self._kind)]]
+
+    def classes(self, names: Sequence[str], known: int | None) -> Mapping[str | int, int]:
+        """See `Annotations`; by name, or, where the classes have no names, in the order of the categories' numbers."""
+        if names:
+            by_name = {name: number for number, name in self._categories.items()}
+            missing = next((name for name in names if name not in by_name), None)
+            if missing is not None:
+                hint = suggest_name(missing, list(by_name))
+                raise EvaluatorError(f"has no category '{missing}', which 'classes' names.{hint}", path=self._path)
+            return {by_name[name]: number for number, name in enumerate(names)}
+        if known is not None and len(self._categories) != known:
+            raise EvaluatorError(
+                f"has {len(self._categories)} categories, the network {known} classes: name them in the network's "
+                "order with 'classes' in [evaluator.detections]",
+                path=self._path,
+            )
+        return {number: place for place, number in enumerate(sorted(self._categories))}
 
 
-def _load_coco(file: Path, names: Sequence[str] | None, count: int) -> tuple[list[list[_Labelled]], dict[int, str]]:
-    """Return the objects of each picture, and the categories, number -> name."""
-    with reading(file, EvaluatorError, "is no COCO file", what="JSON file"):
-        content: dict[str, Any] = json.loads(_limited(file, _JSON_BYTES))
-        images = [(int(each["id"]), str(each.get("file_name", ""))) for each in content["images"]]
-        categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
-        objects: dict[int, list[_Labelled]] = {number: [] for number, _ in images}
-        for each in content["annotations"]:
-            objects[int(each["image_id"])].append(_coco_object(each))
-    if names is None:
-        if len(images) < count:
-            raise EvaluatorError(f"has {len(images)} images for {count} pictures without names", path=file)
-        return [objects[number] for number, _ in images[:count]], categories
-    by_name = {PurePosixPath(name).name: number for number, name in images} | {name: number for number, name in images}
-    found = [by_name.get(name, by_name.get(PurePosixPath(name).name)) for name in names]
-    if None in found:
-        raise EvaluatorError(f"picture '{names[found.index(None)]}' is not among its images", path=file)
-    return [objects[number] for number in found if number is not None], categories
-
-
-def _coco_object(entry: Mapping[str, Any]) -> _Labelled:
+def _coco_object(entry: Mapping[str, Any]) -> Labelled:
     x, y, width, height = map(float, entry["bbox"])
     if not all(map(math.isfinite, (x, y, width, height))):
         raise ValueError("bbox must hold four finite numbers")
-    return _Labelled(int(entry["category_id"]), (x, y, x + width, y + height), bool(entry.get("iscrowd", 0)))
+    return Labelled(int(entry["category_id"]), (x, y, x + width, y + height), bool(entry.get("iscrowd", 0)))
 
 
-def _coco_numbers(
-    categories: Mapping[int, str], classes: Sequence[str], known: int | None, path: Path
-) -> Mapping[str | int, int]:
-    """Return category -> class: by name, or, where the classes have no names, in the order of the numbers."""
-    if classes:
-        by_name = {name: number for number, name in categories.items()}
-        missing = next((name for name in classes if name not in by_name), None)
-        if missing is not None:
-            raise EvaluatorError(
-                f"has no category '{missing}', which 'classes' names.{suggest_name(missing, list(by_name))}", path=path
-            )
-        return {by_name[name]: number for number, name in enumerate(classes)}
-    if known is not None and len(categories) != known:
-        raise EvaluatorError(
-            f"has {len(categories)} categories, the network {known} classes: name them in the network's order with "
-            "'classes' in [evaluator.detections]",
-            path=path,
-        )
-    return {number: place for place, number in enumerate(sorted(categories))}
+def load_objects(
+    annotations: Annotations, pictures: Sequence[str], names: Sequence[str], known: int | None, path: Path
+) -> Objects:
+    """Read the objects of pictures, with the network's classes.
+
+    Parameters
+    ----------
+    annotations : Annotations
+    pictures : sequence of str
+        The names that their source has for them.
+    names : sequence of str
+        Of the network's classes; see `Annotations.classes`.
+    known : int or None
+        How many classes the network has.
+    path : Path
+        For messages.
+
+    Returns
+    -------
+    Objects
+        In pixels of the pictures. Objects of other classes than the network's are not among them.
+
+    Raises
+    ------
+    EvaluatorError
+        A file cannot be read, the classes do not fit, or there is no object of the network's classes.
+    """
+    if known is not None and names and len(names) != known:
+        raise EvaluatorError(f"'classes' in [evaluator.detections] names {len(names)} classes; the network has {known}")
+    numbers = annotations.classes(names, known)
+    found = [(image, each) for image, name in enumerate(pictures) for each in annotations.objects(name)]
+    own = [(image, each) for image, each in found if numbers is None or each.category in numbers]
+    if all(each.ignored for _, each in own):
+        others = sorted({str(each.category) for _, each in found})
+        have = f"they name {', '.join(others[:10])}" if others else "there is no object at all"
+        raise EvaluatorError(f"hold no object of the network's classes in {len(pictures)} pictures; {have}", path=path)
+    return Objects(
+        np.array([image for image, _ in own], np.int64),
+        np.array([0 if numbers is None else numbers[each.category] for _, each in own], np.int64),
+        np.array([each.box for _, each in own], np.float32).reshape(-1, 4),
+        np.array([each.ignored for _, each in own], bool),
+    )
 
 
 def place_objects(objects: Objects, places: NDArray[np.float64], size: tuple[int, int]) -> Objects:

@@ -199,7 +199,7 @@ def suppress_boxes(classes: NDArray[np.int64], boxes: Array, limit: float, most:
     """
     x1, y1, x2, y2 = boxes.T + 2.0 * classes
     areas = _areas(boxes)
-    free, kept, place = np.ones(len(boxes), bool), [], 0
+    free, kept, place = np.ones(len(boxes), bool), list[int](), 0
     while place < len(boxes) and len(kept) < most:
         kept.append(place)
         rest = slice(place + 1, None)
