@@ -37,7 +37,7 @@ def coco(file, **changes):
 
 
 def load(path, pictures, classes, known=None, kind="folder"):
-    return load_objects(open_annotations(path, kind), pictures, classes, known or len(classes), path)
+    return load_objects(open_annotations(path, kind), pictures, classes, known or len(classes))
 
 
 def test_voc(tmp_path):

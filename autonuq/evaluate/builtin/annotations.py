@@ -54,6 +54,9 @@ class Labelled:
 class Annotations(Protocol):
     """The labels of many pictures."""
 
+    path: Path
+    """Where they are."""
+
     def __contains__(self, name: object) -> bool:
         """Say whether there are labels of a picture, if only that it shows nothing."""
 
@@ -112,7 +115,7 @@ class VocFolder:
     """PASCAL VOC's annotations, one XML file for each picture."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        self._path = path
+        self.path = path
         files = sorted(path.glob("*.xml"))
         if not files:
             raise EvaluatorError("there are no .xml files, as PASCAL VOC has them", path=path)
@@ -137,7 +140,7 @@ class VocFolder:
             names = _VOC_CLASSES
         if not names:
             rule = "name the network's classes in its order with 'classes' in [evaluator.detections]"
-            raise EvaluatorError(f"the objects have names; {rule}", path=self._path)
+            raise EvaluatorError(f"the objects have names; {rule}", path=self.path)
         return {name: number for number, name in enumerate(names)}
 
 
@@ -177,7 +180,7 @@ class CocoFile:
     """COCO's annotations of all pictures in a JSON file."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._kind = path, kind
+        self.path, self._kind = path, kind
         with reading(path, EvaluatorError, "is no COCO file", what="JSON file"):
             content: dict[str, Any] = json.loads(_limited(path, _JSON_BYTES))
             images = [(int(each["id"]), str(each["file_name"])) for each in content["images"]]
@@ -204,13 +207,13 @@ class CocoFile:
             missing = next((name for name in names if name not in by_name), None)
             if missing is not None:
                 hint = suggest_name(missing, list(by_name))
-                raise EvaluatorError(f"has no category '{missing}', which 'classes' names.{hint}", path=self._path)
+                raise EvaluatorError(f"has no category '{missing}', which 'classes' names.{hint}", path=self.path)
             return {by_name[name]: number for number, name in enumerate(names)}
         if known is not None and len(self._categories) != known:
             raise EvaluatorError(
                 f"has {len(self._categories)} categories, the network {known} classes: name them in the network's "
                 "order with 'classes' in [evaluator.detections]",
-                path=self._path,
+                path=self.path,
             )
         return {number: place for place, number in enumerate(sorted(self._categories))}
 
@@ -223,7 +226,7 @@ def _coco_object(entry: Mapping[str, Any]) -> Labelled:
 
 
 def load_objects(
-    annotations: Annotations, pictures: Sequence[str], names: Sequence[str], known: int | None, path: Path
+    annotations: Annotations, pictures: Sequence[str], names: Sequence[str], known: int | None
 ) -> Objects:
     """Read the objects of pictures, with the network's classes.
 
@@ -236,8 +239,6 @@ def load_objects(
         Of the network's classes; see `Annotations.classes`.
     known : int or None
         How many classes the network has.
-    path : Path
-        For messages.
 
     Returns
     -------
@@ -257,7 +258,7 @@ def load_objects(
     if all(each.ignored for _, each in own):
         others = sorted({str(each.category) for _, each in found})
         have = f"they name {', '.join(others[:10])}" if others else "there is no object at all"
-        raise EvaluatorError(f"hold no object of the network's classes in {len(pictures)} pictures; {have}", path=path)
+        raise EvaluatorError(f"hold no object of the network's classes in {len(pictures)} pictures; {have}", path=annotations.path)
     return Objects(
         np.array([image for image, _ in own], np.int64),
         np.array([0 if numbers is None else numbers[each.category] for _, each in own], np.int64),
