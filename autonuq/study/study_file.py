@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.errors import StudyError, suggest_name
-from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
+from autonuq.evaluate.builtin import KINDS, BuiltinSettings, DataSettings, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import ModelPair
@@ -248,13 +248,13 @@ def _evaluators(
         found = _confirming(tables, confirming, path)
         _check_apart(own, found, path)
         return own, found
-    return own.of_part("search"), own.of_part("held back") if isinstance(own.what, AccuracySettings) else None
+    return own.of_part("search"), own.of_part("held back") if isinstance(own.what, BuiltinSettings) else None
 
 
 def _check_apart(own: EvaluatorRecipe, confirming: EvaluatorRecipe, path: Path) -> None:
     """Refuse to confirm on images that the search sees."""
     same = own == confirming
-    if isinstance(own.what, AccuracySettings) and isinstance(confirming.what, AccuracySettings):
+    if isinstance(own.what, BuiltinSettings) and isinstance(confirming.what, BuiltinSettings):
         one, other = own.what.data, confirming.what.data
         same = one.path.resolve() == other.path.resolve() and one.overlaps(other)
     if same:
@@ -288,7 +288,7 @@ def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Pa
 
 def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRecipe:
     return EvaluatorRecipe(
-        what=values["evaluator", "class"] if ("evaluator", "class") in values else _accuracy_settings(values, folder),
+        what=values["evaluator", "class"] if ("evaluator", "class") in values else _builtin_settings(values, folder),
         folder=folder,
         evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), EvaluatorRecipe.evaluate_batch_num),
         timeout_s=values.get(("evaluator", "timeout")),
@@ -301,17 +301,17 @@ def absolute_location(artifacts: str | None, folder: Path) -> str:
     return artifacts or "" if is_absolute else str((folder / str(artifacts)).resolve())
 
 
-def _accuracy_settings(values: Mapping[tuple[str, str], Any], folder: Path) -> AccuracySettings:
+def _builtin_settings(values: Mapping[tuple[str, str], Any], folder: Path) -> BuiltinSettings:
     """Put the checked keys of a built-in evaluator together."""
     own = {key: value for (table, key), value in values.items() if table == "evaluator"}
     given = {key: own[key] for key in ("kind", "evaluate_batch_num", "batch_size", "input", "output") if key in own}
     data = _data_settings("evaluator.data", values, folder)
     calibrates = any(table == "evaluator.calibration" for table, _ in values)
-    return AccuracySettings(
+    return BuiltinSettings(
         data=data,
         calibration=_data_settings("evaluator.calibration", values, folder) if calibrates else data,
         transform=_transform_settings(values, folder),
-        drop=parse_drop(own["drop"]) if "drop" in own else Drop(),
+        drop=parse_drop(own["drop"]) if "drop" in own else None,
         **given,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autonuq.evaluate.builtin import AccuracySettings, DataSettings, Drop, TransformSettings
+from autonuq.evaluate.builtin import BuiltinSettings, DataSettings, Drop, TransformSettings
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
@@ -186,9 +186,9 @@ def expected_built_in(folder):
     scored = DataSettings("npz", folder / "images.npz", "x", "y", "NCHW", 1, 6)
     pictures = DataSettings("folder", folder / "pictures", labels=str(folder / "pictures.txt"))
     transform = TransformSettings((10, 9), (8, 8), "BGR", (), str(folder / "means.npy"), 0.5)
-    top5 = AccuracySettings("top5", scored, pictures, transform, Drop(90.0, "%"), 2, 3, "data", "prob")
+    top5 = BuiltinSettings("top5", scored, pictures, transform, Drop(90.0, "%"), 2, 3, "data", "prob")
     database = DataSettings("lmdb", folder / "images.lmdb")
-    top1 = AccuracySettings("top1", database, database, TransformSettings(mean=(1, 2, 3)), Drop(99.0))
+    top1 = BuiltinSettings("top1", database, database, TransformSettings(mean=(1, 2, 3)), Drop(99.0))
     return Task(
         name="built-in",
         source=ModelPair(folder / "net.prototxt", folder / "net.caffemodel"),
@@ -250,9 +250,9 @@ def seen(monkeypatch):
         monkeypatch.setattr(module, "quantized_model", quantized_model)
 
     @wraps(make)  # a process of its own finds it by this name
-    def recorded(recipe, model_file):
+    def recorded(recipe, original):
         recipes.append(recipe)
-        return make(recipe, model_file)
+        return make(recipe, original)
 
     monkeypatch.setattr(EvaluatorRecipe, "make", recorded)
     return tasks, recipes
