@@ -59,6 +59,7 @@ GATES = {
     "optuna_dashboard": ("report/dashboard.py",),
     "pandas": ("study/",),
     "psutil": ("evaluate/isolation.py", "processes.py"),
+    "pycocotools": ("evaluate/builtin/",),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/", "study/display.py", "terminal.py"),
