@@ -225,9 +225,7 @@ def _coco_object(entry: Mapping[str, Any]) -> Labelled:
     return Labelled(int(entry["category_id"]), (x, y, x + width, y + height), bool(entry.get("iscrowd", 0)))
 
 
-def load_objects(
-    annotations: Annotations, pictures: Sequence[str], names: Sequence[str], known: int | None
-) -> Objects:
+def load_objects(annotations: Annotations, pictures: Sequence[str], names: Sequence[str], known: int | None) -> Objects:
     """Read the objects of pictures, with the network's classes.
 
     Parameters
@@ -258,7 +256,9 @@ def load_objects(
     if all(each.ignored for _, each in own):
         others = sorted({str(each.category) for _, each in found})
         have = f"they name {', '.join(others[:10])}" if others else "there is no object at all"
-        raise EvaluatorError(f"hold no object of the network's classes in {len(pictures)} pictures; {have}", path=annotations.path)
+        raise EvaluatorError(
+            f"hold no object of the network's classes in {len(pictures)} pictures; {have}", path=annotations.path
+        )
     return Objects(
         np.array([image for image, _ in own], np.int64),
         np.array([0 if numbers is None else numbers[each.category] for _, each in own], np.int64),

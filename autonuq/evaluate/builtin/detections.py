@@ -66,7 +66,7 @@ def join_pictures(pictures: Sequence[Seen]) -> Detections:
 class Detector(ImageEvaluator):
     """What both kinds have in common: they read detections."""
 
-    keys: ClassVar[tuple[str, ...]] = ("drop",)
+    keys: ClassVar[tuple[str, ...]] = ("drop", "detections")
     ends: DetectionEnds
 
     @classmethod
@@ -254,5 +254,3 @@ def _annotations(settings: BuiltinSettings) -> Annotations:
 def as_score(mean: MeanPrecision) -> Score:
     """Return a metric with what each picture contributes."""
     return Score(mean.value, samples=mean.samples)
-
-

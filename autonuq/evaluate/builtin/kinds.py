@@ -7,11 +7,19 @@ from types import MappingProxyType
 
 from autonuq.evaluate.builtin.accuracy import TOPS, Accuracy
 from autonuq.evaluate.builtin.agreement import Agreement
+from autonuq.evaluate.builtin.detections import DetectionAgreement, LabelledPrecision
 from autonuq.evaluate.builtin.images import ImageEvaluator, check_inputs
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.files import ModelPair, load_graph
 
-KINDS: Mapping[str, type[ImageEvaluator]] = MappingProxyType({**dict.fromkeys(TOPS, Accuracy), "agreement": Agreement})
+KINDS: Mapping[str, type[ImageEvaluator]] = MappingProxyType(
+    {
+        **dict.fromkeys(TOPS, Accuracy),
+        "agreement": Agreement,
+        "detections": DetectionAgreement,
+        "map": LabelledPrecision,
+    }
+)
 """By their names in study files."""
 
 

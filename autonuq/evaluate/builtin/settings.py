@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from autonuq.evaluate.builtin.boxes import DetectionSettings
 from autonuq.evaluate.builtin.sources import DataSettings, Part
 from autonuq.evaluate.builtin.transform import TransformSettings
 
@@ -81,6 +82,8 @@ class BuiltinSettings:
         Of the images in `data`; see `sources.part_of`.
     axis : int or None
         Of the classes in the output (agreement, miou); None: told from its shape.
+    detections : DetectionSettings
+        How the outputs of a detector are read (detections, map).
     """
 
     kind: str
@@ -94,3 +97,4 @@ class BuiltinSettings:
     output: str | None = None
     part: Part = "all"
     axis: int | None = None
+    detections: DetectionSettings = DetectionSettings()
