@@ -143,6 +143,11 @@ def find_items(graph: Graph, blob: str, shape: Shape, batch: int) -> int | None:
     return None
 
 
+def images_first(values: Array, items: int | None) -> Array:
+    """Return a blob with the images along its first axis; see `find_items`."""
+    return values[np.newaxis] if items is None else np.moveaxis(values, items, 0)
+
+
 def check_inputs(graph: Graph, ends: NetworkEnds) -> None:
     """Check that what is looked at needs no input beside the images; `im_info` is known from them.
 
