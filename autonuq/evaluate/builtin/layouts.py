@@ -107,7 +107,9 @@ def _told_layout(settings: DetectionSettings, graph: Graph, shapes: Mapping[str,
         return "yolo"
     if _detection_layers(graph) or any(_is_ssd(shapes[name]) for name in graph.outputs):
         return "ssd"
-    if len(graph.outputs) == 2 and _boxes_among(graph.outputs, shapes, _prior_blob(graph, shapes)) is not None:
+    priors = _prior_blob(graph, shapes)
+    others = tuple(name for name in graph.outputs if name != priors)
+    if len(others) == 2 and _boxes_among(others, shapes, priors) is not None:
         return "pairs"
     outputs = ", ".join(f"{name} {shapes[name]}" for name in graph.outputs)
     raise EvaluatorError(
