@@ -49,6 +49,7 @@ class Accuracy(ImageEvaluator):
     """Share of the images whose label is among the largest scores."""
 
     labelled = True
+    keys = ("drop", "output", "labels")
     ends: Ends
 
     @classmethod

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.images import choose_output, find_entrance, find_items
+from autonuq.evaluate.builtin.images import choose_output, find_entrance, find_items, images_first
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.model import Array, Graph, Layer, Shape
 
@@ -29,6 +29,8 @@ class ScoreEnds:
     axis : int or None
         Axis of the classes; None: it holds the numbers of the classes themselves, as ArgMax writes them.
     classes : int or None
+    pixels : tuple of int
+        The other axes' lengths: none of a picture's class, (height, width) of each pixel's, (steps,) of a sequence's.
     """
 
     input: str
@@ -37,6 +39,7 @@ class ScoreEnds:
     items: int | None
     axis: int | None
     classes: int | None
+    pixels: tuple[int, ...]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -45,7 +48,7 @@ class ScoreEnds:
 
     def scores(self, blob: Array, count: int) -> Array:
         """Return the scores of a batch, shape (images, classes, ...), without classes where they have no axis."""
-        images = blob[np.newaxis] if self.items is None else np.moveaxis(blob, self.items, 0)
+        images = images_first(blob, self.items)
         if self.axis is not None:
             images = np.moveaxis(images, self._behind(self.axis), 1)
         return images[:count]
@@ -86,7 +89,10 @@ def find_scores(graph: Graph, settings: BuiltinSettings) -> ScoreEnds:
             f"{axis}); name another with 'output' or 'axis', or take kind 'outputs'"
         )
     classes = None if axis is None else shape[axis]
-    return ScoreEnds(entrance.input, output, entrance.shape, items, axis, classes)
+    pixels = tuple(length for number, length in enumerate(shape) if number not in (items, axis))
+    if axis is None:
+        pixels = tuple(length for length in pixels if length > 1)  # ArgMax leaves an axis of one class
+    return ScoreEnds(entrance.input, output, entrance.shape, items, axis, classes, pixels)
 
 
 def _class_axis(given: int | None, maker: Layer | None, shape: Shape, items: int | None, output: str) -> int | None:

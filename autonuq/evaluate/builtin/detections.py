@@ -63,7 +63,7 @@ def join_pictures(pictures: Sequence[Seen]) -> Detections:
     return Detections(images, *(np.concatenate([own[field] for own in pictures]) for field in (1, 2, 3)))
 
 
-class Detector(ImageEvaluator):
+class DetectionEvaluator(ImageEvaluator):
     """What both kinds have in common: they read detections."""
 
     keys: ClassVar[tuple[str, ...]] = ("drop", "detections")
@@ -108,7 +108,7 @@ class Detector(ImageEvaluator):
         return Seen(np.searchsorted(found.images, np.arange(count + 1)), found.classes, found.scores, found.boxes)
 
 
-class DetectionAgreement(Detector):
+class DetectionAgreement(DetectionEvaluator):
     """Mean average precision of a network's detections, with those of the original network as the truth."""
 
     compares = True
@@ -116,7 +116,7 @@ class DetectionAgreement(Detector):
 
     @property
     def least_score(self) -> float:
-        """See `Detector`."""
+        """See `DetectionEvaluator`."""
         return self.how.threshold / 2 if self.how.min_score is None else self.how.min_score
 
     @property
@@ -176,9 +176,10 @@ class DetectionAgreement(Detector):
             )
 
 
-class LabelledPrecision(Detector):
+class LabelledPrecision(DetectionEvaluator):
     """Mean average precision against labels: COCO's for a COCO file, PASCAL VOC's for XML files."""
 
+    keys = (*DetectionEvaluator.keys, "annotations")
     _objects: Objects
 
     @classmethod

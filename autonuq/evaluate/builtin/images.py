@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -343,17 +343,22 @@ class ImageEvaluator(Evaluator, ABC):
         """Score the first `batch_num` batches; a last batch that is not full counts the images it has."""
         net, size = self._net(model_file, weights_file), self.ends.shape[0]
         is_original = (Path(model_file), Path(weights_file)) == (self.original.model, self.original.weights)
-        original_net = cache(partial(self._net, str(self.original.model), str(self.original.weights)))
         count, things = min(batch_num * size, len(self.scored.names)), list[Any]()
         for start in range(0, count, size):
             stop = min(start + size, count)
-            found = self._run(lambda: net, start, stop)
-            original = None
-            if self.compares:
-                make = partial(self._run, original_net, start, stop)
-                original = self._originals.get((start, stop), partial(_same, found) if is_original else make)
-            things.extend(self.compare(found, original, start))
+            found = self._run(net, start, stop)
+            if is_original:
+                self._originals.get((start, stop), partial(_same, found))
+            things.extend(self.compare(found, self.of_original(start, stop) if self.compares else None, start))
         return self.score(things)
+
+    def of_original(self, start: int, stop: int) -> Any:
+        """Return what `keep` takes of the original network's outputs for a batch of the scored images."""
+        return self._originals.get((start, stop), lambda: self._run(self._original_net, start, stop))
+
+    @cached_property
+    def _original_net(self) -> Net:
+        return self._net(str(self.original.model), str(self.original.weights))
 
     def calibrate_model(self, model_file: str, weights_file: str, batch_num: int) -> None:
         """Run `batch_num` full batches of the calibration images."""
@@ -380,9 +385,9 @@ class ImageEvaluator(Evaluator, ABC):
             net.blobs[_SIZE_INPUT].data[..., :3] = (*self.ends.shape[2:], 1.0)
         return net
 
-    def _run(self, net: Callable[[], Net], start: int, stop: int) -> Any:
+    def _run(self, net: Net, start: int, stop: int) -> Any:
         images = self._images.get((start, stop), partial(self._scored_batch, start, stop))
-        return self.keep(self._forward(net(), images), stop - start)
+        return self.keep(self._forward(net, images), stop - start)
 
     def _forward(self, net: Net, images: Array) -> dict[str, Array]:
         blob = net.blobs[self.ends.input].data

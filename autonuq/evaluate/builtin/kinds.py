@@ -9,6 +9,8 @@ from autonuq.evaluate.builtin.accuracy import TOPS, Accuracy
 from autonuq.evaluate.builtin.agreement import Agreement
 from autonuq.evaluate.builtin.detections import DetectionAgreement, LabelledPrecision
 from autonuq.evaluate.builtin.images import ImageEvaluator, check_inputs
+from autonuq.evaluate.builtin.outputs import Outputs
+from autonuq.evaluate.builtin.segmentation import Segmentation
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.files import ModelPair, load_graph
 
@@ -16,8 +18,10 @@ KINDS: Mapping[str, type[ImageEvaluator]] = MappingProxyType(
     {
         **dict.fromkeys(TOPS, Accuracy),
         "agreement": Agreement,
+        "outputs": Outputs,
         "detections": DetectionAgreement,
         "map": LabelledPrecision,
+        "miou": Segmentation,
     }
 )
 """By their names in study files."""

@@ -82,8 +82,20 @@ class BuiltinSettings:
         Of the images in `data`; see `sources.part_of`.
     axis : int or None
         Of the classes in the output (agreement, miou); None: told from its shape.
+    outputs : tuple of str
+        Blobs that are compared (outputs); empty: all outputs of the network.
+    measure : {"snr", "cosine"} or None
+        Of outputs; None: the one whose limit is said, else snr.
+    snr : float or None
+        Limit in decibels; None: the kind's own.
+    cosine : float or None
+        Limit; None: the kind's own.
+    classes : tuple of int
+        Those that count (miou); empty: all that the masks show.
+    ignore : int
+        Pixels of a mask with this value do not count (miou).
     detections : DetectionSettings
-        How the outputs of a detector are read (detections, map).
+        How detections are read (detections, map).
     """
 
     kind: str
@@ -97,4 +109,10 @@ class BuiltinSettings:
     output: str | None = None
     part: Part = "all"
     axis: int | None = None
+    outputs: tuple[str, ...] = ()
+    measure: Literal["snr", "cosine"] | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    classes: tuple[int, ...] = ()
+    ignore: int = 255
     detections: DetectionSettings = DetectionSettings()
