@@ -12,19 +12,21 @@ PLOT_PX = (320, 120)
 
 
 def html_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table with a caption.
+    """Return a table with a caption above it, that scrolls where it is long.
 
     Parameters
     ----------
     caption : str
+        Lines.
     heads : sequence of str
     rows : iterable of sequences
         Cells are written by `str`.
     """
     head = "".join(f"<th>{_text(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{_text(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    caption = f'<caption style="text-align:left">{_text(caption)}</caption>'
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    said = "<br>".join(map(_text, caption.splitlines()))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if heads else ""
+    return f'<div>{said}</div><div style="max-height:30em;overflow:auto">{table}</div>'
 
 
 def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:

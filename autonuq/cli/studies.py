@@ -88,6 +88,9 @@ def resume(
     address: AddressOption = None,
     artifacts: ArtifactsOption = None,
     allow_python_layers: PythonLayersOption = False,
+    corrected: Annotated[
+        bool, typer.Option("--corrected", help="Accept another evaluator's code if it still measures the same.")
+    ] = False,
 ) -> None:
     """Go on with a study where its storage stands.
 
@@ -96,7 +99,7 @@ def resume(
     task = _with_workers(_task(study, out, storage, artifacts, trials, allow_python_layers), backend, address, jobs)
     open_study(task.name, task.storage)  # before folders are made for a study that is not there
     with python_layers(task.allow_python_layers):
-        _run(task, timeout, exists=True)
+        _run(task, timeout, exists=True, corrected=corrected)
 
 
 def work(
@@ -193,11 +196,13 @@ def _display(task: Task) -> Display:
     return Display(task.name, task.storage, Terminal(err) if err.is_terminal and not err.quiet else Log(err))
 
 
-def _run(task: Task, timeout: float | None, *, exists: bool) -> None:
+def _run(task: Task, timeout: float | None, *, exists: bool, corrected: bool = False) -> None:
     interrupted = False
     with _display(task) as display:
         run = StudyRun(task, display.show)
         try:
+            if corrected:
+                run.accept_corrected()
             study = run.run(exists=exists, timeout=timeout)
         except KeyboardInterrupt:
             interrupted = True

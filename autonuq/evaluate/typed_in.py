@@ -1,8 +1,8 @@
 """What an evaluator's code is where no file holds it: typed into a notebook, at a prompt, or given to `exec`.
 
 Its text counts where a notebook or a newer Python keeps it, its bytecode elsewhere. So do the functions and classes of
-the same kind that it names, wherever they were typed, and the constants: a limit in a cell of its own is part of what
-is measured. What it assigns itself, such as a counter, is not, and neither are lists, dicts, arrays and instances.
+the same kind that it names, wherever they were typed, and what its functions enclose. The values of other names do not:
+data, flags and counters of a notebook come and go between two runs of a study.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def source_file(cls: type) -> Path | None:
         source = inspect.getsourcefile(cls)
     except (TypeError, OSError):  # OSError: typed in at a prompt
         return None
-    codes = [function.__code__ for function in _own_functions(cls)]
-    if codes and all(code.co_filename.startswith("<") for code in codes):  # `exec` in a module's namespace
+    places = {function.__code__.co_filename for function in _own_functions(cls)}
+    if places and not any(Path(place).is_file() for place in places):  # in the namespace of a module that has a file
         return None
     return Path(source) if source and Path(source).is_file() else None
 
@@ -88,10 +88,10 @@ class _Reading:
             self._read(name, value)
         for name, value in sorted(_enclosed(function)):
             self._read(name, value)
-        assigned = set(_names(code, "STORE_GLOBAL", "DELETE_GLOBAL"))
-        for name in sorted(set(_names(code, "LOAD_GLOBAL", "LOAD_NAME")) - assigned):
-            if name in function.__globals__:
-                self._read(name, function.__globals__[name])
+        for name in sorted(set(_names(code, "LOAD_GLOBAL", "LOAD_NAME"))):
+            value = _unwrapped(function.__globals__.get(name))
+            if isinstance(value, FunctionType | type | functools.partial):
+                self._read(name, value)
 
     def _read(self, name: str, value: Any) -> None:
         """Read what a name stands for; of what is neither code nor a constant, nothing."""

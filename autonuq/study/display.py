@@ -202,9 +202,8 @@ class Notebook:
         self._shown_s = 0.0
 
     def begin(self, line: Callable[[], Line]) -> None:
-        """Show the line below the cell."""
-        self._line, self._handle = line, import_module("IPython.display").DisplayHandle()
-        self._handle.display(line())
+        """Do nothing before the first step: what is refused then leaves its error alone."""
+        self._line = line
 
     def step(self, step: Progress) -> None:
         """Show the line anew, unless that was done just now."""
@@ -212,13 +211,18 @@ class Notebook:
             self.refresh()
 
     def refresh(self) -> None:
-        """Replace the output."""
+        """Show the line below the cell, or replace it there."""
         self._shown_s = time.monotonic()
-        self._handle.update(self._line())
+        if self._handle is None:
+            self._handle = import_module("IPython.display").DisplayHandle()
+            self._handle.display(self._line())
+        else:
+            self._handle.update(self._line())
 
     def end(self) -> None:
         """Replace the output for the last time."""
-        self.refresh()
+        if self._handle is not None:
+            self.refresh()
 
 
 class Log:

@@ -68,7 +68,7 @@ from autonuq.search.sampler import stored_sampler
 from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.attributes import seal_study
+from autonuq.study.attributes import StudyAttributes, seal_study
 from autonuq.study.confirmation import confirm
 from autonuq.study.creation import continue_study, is_begun, start_or_continue, start_study
 from autonuq.study.dispatch import check_workers, run_sent
@@ -108,6 +108,8 @@ from autonuq.study.trial_log import append_conclusion
 from autonuq.study.workers import make_runner, package_versions
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
+
+_THEN = ", then "  # between the samplers of a study that went on with another
 
 WINNER_FORMATS = ("caffe", "packed")
 """What the best plan of a study is written as when the study ends."""
@@ -308,6 +310,7 @@ def resume(
     storage: str | None = None,
     *,
     evaluator: Any = None,
+    corrected: bool = False,
     trials: int | None = None,
     out: str | Path | None = None,
     artifacts: str | None = None,
@@ -330,6 +333,9 @@ def resume(
     evaluator : object, optional
         Needed where the study was not started from a study file: evaluators are not stored. It must be the one that
         the study was started with, unless nothing was measured yet.
+    corrected : bool
+        The evaluator's code has changed, but not what it measures: it is accepted if it scores the original network as
+        before, which it is asked to do once more, and judges every trial as before.
     trials : int, optional
         The new total.
     out, artifacts : optional
@@ -347,8 +353,8 @@ def resume(
     task = load_stored_task(
         study, storage, evaluator=evaluator, out=out, artifacts=artifacts, trials=trials, sampler=sampler
     )
-    seen = Spectators(callbacks, progress, on_progress)
-    return _run_and_export(replace(task, pruner=pruner), seen, exists=True, timeout=timeout, jobs=jobs)
+    seen, task = Spectators(callbacks, progress, on_progress), replace(task, pruner=pruner)
+    return _run_and_export(task, seen, exists=True, timeout=timeout, jobs=jobs, corrected=corrected)
 
 
 @dataclass(frozen=True)
@@ -369,7 +375,13 @@ class Spectators:
 
 
 def _run_and_export(
-    task: Task, seen: Spectators, *, exists: bool | None, timeout: float | None, jobs: int | None
+    task: Task,
+    seen: Spectators,
+    *,
+    exists: bool | None,
+    timeout: float | None,
+    jobs: int | None,
+    corrected: bool = False,
 ) -> Study:
     with python_layers(task.allow_python_layers), progress_line(task.name, task.storage, seen.progress) as show:
 
@@ -378,6 +390,8 @@ def _run_and_export(
             seen.on_progress(step)
 
         run = StudyRun(task, tell, seen.callbacks or ())
+        if corrected:
+            run.accept_corrected()
         study = run.run(exists=exists, timeout=timeout, jobs=jobs)
         if study.best is not None:
             run.export(study, formats=WINNER_FORMATS)
@@ -490,6 +504,30 @@ class StudyRun:
         """Score the original network once more and say whether that gives what the study began with, but for noise."""
         before = open_study(self.task.name, self.task.storage).record().original_metric
         return before is not None and math.isclose(score(self.task.evaluator, self.task.source), before, rel_tol=1e-6)
+
+    def accept_corrected(self) -> None:
+        """Take an evaluator whose code has changed for the study's own, if all that can be asked again is as it was.
+
+        Raises
+        ------
+        StudyError
+            It measures or judges otherwise, or something else has changed.
+        """
+        study = open_study(self.task.name, self.task.storage)
+        record = study.record()
+        if record.original_metric is None or changed_parts(study.optuna, self.fingerprint, self.data) != ["evaluator"]:
+            return  # then there is nothing to accept, or more than that
+        check_evaluator(self.task.evaluator)
+        words = None
+        if self._judges_otherwise(record):
+            words = "gives a trial another verdict"
+        elif not self.scores_as_before():
+            words = f"does not score the original network as before, {record.original_metric:g}"
+        if words:
+            raise StudyError(f"the corrected evaluator {words}; start a study of another name", study=study.name)
+        study.optuna.set_user_attr(PROVENANCE, {**record.provenance, "evaluator corrected": "yes"})
+        stored = StudyAttributes(study.optuna).get(FINGERPRINT, Mapping[str, str])
+        study.optuna.set_user_attr(FINGERPRINT, {**stored, "evaluator": self.fingerprint["evaluator"]})
 
     def run(self, *, exists: bool | None, timeout: float | None = None, jobs: int | None = None) -> Study:
         """Start the study, or go on with one that exists (None: whichever it is), and run it to its end.
@@ -605,7 +643,11 @@ class StudyRun:
         self._tell_task(study)
 
     def _tell_task(self, study: optuna.Study) -> None:
-        """Store what each run may have otherwise."""
+        """Store what each run may have otherwise; the provenance tells of every sampler."""
+        known = StudyAttributes(study).get(PROVENANCE, Mapping[str, str], {})
+        before, sampler = known.get("sampler", ""), stored_sampler(self.task.sampler)
+        if before and before.rpartition(_THEN)[2] != sampler:
+            study.set_user_attr(PROVENANCE, {**known, "sampler": before + _THEN + sampler})
         study.set_user_attr(TASK, self.task.as_attribute())
         study.set_user_attr(TARGET_TRIALS, self.task.n_trials)
         study.set_user_attr(STOPPED, "")

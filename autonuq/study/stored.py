@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 CORRECTED_CURVE_ERROR = 0.2
 """Once divergences were measured: see `foretelling`."""
 
+_EVALUATOR = "evaluator"  # in a fingerprint
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
 
@@ -122,6 +123,9 @@ class Study:
     def __init__(self, optuna_study: optuna.Study) -> None:
         self.optuna = optuna_study
         self._reader: TrialReader | None = None
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r})"
 
     @property
     def name(self) -> str:
@@ -264,8 +268,9 @@ def _loss_parts(record: StudyRecord, learnt: Learnt) -> LossParts | None:
 def _study_html(record: StudyRecord) -> str:
     best, trials = record.best, record.counts
     counts = f"{trials.complete} of {record.target_trials} trials, {trials.satisfied} satisfied"
+    title = f"Study {record.name}: {counts}" + (f"; stopped: {record.stopped}" if record.stopped else "")
     if best is None:
-        return html_table(f"Study {record.name}: {counts}", (), ())
+        return html_table("\n".join(filter(None, (title, record.warning))), (), ())
     rows = [
         (
             row.layer.name,
@@ -275,8 +280,9 @@ def _study_html(record: StudyRecord) -> str:
         )
         for row in record.layer_rows(best)
     ]
+    sizes = f"{record.original_bytes:,} -> {best.size_bytes:,} bytes of weights"
     metrics = f"metric {record.original_metric:.6g} -> {best.metric:.6g}"
-    title = f"Study {record.name}: {counts}; best {best.ratio:.2f}x in trial {best.number}, {metrics}"
+    title += f"\nbest {best.ratio:.2f}x in trial {best.number}: {sizes}, {metrics}\n{record.say_best()}"
     return html_table(title, ("layer", "levels", "bytes", "ratio"), rows)
 
 
@@ -446,8 +452,13 @@ def check_fingerprint(
         A digest differs from the stored one.
     """
     if different := changed_parts(study, fingerprint, data):
+        remedies = ["restore it", "start a study of another name"]
+        if different == [_EVALUATOR]:
+            code = "its code counts, with the functions and classes that it names of the same file or notebook"
+            remedies[1:1] = ["resume with --corrected, in Python corrected=True, if all that it measures is as before"]
+            remedies[0] += f" ({code})"
         raise StudyError(
-            f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
+            f"was started with another {', another '.join(different)}; {', or '.join(remedies)}",
             study=study.study_name,
         )
 
@@ -460,7 +471,7 @@ def changed_parts(
     changed = [] if data is None else changed_data(attributes.get(DATA, Mapping[str, str], {}), data)
     stored = dict(attributes.get(FINGERPRINT, Mapping[str, str], {}))
     if changed:
-        stored["evaluator"] = fingerprint["evaluator"]  # which may hold a digest of them
+        stored[_EVALUATOR] = fingerprint[_EVALUATOR]  # which may hold a digest of them
     return [f"content of {part}" for part in changed] + [
         key for key, value in fingerprint.items() if stored.get(key) != value
     ]
