@@ -574,12 +574,11 @@ class LossParts:
         """Return a part of the loss, in the metric's unit; None where the loss is not known."""
         return None if self.loss is None else part.share * self.loss
 
-    def say(self, part: LossPart, unit: Unit) -> str:
-        """Put a part into words: `0.12 points, 34% of the loss (24% to 48%)`."""
+    def say(self, part: LossPart, unit: Unit) -> tuple[str, str]:
+        """Put a part into words: `0.12 points` and `34% (24% to 48%)`; the first is empty where no margin tells."""
         low, high = self.bounds(part)
         loss = self.loss_of(part)
-        amount = "" if loss is None else f"{unit.say(loss, None)}, "
-        return f"{amount}{part.share:.0%} of the loss ({low:.0%} to {high:.0%})"
+        return "" if loss is None else unit.say(loss, None), f"{part.share:.0%} ({low:.0%} to {high:.0%})"
 
     def bounds(self, part: LossPart) -> tuple[float, float]:
         """Return the share within which a part lies with one standard deviation, above and below."""

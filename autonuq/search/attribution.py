@@ -4,9 +4,10 @@ With the notation of `loss_model`, a plan's loss is exp(a) (S / reference)^exp(b
 
     S = sum_l exp(u_l) distortion_l + exp(u_0) floor,
 
-so layer l is charged with its part of that sum, exp(u_l) distortion_l / S, and the floor with the rest: what activations
-in int8 and layers that are not searched cost under any plan. The parts add up to the loss. What is not known of the
-factors makes a part uncertain: the derivative of its logarithm by u_k is 1 where k = l, less the part of k.
+so layer l is charged with its part of that sum, exp(u_l) distortion_l / S, and the floor with the rest: what
+activations in int8 and layers that are not searched cost under any plan. The parts add up to the loss. What is not
+known of the factors makes a part uncertain: the derivative of its logarithm by u_k is 1 where k = l, less the part
+of k.
 
 Source: parts of the sum are the Aumann-Shapley charges of a cost that depends on a weighted sum only (Aumann & Shapley,
 Values of Non-Atomic Games, 1974, chapter 6); the deviations are own derivation, to the first order.
