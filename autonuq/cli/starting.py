@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +29,7 @@ from autonuq.cli.console import (
     show,
     show_error,
     shown,
+    unknown,
     warn,
 )
 from autonuq.cli.skeleton import STUDY_NAME, write_skeleton
@@ -36,6 +40,7 @@ from autonuq.study.rehearsal import Check, Rehearsal
 from autonuq.study.study_file import load_task
 from autonuq.study.task import Task
 
+ORDERS = ("BGR", "RGB")
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
@@ -43,18 +48,65 @@ def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="Made if it is not there.")],
     model: Annotated[Path, typer.Option(help="The network's prototxt.", show_default=False)],
     weights: Annotated[Path, typer.Option(help="Its caffemodel.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz, or an LMDB.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Subtracted from pictures: 127.5 or 104,117,123.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Pictures are multiplied by it afterwards.")] = None,
+    channels: Annotated[str | None, typer.Option(help=f"Order of the colours: {' or '.join(ORDERS)}.")] = None,
     level: LevelOption = 0,
     stage: StageOption = None,
 ) -> None:
-    """Write a study file and an evaluator that runs at once on random data; comments say what to fill in.
+    """Write a study file: with --images complete, else with an evaluator that runs at once, on random data.
+
+    With pictures no labels and no code are needed: what is measured fits the network's last layers. Mean, scale and
+    order of the colours are guessed where they are not given, asked for on a terminal, and marked in the file.
 
     With a level or stages, a prototxt of the layers that they keep is written, too, and the study is of that one.
 
-    Example: `autonuq new studies/mine --model net.prototxt --weights net.caffemodel`
+    Example: `autonuq new studies/mine --model net.prototxt --weights net.caffemodel --images pictures`
     """
-    for path in write_skeleton(folder, model, weights, level=level, stages=stage or ()):
+    if channels is not None and channels not in ORDERS:
+        raise unknown("--channels", channels, ORDERS)
+    given = {"mean": None if mean is None else _numbers(mean), "scale": scale, "channels": channels}
+    if images is None and any(value is not None for value in given.values()):
+        raise typer.BadParameter("--mean, --scale and --channels are of pictures: give --images, too")
+    written = write_skeleton(
+        folder, model, weights, level=level, stages=stage or (), images=images, ask=partial(_asked, given)
+    )
+    for path in written:
         say(str(shown(path)))
-    err.print(f"next: fill in what is marked TODO there, then: autonuq check {folder / STUDY_NAME}", soft_wrap=True)
+    first = "fill in what is marked TODO there, then: " if images is None else ""
+    err.print(f"next: {first}autonuq check {folder / STUDY_NAME}", soft_wrap=True)
+
+
+def _asked(given: Mapping[str, object], key: str, guessed: object) -> object:
+    """Return what a key of the transform is: as given, or as answered at a terminal; None where it stays guessed."""
+    if given[key] is not None or not (sys.stdin.isatty() and err.is_terminal):
+        return given[key]
+    shown_guess = _words(guessed)
+    answer = typer.prompt(f"{key} of the pictures (Enter: {shown_guess}, a guess)", "", show_default=False, err=True)
+    if not answer.strip():
+        return None
+    if key == "channels":
+        return answer.strip().upper() if answer.strip().upper() in ORDERS else _asked(given, key, guessed)
+    numbers = _numbers(answer)
+    return numbers if key == "mean" else numbers[0]
+
+
+def _words(guessed: object) -> str:
+    """Write a guess as it is to be typed."""
+    if isinstance(guessed, tuple):
+        return ",".join(f"{number:g}" for number in guessed)
+    return f"{guessed:g}" if isinstance(guessed, float) else str(guessed)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Read `127.5` or `104,117,123`."""
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise typer.BadParameter(f"must be a number or one for each channel, as 104,117,123. Got '{text}'.") from None
 
 
 def check(

@@ -199,7 +199,7 @@ class Rehearsal:
         return self._needs.say()
 
     def _evaluator(self) -> str:
-        self._own = make_evaluator(self._task.evaluator, self._task.source.model)
+        self._own = make_evaluator(self._task.evaluator, self._task.source)
         self._task = replace(self._task, evaluator=self._own)
         check_evaluator(self._own)
         return f"{evaluator_name(self._own)}, {self._own.evaluate_batch_num} batches"
@@ -295,7 +295,7 @@ class Rehearsal:
         return f"{len(written)} files of the network with all layers at int8"
 
     def _confirmation(self) -> str:
-        confirming = make_evaluator(self._task.confirm, self._task.source.model)
+        confirming = make_evaluator(self._task.confirm, self._task.source)
         if confirming is None:
             return "too few images to hold any back from the search; the winner will not be confirmed"
         check_evaluator(confirming)
