@@ -174,6 +174,11 @@ def _areas(boxes: Array) -> Array:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
+def have_area(boxes: Array) -> NDArray[np.bool_]:
+    """Say which boxes, shape (K, 4), are no points, lines or inside out, as those outside the picture are."""
+    return np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+
+
 def suppress_boxes(classes: NDArray[np.int64], boxes: Array, limit: float, most: int) -> NDArray[np.int64]:
     """Non-maximum suppression in one picture, every class for itself.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.annotations import Annotations, load_objects, open_annotations, place_objects
-from autonuq.evaluate.builtin.boxes import Detections, DetectionSettings, Objects, select_detections
+from autonuq.evaluate.builtin.boxes import Detections, DetectionSettings, Objects, have_area, select_detections
 from autonuq.evaluate.builtin.counting import COCO_OVERLAPS, class_precisions, coco_precisions, require_pycocotools
 from autonuq.evaluate.builtin.images import ImageEvaluator, find_entrance
 from autonuq.evaluate.builtin.layouts import Layout, find_layout
@@ -144,6 +144,7 @@ class DetectionAgreement(DetectionEvaluator):
         truth = truth[truth.scores >= np.float32(self.how.threshold)]
         is_all = len(things) == min(self.evaluate_batch_num * self.ends.shape[0], len(self.scored.names))
         self._check_truth(truth, len(things))
+        found, truth = found[have_area(found.boxes)], truth[have_area(truth.boxes)]
         if is_all:
             self._object_count = len(truth)
         if not len(truth):
@@ -166,10 +167,10 @@ class DetectionAgreement(DetectionEvaluator):
                 f"scores in {blobs} reach {truth.scores.max():g}: they are no probabilities. Take the blob behind the "
                 "softmax or sigmoid, or say in [evaluator.detections] how they are to be read"
             )
-        empty = (truth.boxes[:, 2:] <= truth.boxes[:, :2]).any(axis=1)
-        if empty.sum() * 2 > len(truth):
+        empty = int((~have_area(truth.boxes)).sum())
+        if empty * 2 > len(truth):
             raise EvaluatorError(
-                f"{empty.sum():,} of {len(truth):,} boxes that the original network finds in {count} pictures have no "
+                f"{empty:,} of {len(truth):,} boxes that the original network finds in {count} pictures have no "
                 f"area inside the picture: say in [evaluator.detections] how {blobs} are to be read (box_format, "
                 "box_unit, priors)"
             )

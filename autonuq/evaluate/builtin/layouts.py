@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.boxes import Detections, DetectionSettings, Sides, join_detections
+from autonuq.evaluate.builtin.images import find_items, images_first
 from autonuq.graph import caffe_pb2
 from autonuq.graph.hosted.detection import decode_boxes
 from autonuq.graph.model import Array, Graph, Layer, Shape
@@ -24,6 +25,10 @@ _SSD_ROW = 7  # image, label, score, x1, y1, x2, y2
 _YOLO_ROW = 5  # centre, size, objectness; then classes
 _OFFSETS = caffe_pb2.DetectionOutputParameter(code_type=caffe_pb2.PriorBoxParameter.CENTER_SIZE)
 _TABLE = "[evaluator.detections]"
+
+
+Items = tuple[int | None, ...]
+"""Axis of the pictures in each of some blobs; None: the only picture has all of it."""
 
 
 class Layout(Protocol):
@@ -63,12 +68,36 @@ def find_layout(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, 
         There are no such blobs, or they have not the shapes of the layout; or it cannot be told.
     """
     layout = settings.layout or _told_layout(settings, graph, shapes)
-    size = (shapes[source][2], shapes[source][3])
+    network = _Network(graph, shapes, source)
     if layout == "ssd":
-        return _ssd(settings, graph, shapes, size)
-    if layout == "pairs":
-        return _pairs(settings, graph, shapes, size)
-    return _yolo(settings, graph, shapes, size)
+        return _ssd(settings, network)
+    return _pairs(settings, network) if layout == "pairs" else _yolo(settings, network)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A graph, the shapes of its blobs, and the blob of the pictures."""
+
+    graph: Graph
+    shapes: Mapping[str, Shape]
+    source: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.shapes[self.source][2], self.shapes[self.source][3]
+
+    def items(self, names: tuple[str, ...]) -> Items:
+        """Say along which axis of each blob the pictures lie."""
+        batch = self.shapes[self.source][0]
+        return tuple(find_items(self.graph, name, self.shapes[name], batch) for name in names)
+
+    def of_pictures(self, names: tuple[str, ...]) -> list[Shape]:
+        """Return the shapes of blobs when the pictures lie along their first axis."""
+        return [
+            (1, *shape) if axis is None else (shape[axis], *shape[:axis], *shape[axis + 1 :])
+            for shape, axis in zip((self.shapes[name] for name in names), self.items(names), strict=True)
+        ]
 
 
 def _told_layout(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape]) -> str:
@@ -78,7 +107,9 @@ def _told_layout(settings: DetectionSettings, graph: Graph, shapes: Mapping[str,
         return "yolo"
     if _detection_layers(graph) or any(_is_ssd(shapes[name]) for name in graph.outputs):
         return "ssd"
-    if len(graph.outputs) == 2 and _boxes_among(graph.outputs, shapes, _prior_blob(graph, shapes)) is not None:
+    priors = _prior_blob(graph, shapes)
+    others = tuple(name for name in graph.outputs if name != priors)
+    if len(others) == 2 and _boxes_among(others, shapes, priors) is not None:
         return "pairs"
     outputs = ", ".join(f"{name} {shapes[name]}" for name in graph.outputs)
     raise EvaluatorError(
@@ -121,7 +152,8 @@ def _is_ssd(shape: Shape) -> bool:
     return len(shape) == 4 and shape[-1] == _SSD_ROW and shape[:2] == (1, 1)
 
 
-def _ssd(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape], size: tuple[int, int]) -> SsdRows:
+def _ssd(settings: DetectionSettings, network: _Network) -> SsdRows:
+    graph, shapes = network.graph, network.shapes
     makers = {layer.tops[0]: layer for layer in _detection_layers(graph)}
     names = _checked(settings.outputs, shapes) or tuple(makers)
     names = names or tuple(name for name in graph.outputs if _is_ssd(shapes[name]))
@@ -135,7 +167,7 @@ def _ssd(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape],
         message = makers[names[0]].message.detection_output_param
         first = first if settings.background else int(message.background_label_id == 0)
         classes = message.num_classes - first
-    return SsdRows(names, classes, first, _unit(settings.box_unit == "pixels", size))
+    return SsdRows(names, classes, first, _unit(settings.box_unit == "pixels", network.size))
 
 
 def _unit(is_pixels: bool, size: tuple[int, int]) -> Array:
@@ -151,6 +183,8 @@ class Pairs:
     ----------
     boxes, scores : tuple of str
         Each box blob has its own score blob.
+    items : tuple of Items
+        Of either.
     first : int
         Column of the first class.
     box_format : str
@@ -161,6 +195,7 @@ class Pairs:
 
     boxes: tuple[str, ...]
     scores: tuple[str, ...]
+    items: tuple[Items, Items]
     classes: int
     first: int
     box_format: str
@@ -175,13 +210,19 @@ class Pairs:
 
     def read(self, blobs: Mapping[str, Array], min_score: float) -> Detections:
         """See `Layout`; only boxes that have such a score are decoded."""
-        boxes = [_rows_of(blobs[name], 4) for name in self.boxes]
-        all_boxes = np.concatenate(boxes, axis=1)
-        scores = np.concatenate(
-            [_scores_of(blobs[name], own.shape[1]) for name, own in zip(self.scores, boxes, strict=True)], axis=1
-        )[..., self.first :]
+        boxes = [
+            _rows_of(images_first(blobs[name], axis), 4) for name, axis in zip(self.boxes, self.items[0], strict=True)
+        ]
+        scores = [
+            _scores_of(images_first(blobs[name], axis), own.shape[1])
+            for name, axis, own in zip(self.scores, self.items[1], boxes, strict=True)
+        ]
+        return self._found(np.concatenate(boxes, axis=1), np.concatenate(scores, axis=1), min_score, blobs)
+
+    def _found(self, boxes: Array, scores: Array, min_score: float, blobs: Mapping[str, Array]) -> Detections:
+        scores = scores[..., self.first :]
         images, places, classes = np.nonzero(scores >= min_score)
-        kept = all_boxes[images, places] / self.unit
+        kept = boxes[images, places] / self.unit
         return Detections(images, classes, scores[images, places, classes], self._corners(kept, places, blobs))
 
     def _corners(self, boxes: Array, places: NDArray[np.int64], blobs: Mapping[str, Array]) -> Array:
@@ -236,12 +277,14 @@ def _boxes_among(names: tuple[str, ...], shapes: Mapping[str, Shape], priors: st
     return fit[0] if len(fit) == 1 else None
 
 
-def _pairs(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape], size: tuple[int, int]) -> Pairs:
+def _pairs(settings: DetectionSettings, network: _Network) -> Pairs:
+    graph, shapes, size = network.graph, network.shapes, network.size
     _checked((*settings.boxes, *settings.scores, *filter(None, [settings.priors])), shapes)
     prior_blob = settings.priors or (None if settings.sides else _prior_blob(graph, shapes))
     boxes, scores = _pair_blobs(settings, graph, shapes, prior_blob)
-    counts = [_boxes_in(name, shapes[name]) for name in boxes]
-    columns = {_columns_of(name, shapes[name], count) for name, count in zip(scores, counts, strict=True)}
+    counts = [_boxes_in(name, shape) for name, shape in zip(boxes, network.of_pictures(boxes), strict=True)]
+    own = zip(scores, network.of_pictures(scores), counts, strict=True)
+    columns = {_columns_of(name, shape, count) for name, shape, count in own}
     if len(columns) != 1:
         raise EvaluatorError(f"blobs {', '.join(scores)} have different numbers of scores a box: {sorted(columns)}")
     width = columns.pop()
@@ -253,7 +296,8 @@ def _pairs(settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape
     if box_format == "offsets":
         priors = _priors(settings, shapes, size, prior_blob, sum(counts))
     unit = _unit(settings.box_unit == "pixels" and box_format != "offsets", size)
-    return Pairs(boxes, scores, width - first, first, box_format, unit, priors)
+    items = (network.items(boxes), network.items(scores))
+    return Pairs(boxes, scores, items, width - first, first, box_format, unit, priors)
 
 
 def _pair_blobs(
@@ -362,6 +406,7 @@ class YoloMap:
     """
 
     blob: str
+    items: int | None
     anchors: Array
     step: tuple[float, float]
 
@@ -389,7 +434,9 @@ class YoloMaps:
 
     def read(self, blobs: Mapping[str, Array], min_score: float) -> Detections:
         """See `Layout`."""
-        return join_detections([self._read(own, blobs[own.blob], min_score) for own in self.maps])
+        return join_detections(
+            [self._read(own, images_first(blobs[own.blob], own.items), min_score) for own in self.maps]
+        )
 
     def _read(self, own: YoloMap, values: Array, min_score: float) -> Detections:
         number, _, height, width = values.shape
@@ -433,6 +480,7 @@ class YoloRows:
     """Rows (centre x, y, width, height, objectness, classes), (N, P, 5 + C), as version 5 exports them."""
 
     blobs: tuple[str, ...]
+    items: Items
     classes: int
     unit: Array
     nms: float | None = _NMS
@@ -440,9 +488,8 @@ class YoloRows:
     def read(self, blobs: Mapping[str, Array], min_score: float) -> Detections:
         """See `Layout`."""
         width = _YOLO_ROW + self.classes
-        rows = np.concatenate(
-            [blobs[name].reshape(len(blobs[name]), -1, blobs[name].shape[-1]) for name in self.blobs], 1
-        )
+        parts = [images_first(blobs[name], axis) for name, axis in zip(self.blobs, self.items, strict=True)]
+        rows = np.concatenate([part.reshape(len(part), -1, part.shape[-1]) for part in parts], axis=1)
         images, places = np.nonzero(rows[..., 4] >= min_score)
         rows = rows[images, places]
         scores = rows[:, 4:5] * rows[:, _YOLO_ROW:width] if rows.shape[1] > _YOLO_ROW else rows[:, 4:5]
@@ -450,15 +497,15 @@ class YoloRows:
         return Detections(images[which], classes, scores[which, classes], centred(rows[which, :4] / self.unit))
 
 
-def _yolo(
-    settings: DetectionSettings, graph: Graph, shapes: Mapping[str, Shape], size: tuple[int, int]
-) -> YoloMaps | YoloRows:
-    names = _checked(settings.outputs, shapes) or graph.outputs
+def _yolo(settings: DetectionSettings, network: _Network) -> YoloMaps | YoloRows:
+    names, size = _checked(settings.outputs, network.shapes) or network.graph.outputs, network.size
+    shapes = dict(zip(names, network.of_pictures(names), strict=True))
+    items = network.items(names)
     if settings.version == "rows":
         widths = {shapes[name][-1] for name in names if len(shapes[name]) in (3, 4)}
         if len(widths) != 1 or min(widths) < _YOLO_ROW or any(len(shapes[name]) not in (3, 4) for name in names):
             raise _wrong_yolo("(N, boxes, 5 + classes)", names, shapes)
-        return YoloRows(names, max(1, widths.pop() - _YOLO_ROW), _unit(settings.box_unit != "shares", size))
+        return YoloRows(names, items, max(1, widths.pop() - _YOLO_ROW), _unit(settings.box_unit != "shares", size))
     if len(settings.anchors) != len(names):
         raise EvaluatorError(
             f"layout 'yolo' needs 'anchors' in {_TABLE}, a list of [width, height] for each of {len(names)} outputs "
@@ -474,7 +521,9 @@ def _yolo(
         classes.add(shape[1] // len(anchors) - _YOLO_ROW)
         steps = (settings.strides[number],) * 2 if settings.strides else (size[1] / shape[3], size[0] / shape[2])
         step = (steps[0] / size[1], steps[1] / size[0])
-        maps.append(YoloMap(name, np.array(anchors, np.float32) / np.array((size[1], size[0]), np.float32), step))
+        maps.append(
+            YoloMap(name, items[number], np.array(anchors, np.float32) / np.array((size[1], size[0]), np.float32), step)
+        )
     if len(classes) != 1:
         raise EvaluatorError(f"the outputs {', '.join(names)} have different numbers of classes with these 'anchors'")
     return YoloMaps(tuple(maps), max(1, classes.pop()), settings.version, settings.activated)
