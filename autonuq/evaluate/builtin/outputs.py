@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.decisions import FEWEST_ALIKE
-from autonuq.evaluate.builtin.images import ImageEvaluator, choose_blob, find_entrance, find_items, images_first
+from autonuq.evaluate.builtin.images import (
+    ImageEvaluator,
+    choose_blob,
+    find_entrance,
+    find_items,
+    images_first,
+    made_outputs,
+)
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.evaluate.samples import Score
@@ -202,5 +209,5 @@ def _varying(graph: Graph) -> tuple[str, ...]:
     try:
         axes = find_batch(graph).axes
     except MixesItems:
-        return tuple(graph.outputs)
-    return tuple(name for name in graph.outputs if name in axes) or tuple(graph.outputs)
+        return made_outputs(graph)
+    return tuple(name for name in made_outputs(graph) if name in axes) or made_outputs(graph)
