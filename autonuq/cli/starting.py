@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,18 +21,23 @@ from autonuq.cli.console import (
     StageOption,
     StorageOption,
     StudyArgument,
+    alarms,
     duration,
     err,
-    out,
     say,
+    show,
     show_error,
     shown,
     unknown,
+    warn,
 )
 from autonuq.cli.skeleton import STUDY_NAME, write_skeleton
+from autonuq.compress.needs import say_bytes
 from autonuq.graph.hosted.permission import python_layers
-from autonuq.study.rehearsal import Check, Estimate, Rehearsal
+from autonuq.study.estimate import PARTS, Estimate
+from autonuq.study.rehearsal import Check, Rehearsal
 from autonuq.study.study_file import load_task
+from autonuq.study.task import Task
 
 ORDERS = ("BGR", "RGB")
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -127,30 +131,64 @@ def check(
     if as_json:
         typer.echo(json.dumps(_document(task.name, checks, estimate)))
     else:
-        _print_checks(checks, estimate)
-    for error in errors:
-        show_error(error, str(error))
+        _print_checks(checks)
+        if estimate is not None:
+            _print_estimate(estimate, task)
+    for message in dict.fromkeys(message for one in checks for message in one.warnings):
+        warn(message)
+    _show_failures([one for one in checks if one.error is not None])
     if errors:
         raise typer.Exit(errors[0].exit_code)
 
 
 def _document(name: str, checks: list[Check], estimate: Estimate | None) -> dict[str, Any]:
     rows = [{key: value for key, value in vars(one).items() if key != "error"} for one in checks]
-    total = None if estimate is None else {**asdict(estimate), "total_s": estimate.total_s}
+    total = None if estimate is None else estimate.as_document()
     return {"study": name, "passed": estimate is not None, "checks": rows, "estimate": total}
 
 
-def _print_checks(checks: list[Check], estimate: Estimate | None) -> None:
-    table = Table(title_justify="left", show_header=False, box=None, pad_edge=False)
+def _print_checks(checks: list[Check]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True, justify="right")
     for one in checks:
-        detail = Text("see below" if one.error else one.detail, overflow="fold")
+        detail = Text("see below" if one.error else one.detail)
         table.add_row(Text(one.state, _STYLES[one.state]), one.name, detail, f"{one.seconds:.1f} s")
-    out.print(table)
-    if estimate is None:
-        say("nothing was started; mend what failed and check again")
+    show(table)
+
+
+def _print_estimate(estimate: Estimate, task: Task) -> None:
+    """Print how long the study will take, part by part, and what of the machine it needs."""
+    table = Table(title=f"about {duration(estimate.total_s)} with one worker", title_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("time", justify="right")
+    table.add_column("share", justify="right")
+    for part, seconds in estimate.parts.items():
+        if not seconds:
+            continue
+        words = f"{PARTS[part]} ({estimate.trials_run})" if part == "trials_s" else PARTS[part]
+        table.add_row(words, duration(seconds), f"{seconds / estimate.total_s:.0%}")
+    show(table)
+    if estimate.trials_run:
+        say(f"one trial takes about {duration(estimate.trial_s)}; the others of its study that many times more")
+    if estimate.float_search_s:
+        say(
+            f"where int8 does not keep the limit, finding layers to leave float takes up to "
+            f"{duration(estimate.float_search_s)} more"
+        )
+    memory, disk = say_bytes(estimate.memory_bytes), say_bytes(estimate.disk_bytes)
+    say(f"about {memory} of memory at most with one worker, {disk} of disk in {shown(task.out)}")
+
+
+def _show_failures(failed: list[Check]) -> None:
+    """Print what failed as the last thing there is to read."""
+    if not failed:
         return
-    say(
-        f"about {duration(estimate.total_s)} with one worker: baseline {duration(estimate.baseline_s)}, calibration "
-        f"{duration(estimate.calibration_s)}, curves {duration(estimate.curves_s)}, then {estimate.trials} trials of "
-        f"{duration(estimate.trial_s)}"
-    )
+    count = "a step" if len(failed) == 1 else f"{len(failed)} steps"
+    alarms.print(Text(f"\n{count} failed; nothing was started", "bold red"))
+    for one in failed:
+        if one.error is not None:
+            show_error(one.error, f"{one.name}: {one.error}")
+    alarms.print("mend it, and check again")
