@@ -7,6 +7,7 @@ The rooms, from the bottom up::
     visible    names of others as text
     errors     every exception
     records    what studies leave behind, as plain data, and every persisted word
+    headline   what a study says first, and what to do next
     atomic     files that are written whole or not at all
     notebook   HTML for notebooks
     terminal   text for terminals

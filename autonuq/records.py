@@ -528,6 +528,64 @@ class ChipRecord:
         return replace(self, layers=tuple((known | floats).values()))
 
 
+@dataclass(frozen=True)
+class LossPart:
+    """What one layer contributes to the loss of a plan.
+
+    Attributes
+    ----------
+    layer : str
+        Empty for what no layer's plan changes: activations in int8, and layers that are not searched.
+    share : float
+        Of the loss, in [0, 1].
+    deviation : float
+        Standard deviation of the logarithm of the share.
+    """
+
+    layer: str
+    share: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Which layers cause the loss of a trial, by the model of the loss that learnt from all trials.
+
+    Attributes
+    ----------
+    trial : int
+        The best one or, where none is satisfied, the one nearest to the limit.
+    layers : tuple of LossPart
+        Those that are searched, the largest part first.
+    rest : LossPart
+        What is left: all parts together are the loss.
+    loss, loss_error : float or None
+        What the trial is believed to lose, in the metric's unit, and the standard deviation of that; None where no
+        margin tells.
+    """
+
+    trial: int
+    layers: tuple[LossPart, ...]
+    rest: LossPart
+    loss: float | None = None
+    loss_error: float | None = None
+
+    def loss_of(self, part: LossPart) -> float | None:
+        """Return a part of the loss, in the metric's unit; None where the loss is not known."""
+        return None if self.loss is None else part.share * self.loss
+
+    def say(self, part: LossPart, unit: Unit) -> tuple[str, str]:
+        """Put a part into words: `0.12 points` and `34% (24% to 48%)`; the first is empty where no margin tells."""
+        low, high = self.bounds(part)
+        loss = self.loss_of(part)
+        return "" if loss is None else unit.say(loss, None), f"{part.share:.0%} ({low:.0%} to {high:.0%})"
+
+    def bounds(self, part: LossPart) -> tuple[float, float]:
+        """Return the share within which a part lies with one standard deviation, above and below."""
+        spread = math.exp(min(part.deviation, MARGIN_LIMIT))
+        return part.share / spread, min(1.0, part.share * spread)
+
+
 _MOST_NAMED = 5
 
 
@@ -576,6 +634,9 @@ class StudyRecord:
     ignored : mapping of int to str
         Numbers of the trials in its storage that are not among `trials`, because another program made them or what is
         stored of them is damaged -> why.
+    loss_parts : LossParts or None
+        Which layers cause the loss of the best trial; None where the model of the loss says nothing. It is not stored:
+        it follows from all trials.
     """
 
     name: str
@@ -595,6 +656,7 @@ class StudyRecord:
     rounding: Rounding = Rounding()
     chip: ChipRecord | None = None
     ignored: Mapping[int, str] = field(default_factory=dict)
+    loss_parts: LossParts | None = None
 
     @property
     def meaning(self) -> str:
@@ -701,15 +763,24 @@ class StudyRecord:
         worse = [trial.metric for trial in known if not trial.satisfied] or [trial.metric for trial in known]
         return not worse or sum(metric or 0.0 for metric in worse) / len(worse) <= self.original_metric
 
+    def nearest(self) -> TrialRecord | None:
+        """Return the trial of the search that is nearest to the limit; None before one has a margin."""
+        known = [t for t in self.trials if t.state == "complete" and t.margin is not None and t.origin != INT8]
+        return min(known, key=lambda trial: (trial.margin or 0.0, trial.number), default=None)
+
     def say_best(self) -> str:
         """Say what must be known first, what the best trial lost, on what, whether that holds; empty without one."""
+        words = self.say_best_loss()
+        return f"{self.warning}; {words}" if self.warning and words else words
+
+    def say_best_loss(self) -> str:
+        """Say what the best trial lost, on what, whether that holds; empty without one."""
         best = self.best
         if best is None:
             return ""
         found = self.confirmation
         confirms = found is not None and found.trial == best.number and found.metric is not None
-        words = found.say(self.unit) if found is not None and confirms else self._say_unconfirmed(best)
-        return f"{self.warning}; {words}" if self.warning else words
+        return found.say(self.unit) if found is not None and confirms else self._say_unconfirmed(best)
 
     def _say_unconfirmed(self, best: TrialRecord) -> str:
         error, allowed = best.loss_error, self.allowed

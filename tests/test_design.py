@@ -20,6 +20,7 @@ FLOORS = (
     {"errors", "lazy", "notebook", "terminal"},
     {"atomic", "plain", "reading"},
     {"array_files", "records"},
+    {"headline"},
     {"graph", "quant"},
     {"runtime"},
     {"pycaffe"},
@@ -32,7 +33,13 @@ FLOORS = (
 )
 BASE = FLOORS[0] | FLOORS[1] | FLOORS[2] | FLOORS[3]
 # Rooms that know less than their floor allows: no file and no network, or plain data only.
-MODEST = {"records": {"errors", "plain"}, "report": BASE, "search": BASE | {"quant"}, "storage": BASE}
+MODEST = {
+    "records": {"errors", "plain"},
+    "headline": {"records"},
+    "report": BASE | {"headline"},
+    "search": BASE | {"quant"},
+    "storage": BASE,
+}
 ALLOWED = {room: MODEST.get(room, set().union(*FLOORS[:floor])) for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party packages and the places that may import them; no other package is imported.
 GATES = {
@@ -59,6 +66,7 @@ GATES = {
     "optuna_dashboard": ("report/dashboard.py",),
     "pandas": ("study/",),
     "psutil": ("evaluate/isolation.py", "processes.py"),
+    "pycocotools": ("evaluate/builtin/",),
     "plotly": ("report/",),
     "redis": ("storage/",),
     "rich": ("cli/", "study/display.py", "terminal.py"),

@@ -1,9 +1,11 @@
 """The JSON Schemas (2020-12) of what commands print with `--json`: one document on stdout, nothing else there.
 
 `inspect --json --chip CHIP` adds the keys in `_ON_CHIP` to layers with weights; where a network has `Python` layers of
-its own, which are not run, it says which, and its needs are null. `status --json` adds those in `_WHEN_THERE` for
-studies that ended early, have trials in their storage that do not count, confirmed their winner, left layers float or
-found that nothing helps, or count what a chip loads.
+its own, which are not run, it says which, and its needs are null. `status --json` says what
+to do `next`, each step with its kind (`headline.StepKind`), and adds those in `_WHEN_THERE` for studies whose metric
+means something, that must be warned of, whose trials tell which layers cause the loss (`null` for what no plan
+changes; the deviation is that of the share's logarithm), that ended early, have trials in their storage that do not
+count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads.
 """
 
 from __future__ import annotations
@@ -31,7 +33,26 @@ _ON_CHIP = {
     "device_bytes": _COUNT,
 }
 _MAYBE = {"type": ["number", "null"]}
+_STEP = _object(
+    {"kind": _TEXT, "text": _TEXT, "trials": _COUNT, "samples": _COUNT, "layers": {"type": "array", "items": _TEXT}},
+    optional=("trials", "samples", "layers"),
+)
 _WHEN_THERE = {
+    "warning": _TEXT,
+    "meaning": _TEXT,
+    "layer_losses": _object(
+        {
+            "trial": _COUNT,
+            "loss": _MAYBE,
+            "loss_error": _MAYBE,
+            "parts": {
+                "type": "array",
+                "items": _object(
+                    {"layer": {"type": ["string", "null"]}, "share": _NUMBER, "loss": _MAYBE, "deviation": _NUMBER}
+                ),
+            },
+        }
+    ),
     "stopped": _TEXT,
     "ignored": {"type": "object", "additionalProperties": _TEXT},
     "float_layers": _object(
@@ -125,6 +146,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             "study": _TEXT,
             "original_metric": _MAYBE,
             "trials": _object({"complete": _COUNT, "satisfied": _COUNT, "failed": _COUNT, "running": _COUNT}),
+            "next": {"type": "array", "items": _STEP, "minItems": 1},
             "best": {
                 "anyOf": [
                     {"type": "null"},

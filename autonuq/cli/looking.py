@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, show
-from autonuq.records import StudyRecord, format_metric
+from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, say, show
+from autonuq.headline import Headline, Hurting, Step, headline, next_steps
+from autonuq.records import LossParts, StudyRecord, TrialRecord, format_metric
 from autonuq.study.display import Standing, standing
 from autonuq.study.locate import load_study, open_study
 from autonuq.study.stored import Study
@@ -30,7 +32,7 @@ def folder_and_study(study: Path, storage: str | None, out: Path | None) -> tupl
 def status(
     study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say how far a study is.
+    """Say what a study reached, what to do next, which layers hurt, and how far it is.
 
     In place of its file, here and in plot, report and dashboard, the folder that a study left will do, too.
 
@@ -41,7 +43,13 @@ def status(
     if as_json:
         typer.echo(json.dumps(_status(record)))
     else:
-        show(_status_table(record, standing(record)))
+        first, now = headline(record), standing(record)
+        show(_rows(_first_rows(record, first, now.best)))
+        if first.hurting:
+            say("")
+            show(_hurting_table(first.hurting))
+            say("")
+        show(_rows(_running_rows(record, now)))
 
 
 def _status(record: StudyRecord) -> dict[str, Any]:
@@ -52,6 +60,7 @@ def _status(record: StudyRecord) -> dict[str, Any]:
         "original_metric": record.original_metric,
         "trials": asdict(record.counts),
         **_when_there(record),
+        "next": [_step(step) for step in next_steps(record)],
         "best": None
         if best is None
         else {
@@ -69,9 +78,26 @@ def _status(record: StudyRecord) -> dict[str, Any]:
     }
 
 
+def _step(step: Step) -> dict[str, Any]:
+    """Describe a step, with the numbers and layers that it has."""
+    return {key: value for key, value in asdict(step).items() if value}
+
+
+def layer_losses(parts: LossParts) -> dict[str, Any]:
+    """Describe which layers cause the loss of a trial."""
+    every = [
+        {"layer": part.layer or None, "share": part.share, "loss": parts.loss_of(part), "deviation": part.deviation}
+        for part in (*parts.layers, parts.rest)
+    ]
+    return {"trial": parts.trial, "loss": parts.loss, "loss_error": parts.loss_error, "parts": every}
+
+
 def _when_there(record: StudyRecord) -> dict[str, Any]:
-    """Return the keys that only studies with a confirmation, an early end, float layers or a chip have."""
+    """Return the keys that only some studies have, such as those with a confirmation, an early end or a chip."""
     found = {
+        "warning": record.warning,
+        "meaning": record.meaning,
+        "layer_losses": None if record.loss_parts is None else layer_losses(record.loss_parts),
         "stopped": record.stopped,
         "ignored": {str(number): why for number, why in record.ignored.items()},
         "float_layers": asdict(record.float_layers) if record.float_layers.say() else None,
@@ -81,33 +107,61 @@ def _when_there(record: StudyRecord) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _status_table(record: StudyRecord, now: Standing) -> Table:
-    """Describe a study for a person."""
+def _rows(rows: Iterable[tuple[str, str]]) -> Table:
+    """Make a table of words and what they are, which stands well below another."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=len("confirmed"))
+    for word, value in rows:
+        table.add_row(word, Text(value, style="bold" if word == "warning" else ""))
+    return table
+
+
+def _first_rows(record: StudyRecord, first: Headline, best: TrialRecord | None) -> Iterator[tuple[str, str]]:
+    """Yield what was reached, and what to do next."""
+    if first.warning:
+        yield "warning", first.warning
+    yield "study", f"{record.name}, codec {record.codec}"
+    if first.meaning:
+        yield "meaning", first.meaning
+    yield "ratio", first.ratio if best is None else f"{first.ratio}, trial {best.number}"
+    if best is not None:
+        if record.chip is not None:
+            yield "chip", record.say_transfer()
+        yield "loss", first.loss
+        yield "confirmed", first.confirmed
+    for index, step in enumerate(first.steps):
+        yield "" if index else "next", step.text
+
+
+def _hurting_table(layers: tuple[Hurting, ...]) -> Table:
+    """Describe the layers that hurt most."""
+    table = Table(box=None, pad_edge=False, title="layers that hurt most", title_justify="left", title_style="")
+    table.add_column("layer", overflow="fold")
+    for column in ("loss", "of the loss", "bytes", "of all bytes"):
+        table.add_column(column, justify="right")
+    for one in layers:
+        size = (f"{one.size_bytes:,}", f"{one.byte_share:.1%}")
+        table.add_row(Text(one.part.layer), one.loss, one.share, *size)
+    return table
+
+
+def _running_rows(record: StudyRecord, now: Standing) -> Iterator[tuple[str, str]]:
+    """Yield how the study runs, a row for each thing that there is to say."""
     left = f", about {duration(now.left_s)} to go" if now.left_s and now.done < now.target else ""
     failures = [trial for trial in record.trials if trial.state == "failed"]
     feasible = "" if now.feasible is None else f", {now.feasible:.0%} satisfied"
-    table.add_row("study", f"{record.name}, codec {record.codec}")
     counts = f"{now.done} of {now.target}{feasible}, {len(failures)} failed, {len(now.running)} running"
-    table.add_row("trials", counts + left)
-    if now.best is None:
-        table.add_row("best", "no trial satisfied the constraint so far")
-    else:
-        sizes = f"{record.original_bytes:,} -> {now.best.size_bytes:,} bytes"
-        table.add_row("best", f"{now.best.ratio:.2f}x in trial {now.best.number}: {sizes}")
-        if record.chip is not None:
-            table.add_row("chip", Text(record.say_transfer()))
+    yield "trials", counts + left
+    if now.best is not None:
         before = format_metric(record.original_metric, record.original_standard_error)
-        table.add_row("metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}")
-        table.add_row("loss", Text(record.say_best()))
+        yield "metric", f"{before} -> {format_metric(now.best.metric, now.best.standard_error)}"
     if record.float_layers.layers:
-        table.add_row("float", Text(record.float_layers.say()))
+        yield "float", record.float_layers.say()
     if record.stopped:
-        table.add_row("stopped", Text(record.stopped))
+        yield "stopped", record.stopped
     for line in record.say_ignored():
-        table.add_row("ignored", Text(line))
+        yield "ignored", line
     for trial in now.running:
-        table.add_row("running", f"trial {trial.number} on {trial.worker or 'a worker'}")
+        yield "running", f"trial {trial.number} on {trial.worker or 'a worker'}"
     for trial in failures:
-        table.add_row("failed", Text(f"trial {trial.number}: {trial.error}"))
-    return table
+        yield "failed", f"trial {trial.number}: {trial.error}"

@@ -37,6 +37,7 @@ from autonuq.cli.console import (
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
 from autonuq.graph.hosted.permission import python_layers
+from autonuq.headline import hurting, next_steps
 from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
 from autonuq.study.display import Display, Log, Terminal
@@ -219,7 +220,10 @@ def _run(task: Task, timeout: float | None, *, exists: bool, corrected: bool = F
         report.write_report(record, page)
         _print_result(record, record.best, [*written, page])
     elif not interrupted:
+        if record.warning:
+            err.print(record.warning)
         err.print("no trial satisfied the constraint; nothing was written. 'autonuq plot' shows how far they were")
+        _print_steps(record)
         _print_costs(record.float_layers)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -261,9 +265,18 @@ def _print_result(record: StudyRecord, best: TrialRecord, written: list[Path]) -
         say(f"float   {record.float_layers.say()}")
     if record.stopped:
         say(f"stopped {record.stopped}")
+    _print_steps(record)
     out.print("wrote")
     for path in written:
         out.print(f"  {shown(path)}", soft_wrap=True)
+
+
+def _print_steps(record: StudyRecord) -> None:
+    """Print which layers hurt most, and what to do next."""
+    for one in hurting(record):
+        say(f"hurts   {one.say()}")
+    for step in next_steps(record):
+        say(f"next    {step.text}")
 
 
 def _print_costs(found: FloatLayers) -> None:

@@ -13,12 +13,16 @@ from datetime import datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 
+from autonuq.headline import LEAST_SHARE
 from autonuq.records import MARGIN_LIMIT, LayerRecord, StudyRecord, TrialRecord, decode_levels
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+MOST_ROWS = 24  # layers that hurt most; the others have a row together
+REST = "what no plan changes"
+"""What the loss has beside the parts of the layers: activations in int8, and layers that are not searched."""
 LONGEST_LEVELS_TEXT = 8  # layers; a hover box with more is summarized
 
 
@@ -36,6 +40,8 @@ class HistoryData:
         Largest satisfied ratio up to and including each trial; NaN before the first.
     levels : tuple of str
         Each trial's levels in words.
+    best : int or None
+        Index of the trial that is exported.
     """
 
     numbers: Integers
@@ -45,6 +51,7 @@ class HistoryData:
     satisfied: Flags
     best_ratios: Floats
     levels: tuple[str, ...]
+    best: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,51 @@ class LayersData:
     bits_per_weight: Floats
     levels: Floats
     trial: int | None
+
+
+@dataclass(frozen=True)
+class HurtData:
+    """What each of n rows contributes to the loss of a plan, and to its bytes, the largest loss first.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Layers; behind them, without a name of their own, what many small layers contribute together, and what no plan
+        changes.
+    layers : int
+        How many of the rows are one layer each.
+    others : int
+        How many layers the row behind them stands for; 0 where there is no such row.
+    losses, low, high : ndarray of float64, shape (n,)
+        In `unit`, with one standard deviation of what is not known, below and above; NaN where no single one is known.
+    loss_shares, byte_shares : ndarray of float64, shape (n,)
+        In [0, 1], each adding up to 1.
+    size_bytes : ndarray of float64, shape (n,)
+        Compressed.
+    unit : str
+        Of the losses; "%" where only shares of the loss are known, empty where the metric has no unit.
+    total, total_error : float or None
+        What the plan is believed to lose, in `unit`, and the standard deviation of that.
+    trial : int or None
+        None where nothing is known.
+    is_best : bool
+        Whether that trial is the best one, or only nearest to the limit.
+    """
+
+    names: tuple[str, ...]
+    layers: int
+    others: int
+    losses: Floats
+    low: Floats
+    high: Floats
+    loss_shares: Floats
+    byte_shares: Floats
+    size_bytes: Floats
+    unit: str
+    total: float | None
+    total_error: float | None
+    trial: int | None
+    is_best: bool
 
 
 @dataclass(frozen=True)
@@ -225,6 +277,7 @@ def history_data(record: StudyRecord) -> HistoryData:
         satisfied=satisfied,
         best_ratios=np.where(np.isfinite(best), best, np.nan),
         levels=tuple(_levels_in_words(record, trial) for trial in trials),
+        best=next((index for index, trial in enumerate(trials) if record.best and trial is record.best), None),
     )
 
 
@@ -271,6 +324,60 @@ def layers_data(record: StudyRecord) -> LayersData:
         levels=_floats(row.levels for row in rows),
         trial=record.best.number if record.best else None,
     )
+
+
+def hurt_data(record: StudyRecord) -> HurtData:
+    """Set what each layer contributes to the loss beside its bytes, under the best trial's plan.
+
+    Parameters
+    ----------
+    record : StudyRecord
+
+    Returns
+    -------
+    HurtData
+        The layers that cause most of the loss, `MOST_ROWS` at most, have rows of their own, the others one together.
+    """
+    parts = record.loss_parts
+    trial = None if parts is None else next((one for one in record.trials if one.number == parts.trial), None)
+    if parts is None or trial is None:
+        nothing = np.empty(0)
+        return HurtData((), 0, 0, *(nothing,) * 6, "", None, None, None, False)
+    sizes = {row.layer.name: float(row.size_bytes or 0) for row in record.layer_rows(trial)}
+    count = min(MOST_ROWS, sum(part.share >= LEAST_SHARE for part in parts.layers))
+    count += len(parts.layers) == count + 1  # a row for the others may as well be the only one's
+    own, others = parts.layers[:count], parts.layers[count:]
+    rows = [(part.share, *parts.bounds(part), sizes[part.layer]) for part in own]
+    if others:
+        rows.append((sum(part.share for part in others), np.nan, np.nan, sum(sizes[part.layer] for part in others)))
+    rest = sum(sizes.values()) - sum(row[-1] for row in rows)
+    rows.append((parts.rest.share, *parts.bounds(parts.rest), rest))
+    shares, low, high, size_bytes = np.array(rows, dtype=np.float64).T
+    unit, factor = _loss_unit(record)
+    scale = 100.0 if parts.loss is None else parts.loss * factor
+    return HurtData(
+        names=(*(part.layer for part in own), *([f"{len(others)} other layers"] if others else []), REST),
+        layers=len(own),
+        others=len(others),
+        losses=shares * scale,
+        low=low * scale,
+        high=high * scale,
+        loss_shares=shares,
+        byte_shares=size_bytes / max(1.0, size_bytes.sum()),
+        size_bytes=size_bytes,
+        unit=unit,
+        total=None if parts.loss is None else scale,
+        total_error=None if parts.loss_error is None else parts.loss_error * factor,
+        trial=trial.number,
+        is_best=record.best is not None and record.best.number == trial.number,
+    )
+
+
+def _loss_unit(record: StudyRecord) -> tuple[str, float]:
+    """Return what the losses of layers are said in, and by what they are multiplied for that."""
+    if record.loss_parts is None or record.loss_parts.loss is None:
+        return "%", 100.0
+    return record.unit.name, record.unit.factor
 
 
 def curves_data(record: StudyRecord) -> CurvesData:

@@ -13,6 +13,7 @@ from autonuq.report.data import (
     curves_data,
     front_data,
     history_data,
+    hurt_data,
     layers_data,
     predicted_data,
     timeline_data,
@@ -21,6 +22,7 @@ from autonuq.report.layer_figures import (
     codebooks_figure,
     contour_figure,
     curves_figure,
+    hurt_figure,
     importance_figure,
     layers_figure,
 )
@@ -34,6 +36,7 @@ FIGURES: Mapping[str, Callable[[StudyRecord], go.Figure]] = MappingProxyType(
         "curves": lambda record: curves_figure(curves_data(record)),
         "front": lambda record: front_figure(front_data(record)),
         "history": lambda record: history_figure(history_data(record)),
+        "hurt": lambda record: hurt_figure(hurt_data(record)),
         "importance": lambda record: importance_figure(importance_data(record)),
         "layers": lambda record: layers_figure(layers_data(record)),
         "predicted": lambda record: predicted_figure(predicted_data(record)),

@@ -14,9 +14,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autonuq.records import RATIO_PREFIX
-from autonuq.report.data import CodebooksData, CurvesData, Floats, Integers, LayerCurve, LayersData
+from autonuq.report.data import CodebooksData, CurvesData, Floats, HurtData, Integers, LayerCurve, LayersData
 from autonuq.report.optimization import FEWEST_TRIALS, ContourData, ImportanceData, metric_of
 from autonuq.report.style import (
+    BEST_MARKER,
     BLUE,
     COLOURS,
     DASHES,
@@ -33,6 +34,7 @@ from autonuq.report.style import (
     axis_labels,
     blank_figure,
     format_bytes,
+    nullable,
     plotly_text,
     positive,
     segments,
@@ -45,6 +47,7 @@ TREATMENT_NAMES = {"nuq": "codebook (NUQ)", "uniform": "uniform int8", "float": 
 
 FEW_LAYERS = 12  # up to here, curves share their axes and rows of histograms are tall
 RATIO_TICKS = [step * 10**power for power in range(4) for step in (1, 2, 5)]
+ROOM_BEHIND = 1.5  # of an axis, for the numbers behind the longest bar
 HISTOGRAM_HEIGHT = 0.85  # of a row
 
 ROW_HOVER = (
@@ -58,6 +61,8 @@ PANELS = ("%{x:,} bytes", "%{x:.2f}% of the network's bytes", "%{x:.3f} bits per
 """What the hover boxes of the columns of the layer figure say."""
 
 NO_SATISFIED_TRIAL = "no trial satisfied the constraint yet"
+IMPORTANCE_TITLE = "Importance for the metric: which layers' ratios decide whether it drops"
+NO_PARTS = "no trial tells which layers hurt yet"
 NO_CURVE = "no layer has been searched"
 NO_HISTOGRAM = "no histograms were recorded"
 TOO_FEW_TRIALS = f"no importances with fewer than {FEWEST_TRIALS} finished trials"
@@ -183,6 +188,117 @@ def _frame_rows(figure: go.Figure, labels: list[str], *, row_px: int = ROW_PX, l
     figure.update_xaxes(side="top", title_standoff=6)
 
 
+def hurt_figure(data: HurtData) -> go.Figure:
+    """Draw what each layer contributes to the loss, and beside it its bytes, the layer that hurts most above.
+
+    Parameters
+    ----------
+    data : HurtData
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+        A bar's line reaches one standard deviation of what is not known to both sides.
+    """
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.5, 0.5], horizontal_spacing=0.05)
+    figure.update_layout(template=TEMPLATE, title_text=_hurt_title(data))
+    if data.trial is None:
+        return show_sentence(figure, NO_PARTS)
+    names = [f"<b>{plotly_text(name)}</b>" for name in data.names]
+    unit = data.unit if data.unit == "%" else f" {data.unit}".rstrip()
+    shares = [f"{share:.1%}" for share in data.loss_shares]
+    losses = [f"{loss:.2g}" for loss in data.losses]
+    hover = [
+        f"{name}<br>{loss}{unit} lost, {share} of the loss"
+        for name, loss, share in zip(names, losses, shares, strict=True)
+    ]
+    _add_parts(
+        figure,
+        data.losses,
+        [
+            f" {share}" if data.total is None else f" {loss} ({share})"
+            for loss, share in zip(losses, shares, strict=True)
+        ],
+        hover,
+        colour=VERMILLION,
+        column=1,
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": nullable(data.high - data.losses),
+            "arrayminus": nullable(data.losses - data.low),
+            "color": GREY,
+            "thickness": 1.5,
+            "width": 3,
+        },
+    )
+    sizes = [
+        f" {format_bytes(size)} ({share:.1%})" for size, share in zip(data.size_bytes, data.byte_shares, strict=True)
+    ]
+    _add_parts(
+        figure,
+        100 * data.byte_shares,
+        sizes,
+        [f"{name}<br>{size:,.0f} bytes" for name, size in zip(names, data.size_bytes, strict=True)],
+        colour=BLUE,
+        column=2,
+    )
+    _frame_rows(figure, axis_labels(data.names))
+    figure.update_yaxes(ticklabelstandoff=6)
+    measure = "share of the loss (%)" if data.unit == "%" else f"loss ({data.unit or 'of the metric'})"
+    reach = float(np.nanmax(np.maximum(data.losses, np.nan_to_num(data.high))))
+    figure.update_xaxes(title_text=measure, range=[0, ROOM_BEHIND * max(reach, 1e-12)], col=1)
+    title, most = "share of the compressed bytes", float(data.byte_shares.max())
+    figure.update_xaxes(title_text=title, ticksuffix="%", range=[0, 100 * ROOM_BEHIND * max(most, 1e-12)], col=2)
+    return figure
+
+
+def _hurt_title(data: HurtData) -> str:
+    if data.trial is None:
+        return "Which layers hurt"
+    plan = "best plan" if data.is_best else "plan nearest to the limit"
+    return f"Which layers hurt under the {plan} (trial {data.trial})"
+
+
+def _add_parts(
+    figure: go.Figure,
+    values: Floats,
+    texts: list[str],
+    hover: list[str],
+    *,
+    colour: str,
+    column: int,
+    error_x: dict[str, object] | None = None,
+) -> None:
+    """Draw a bar per row, with its number behind it."""
+    behind = values if error_x is None else values + np.nan_to_num(np.array(error_x["array"], dtype=float))
+    figure.add_bar(
+        x=values.tolist(),
+        y=list(range(len(values))),
+        orientation="h",
+        marker_color=colour,
+        error_x=error_x,
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+        row=1,
+        col=column,
+    )
+    figure.add_scatter(
+        x=behind.tolist(),
+        y=list(range(len(values))),
+        mode="text",
+        text=texts,
+        textposition="middle right",
+        textfont={"size": 12},
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
+        row=1,
+        col=column,
+    )
+
+
 def curves_figure(data: CurvesData) -> go.Figure:
     """Draw the rate-distortion curve of each searched layer and mark the best trial's points.
 
@@ -263,7 +379,7 @@ def _add_best_points(figure: go.Figure, data: CurvesData, heights: list[list[flo
         y=[heights[row][point] for row, _, point in chosen],
         name=f"best trial ({data.trial})",
         mode="markers",
-        marker={"symbol": "star", "size": 13, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}},
+        marker=BEST_MARKER,
         customdata=[f"{_curve_hover(curve)[point]}<br>chosen by trial {data.trial}" for _, curve, point in chosen],
         hovertemplate="%{customdata}<extra></extra>",
     )
@@ -330,7 +446,7 @@ def _add_levels(figure: go.Figure, data: CodebooksData) -> None:
 
 
 def importance_figure(data: ImportanceData) -> go.Figure:
-    """Draw how much each layer decides whether the metric drops, the most important above.
+    """Draw how much each layer's ratio decides whether the metric drops, the most important above.
 
     Parameters
     ----------
@@ -340,7 +456,7 @@ def importance_figure(data: ImportanceData) -> go.Figure:
     -------
     plotly.graph_objects.Figure
     """
-    figure = blank_figure("Importance of the layers for the metric", x="share of the importance", y="")
+    figure = blank_figure(IMPORTANCE_TITLE, x="share of the importance for the metric", y="")
     if not data.names:
         return show_sentence(figure, TOO_FEW_TRIALS)
     shares = [100 * share for share in data.importances.tolist()]
@@ -372,7 +488,7 @@ def contour_figure(data: ContourData) -> go.Figure:
     -------
     plotly.graph_objects.Figure
     """
-    title = "Metric over the two most important layers"
+    title = "Metric over the ratios of the two layers that decide it most"
     if not data.names:
         return show_sentence(blank_figure(title, x="", y=""), NO_PAIR)
     parameters = [RATIO_PREFIX + name for name in data.names]

@@ -8,7 +8,7 @@ version, and print is always dark on light.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +18,13 @@ import plotly.io
 import plotly.offline
 
 from autonuq.atomic import replace_text
+from autonuq.headline import headline, hurting
 from autonuq.masking import masked_text
 from autonuq.records import LayerRecord, LayerRow, StudyRecord, TrialRecord, format_metric
 from autonuq.report.kinds import FIGURES
 from autonuq.report.layer_figures import FEW_LAYERS
 from autonuq.report.style import TEMPLATE, TITLE_PX, format_bytes
+from autonuq.report.words import WORDS
 from autonuq.visible import visible
 
 TABS: Mapping[str, str] = {
@@ -37,6 +39,19 @@ TABS: Mapping[str, str] = {
     "timeline": "Timeline",
 }
 """Kinds and their tabs, from the verdict to the detail."""
+
+FIRST = "hurt"
+"""The kind that comes before all others."""
+
+PANEL_WORDS: Mapping[str, tuple[str, ...]] = {
+    "front": ("trial",),
+    "layers": ("level",),
+    "curves": ("distortion", "moments"),
+    "codebooks": ("codebook", "level"),
+    "predicted": ("margin",),
+    "importance": ("importance",),
+}
+"""Kinds -> the words in them that are explained below them."""
 
 ABSENT = "–"
 
@@ -86,7 +101,7 @@ def build_page(record: StudyRecord) -> str:
         An HTML document.
     """
     layers = [_layer_table(record), _chip(record), _skipped(record), _float_layers(record), _rounding(record)]
-    body = [_verdict(record), _figures(record), *layers, _provenance(record)]
+    body = [_verdict(record), _hurt(record), _numbers(record), _figures(record), *layers, _provenance(record)]
     return "\n".join(
         [
             "<!doctype html>",
@@ -105,19 +120,60 @@ def build_page(record: StudyRecord) -> str:
 
 
 def _verdict(record: StudyRecord) -> str:
-    best, counts = record.best, record.counts
-    before = _metric(record.original_metric, record.original_standard_error)
-    after = _metric(best.metric, best.standard_error) if best else ABSENT
+    """Return the first screen: what was reached, whether it holds, and what to do next."""
+    best, first = record.best, headline(record)
     if best is not None:
         whole = format_bytes(record.original_bytes)
         size = "" if best.size_bytes is None else f": {whole} → {format_bytes(best.size_bytes)}"
-        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; {_text(record.say_best())}"
+        sentence = f"<strong>{best.ratio:.2f}× smaller</strong>{size}; {_text(first.loss)}"
         if record.chip is not None:
             sentence = f"{sentence}. {_text(record.say_transfer())}"
-    elif counts.complete:
+    elif record.counts.complete:
         sentence = "<strong>No trial satisfied the constraint.</strong>"
     else:
         sentence = "<strong>No finished trial yet.</strong>"
+    steps = "".join(f"<li>{_text(step.text)}</li>" for step in first.steps)
+    facts = [
+        ("The metric", _text(first.meaning)),
+        ("Confirmed", _text(first.confirmed)),
+        ("Next", f"<ol>{steps}</ol>" if len(first.steps) > 1 else _text(first.steps[0].text)),
+    ]
+    items = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in facts if value)
+    return (
+        f"<header><p>autonuq study</p><h1>{_text(record.name)}</h1>{_warning(first.warning)}"
+        f'<p class="verdict">{sentence}</p><dl class="facts">{items}</dl></header>'
+    )
+
+
+def _warning(warning: str) -> str:
+    """Return what must be known before anything else."""
+    return f'<p class="warning" role="note">{_text(warning[:1].upper() + warning[1:])}.</p>' if warning else ""
+
+
+def _hurt(record: StudyRecord) -> str:
+    """Return which layers hurt, in one picture, with what it is and the worst of them in words."""
+    parts = record.loss_parts
+    figure = FIGURES[FIRST](record)
+    words = ""
+    if parts is not None:
+        loss = "the loss" if parts.loss is None else f"{record.unit.say(parts.loss, parts.loss_error)}"
+        words = (
+            f"On the data of the search, trial {parts.trial} loses {loss} by the model that learnt from all trials; "
+            "each layer is charged with its part of that. A line through the end of a bar is one standard deviation "
+            "of what is not known."
+        )
+    worst = "".join(f"<li>{_text(one.say())}</li>" for one in hurting(record))
+    return (
+        f'<section class="first"><h2>{_text(figure.layout.title.text)}</h2><p class="note">{_text(words)}</p>'
+        f"{_drawing(FIRST, figure)}" + (f'<ul class="worst">{worst}</ul>' if worst else "") + "</section>"
+    )
+
+
+def _numbers(record: StudyRecord) -> str:
+    """Return what the study is in numbers."""
+    best, counts = record.best, record.counts
+    before = _metric(record.original_metric, record.original_standard_error)
+    after = _metric(best.metric, best.standard_error) if best else ABSENT
     sizes = (f"{record.original_bytes:,}", _number(best.size_bytes if best else None, ",.0f"))
     limit = "limit unknown" if record.limit is None else f"limit {record.limit:.6g}"
     tiles = [
@@ -127,7 +183,7 @@ def _verdict(record: StudyRecord) -> str:
         ("Trials", f"{counts.complete} of {record.target_trials} done", record.stopped or f"{counts.running} running"),
         ("Verdicts", f"{counts.satisfied} satisfied, {counts.failed} failed", ""),
         ("Best trial", ABSENT if best is None else f"number {best.number}", best.origin if best else ""),
-        ("Codec", record.codec, ""),
+        ("Codec", record.codec, WORDS["codec"]),
     ]
     if record.chip is not None:
         now = f"{sizes[0]} → {record.int8_bytes:,} → {sizes[1]}"
@@ -138,17 +194,20 @@ def _verdict(record: StudyRecord) -> str:
         f"<div><dt>{_text(term)}</dt><dd>{_text(value)}<small>{_text(note)}</small></dd></div>"
         for term, value, note in tiles
     )
-    return (
-        f"<header><p>autonuq study</p><h1>{_text(record.name)}</h1>"
-        f'<p class="verdict">{sentence}</p><dl class="tiles">{items}</dl></header>'
-    )
+    return f'<section><h2>In numbers</h2><dl class="tiles">{items}</dl></section>'
+
+
+def _words(*names: str) -> str:
+    """Explain words where they first appear."""
+    said = " ".join(f"<dfn>{_text(name.capitalize())}</dfn>: {_text(WORDS[name])}." for name in names)
+    return f'<p class="note words">{said}</p>' if said else ""
 
 
 def _loss(record: StudyRecord) -> tuple[str, str]:
     """Return what the best trial lost, and on what, whether that is confirmed, and what else was found."""
     if record.best is None:
         return ABSENT, ""
-    loss, _, rest = record.say_best().partition(" on ")
+    loss, _, rest = record.say_best_loss().partition(" on ")
     found = record.confirmation
     other = "" if found is None or found.trial == record.best.number else f"; {found.say(record.unit)}"
     return loss, f"on {rest}{other}"
@@ -173,16 +232,23 @@ _COLUMNS = (
 
 
 def _layer_table(record: StudyRecord) -> str:
-    best = record.best
+    best, losses = record.best, _layer_losses(record)
+    loss = [(f"Loss, {'share' if _loss_is_share(record) else record.unit.name or 'of the metric'}", "number")]
+    columns = [*_COLUMNS[:-2], *(loss if losses else []), *_COLUMNS[-2:]]
     heads = "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{name}</button></th>' for name, kind in _COLUMNS
+        f'<th scope="col" class="{kind}"><button type="button">{_text(name)}</button></th>' for name, kind in columns
     )
-    rows = "\n".join(_layer_row(row, row.layer.treatment) for row in record.layer_rows(best))
+    rows = "\n".join(
+        _layer_row(row, row.layer.treatment, [losses.get(row.layer.name)] if losses else [])
+        for row in record.layer_rows(best)
+    )
     whole = LayerRecord("All layers", "", sum(layer.weights for layer in record.layers), "float")
-    total = _layer_row(LayerRow(whole, best.size_bytes if best else None, None), treatment="")
+    total = _layer_row(
+        LayerRow(whole, best.size_bytes if best else None, None), "", [sum(losses.values())] if losses else []
+    )
     note = "Under the best trial's plan" if best else "Sizes follow once a trial satisfies the constraint"
     return (
-        f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort.</p>'
+        f'<section><h2>Layers</h2><p class="note">{note}; click a heading to sort.</p>{_words("level", "retention")}'
         '<p class="filter"><label>Filter <input type="search" placeholder="name, type or treatment"></label> '
         f'<output class="note">{len(record.layers)} layers</output></p>'
         f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
@@ -190,7 +256,20 @@ def _layer_table(record: StudyRecord) -> str:
     )
 
 
-def _layer_row(row: LayerRow, treatment: str) -> str:
+def _loss_is_share(record: StudyRecord) -> bool:
+    return record.loss_parts is None or record.loss_parts.loss is None
+
+
+def _layer_losses(record: StudyRecord) -> dict[str, float]:
+    """Return what each searched layer contributes to the loss, in the unit of losses, or as a share of it."""
+    parts = record.loss_parts
+    if parts is None:
+        return {}
+    scale = 1.0 if parts.loss is None else parts.loss * record.unit.factor
+    return {part.layer: part.share * scale for part in parts.layers}
+
+
+def _layer_row(row: LayerRow, treatment: str, losses: Sequence[float | None]) -> str:
     cells = (
         _cell(row.layer.name),
         _cell(row.layer.type),
@@ -200,6 +279,7 @@ def _layer_row(row: LayerRow, treatment: str) -> str:
         _cell(row.bits_per_weight, ".3f"),
         _cell(row.size_bytes, ","),
         _cell(row.ratio, ".2f", "×"),
+        *(_cell(loss, ".3g") for loss in losses),
         _cell(treatment),
         _cell(row.layer.reason),
     )
@@ -226,13 +306,19 @@ def _figures(record: StudyRecord) -> str:
 
 
 def _panel(kind: str, figure: go.Figure) -> str:
-    title = figure.layout.title.text
+    return (
+        f'<div role="tabpanel" id="panel-{kind}" aria-labelledby="tab-{kind}" hidden>'
+        f"<h3>{_text(figure.layout.title.text)}</h3>{_drawing(kind, figure)}{_words(*PANEL_WORDS.get(kind, ()))}</div>"
+    )
+
+
+def _drawing(kind: str, figure: go.Figure) -> str:
+    """Return a place for a figure and what is drawn there; its title is the page's heading."""
     figure.update_layout(title_text="", margin_t=(figure.layout.margin.t or TEMPLATE.layout.margin.t) - TITLE_PX)
     # Inside a script element only "<" can end it, and JSON may spell it otherwise.
     drawing = plotly.io.to_json(figure).replace("<", "\\u003c")
     return (
-        f'<div role="tabpanel" id="panel-{kind}" aria-labelledby="tab-{kind}" hidden><h3>{_text(title)}</h3>'
-        f'<div class="scroll"><div class="plot" id="figure-{kind}"></div></div>'
+        f'<div class="drawing"><div class="scroll"><div class="plot" id="figure-{kind}"></div></div>'
         f'<script type="application/json">{drawing}</script></div>'
     )
 
@@ -303,7 +389,7 @@ def _rounding(record: StudyRecord) -> str:
         if found.unknown
         else "",
     ]
-    note = f'<p class="note">{_text(found.say())}.</p>'
+    note = f'<p class="note">{_text(found.say())}.</p>{_words("gradients", "slope", "nats")}'
     return f"<section><h2>How weights are rounded</h2>{note}</section>{''.join(tables)}"
 
 
@@ -359,6 +445,16 @@ h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .25rem; font-size: 1.25rem; }
 .verdict { font-size: 1.4rem; margin: .75rem 0 1.25rem; }
 .verdict strong { color: var(--accent); }
+.warning { margin: .75rem 0; padding: .5rem .9rem; border-left: .35rem solid #D55E00; background: var(--card);
+  font-weight: 600; }
+.facts { margin: 0; }
+.facts > div { display: grid; grid-template-columns: 7rem 1fr; gap: .25rem .75rem; padding: .2rem 0; }
+.facts dt { color: var(--faint); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+.facts ol { margin: 0; padding-left: 1.2rem; }
+.worst { color: var(--faint); font-size: .875rem; margin: .25rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.words { font-size: .85rem; margin: .35rem 0; max-width: 60rem; }
+dfn { font-style: normal; font-weight: 600; color: var(--ink); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: .75rem;
   margin: 0; }
 .tiles > div { background: var(--card); border-radius: .5rem; padding: .6rem .9rem; }
@@ -395,12 +491,14 @@ pre { background: var(--card); border-radius: .5rem; padding: .75rem .9rem; over
 .filter input { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
   border-radius: .4rem; padding: .25rem .6rem; width: min(16rem, 100%); }
 #figure-layers { min-width: 46rem; }
+#figure-hurt { min-width: 34rem; }
 .many #figure-curves, .many #figure-codebooks, .many #figure-importance { min-width: 30rem; }
 .plot .main-svg { background: transparent !important; }
 .plot .bg { fill: transparent !important; }
 .plot text { fill: var(--ink) !important; }
 .plot .gridlayer path, .plot path.xtick, .plot path.ytick { stroke: var(--line) !important; }
 .plot .hoverlayer text { fill: #1f2328 !important; }
+@media (max-width: 40rem) { .facts > div { grid-template-columns: 1fr; } .facts dt { font-size: .85rem; } }
 @media (max-width: 40rem) { main { padding: 1.25rem .75rem 3rem; } .verdict { font-size: 1.2rem; } }
 @page { margin: 12mm; }
 @media print {
@@ -408,7 +506,7 @@ pre { background: var(--card); border-radius: .5rem; padding: .75rem .9rem; over
   h2 { margin-top: 1.25rem; } section, .tiles > div { break-inside: avoid; }
   section:has(table), section:has(.plot) { break-inside: auto; } pre { white-space: pre-wrap; }
   thead th { position: static; } .sortable { font-size: .7rem; } .plot { min-width: 0 !important; }
-  [role=tablist], .filter { display: none; } [role=tabpanel] { break-inside: avoid; }
+  [role=tablist], .filter { display: none; } [role=tabpanel], .drawing { break-inside: avoid; }
   th button::after { content: ""; }
   .sortable td:last-child { min-width: 0; } th, td { padding: .2rem .3rem; }
 }
@@ -418,10 +516,11 @@ _FIGURE_SCRIPT = """
 const PRINT_WIDTH_PX = 680;  // the text width of a portrait A4 or letter page
 const tabs = [...document.querySelectorAll("[role=tab]")];
 const panels = [...document.querySelectorAll("[role=tabpanel]")];
-function draw(panel) {
-  const plot = panel.querySelector(".plot");
+const drawings = [...document.querySelectorAll(".drawing")];
+function draw(holder) {
+  const plot = holder.querySelector(".plot");
   if (plot.classList.contains("js-plotly-plot")) return;
-  const figure = JSON.parse(panel.querySelector("script").textContent);
+  const figure = JSON.parse(holder.querySelector("script").textContent);
   const narrow = window.innerWidth < 640;
   if (narrow) figure.layout.margin = {...figure.layout.margin, l: 48, r: 8};
   figure.config = {responsive: true, displaylogo: false, displayModeBar: narrow ? false : undefined};
@@ -446,15 +545,18 @@ tabs.forEach((tab, index) => {
     tabs[next].focus();
   });
 });
-addEventListener("beforeprint", () => panels.forEach(panel => {
-  panel.hidden = false;
-  draw(panel);
-  Plotly.relayout(panel.querySelector(".plot"), {width: PRINT_WIDTH_PX});
-}));
+addEventListener("beforeprint", () => {
+  for (const panel of panels) panel.hidden = false;
+  for (const drawing of drawings) {
+    draw(drawing);
+    Plotly.relayout(drawing.querySelector(".plot"), {width: PRINT_WIDTH_PX});
+  }
+});
 addEventListener("afterprint", () => {
-  panels.forEach(panel => Plotly.relayout(panel.querySelector(".plot"), {width: null, autosize: true}));
+  for (const drawing of drawings) Plotly.relayout(drawing.querySelector(".plot"), {width: null, autosize: true});
   select(tabs.findIndex(tab => tab.getAttribute("aria-selected") === "true"));
 });
+draw(document.querySelector(".first .drawing"));
 select(0);
 """
 

@@ -22,6 +22,7 @@ PALE_BLUE = "rgba(0, 114, 178, 0.4)"  # of areas, on any paper
 GREY = "#808080"  # legible on white and on near-black
 SATISFIED_MARKER = {"symbol": "circle", "size": 9, "color": BLUE}
 UNSATISFIED_MARKER = {"symbol": "x-thin-open", "size": 8, "color": VERMILLION, "line_width": 2}
+BEST_MARKER = {"symbol": "star", "size": 13, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 LONGEST_LABEL = 26  # characters of a layer's name on an axis

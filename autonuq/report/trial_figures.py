@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from autonuq.report.data import Flags, Floats, FrontData, HistoryData, Integers, PredictedData, TimelineData
 from autonuq.report.style import (
+    BEST_MARKER,
     BLUE,
     GREY,
     PURPLE,
@@ -58,6 +59,7 @@ def history_figure(data: HistoryData) -> go.Figure:
         )
     for trace in _verdict_traces(data.satisfied, data.numbers, data.ratios, _trial_hover(data)):
         figure.add_trace(trace)
+    _add_winner(figure, data, data.numbers, data.ratios)
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -91,6 +93,7 @@ def front_figure(data: FrontData) -> go.Figure:
         )
     for trace in _verdict_traces(history.satisfied, history.ratios, history.metrics, _trial_hover(history)):
         figure.add_trace(trace)
+    _add_winner(figure, history, history.ratios, history.metrics)
     _add_metric_line(figure, data.original_metric, "original", GREY, "dash")
     _add_metric_line(figure, data.limit, "limit", VERMILLION, "dot", below=data.larger_is_better)
     return figure
@@ -218,6 +221,25 @@ def _verdict_traces(satisfied: Flags, x: Floats | Integers, y: Floats, hover: li
         for name, chosen, marker in kinds
         if chosen.any()
     ]
+
+
+def _add_winner(figure: go.Figure, data: HistoryData, x: Floats | Integers, y: Floats) -> None:
+    """Mark and name the trial that is exported, if there is one."""
+    if data.best is None:
+        return
+    number = data.numbers[data.best]
+    figure.add_scatter(
+        x=x[data.best : data.best + 1].tolist(),
+        y=nullable(y[data.best : data.best + 1]),
+        name=f"best trial ({number})",
+        mode="markers+text",
+        marker=BEST_MARKER,
+        text=[f"<b>trial {number}</b>"],
+        textposition="top center",
+        cliponaxis=False,
+        customdata=[_trial_hover(data)[data.best] + "<br>the best trial: it is exported"],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
 
 
 def _trial_hover(data: HistoryData) -> list[str]:

@@ -156,17 +156,17 @@ class Proposer:
         noise = float(belief.model.deviations(np.maximum(margins, -5.0))[0])
         return float(margins[0]), math.hypot(math.sqrt(variance), noise)
 
-    def believe(self, history: History, plans: Ints, errors: Floats) -> list[BelievedLoss]:
+    def believe(self, belief: Belief, plans: Ints, errors: Floats) -> list[BelievedLoss]:
         """Return what is believed of the losses of n plans; see `trust`.
 
         Parameters
         ----------
+        belief : Belief
         plans : ndarray of int64, shape (n, L)
         errors : ndarray of float64, shape (n,)
             Paired errors of what they measured, in allowed drops. NaN where samples are not known: the noise of the
             evaluations stands for it.
         """
-        belief = self.belief(history)
         margins, slopes = belief.margins_and_slopes(self.layers.distortions_of(plans))
         variances = ((slopes @ belief.posterior.covariance) * slopes).sum(axis=1)
         losses = np.exp(np.clip(margins, -7.0, 7.0))

@@ -13,7 +13,7 @@ import math
 import secrets
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ from autonuq.records import (
     is_verdict_alone,
 )
 from autonuq.search.allocation import stack_layers
-from autonuq.search.loss_model import Prior
+from autonuq.search.attribution import Attribution, attribute_loss
+from autonuq.search.loss_model import Belief, Floats, Prior
 from autonuq.search.proposal import GAIN_DRAWS, History, Proposer
 from autonuq.search.space import Space
 from autonuq.search.trust import BelievedLoss, target_loss
@@ -49,6 +50,33 @@ MOST_BLIND = 8
 
 MOST_POINTS = 1 << 31
 """Of a curve, whatever a storage says."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a study's trials say.
+
+    Attributes
+    ----------
+    losses : dict of int to BelievedLoss
+        By trial number; see `RateDistortionSampler.believe`.
+    distortions : dict of int to ndarray of float64, shape (L,)
+        Of the plan of each trial that was learnt from, in units of the reference.
+    belief : Belief or None
+        None where there was nothing to learn from.
+    layers : tuple of str, length L
+    """
+
+    losses: dict[int, BelievedLoss]
+    distortions: dict[int, Floats]
+    belief: Belief | None = None
+    layers: tuple[str, ...] = ()
+
+    def attribution(self, number: int) -> Attribution | None:
+        """Return which layer causes how much of a trial's loss; None if the trial was not learnt from."""
+        if self.belief is None or number not in self.distortions:
+            return None
+        return attribute_loss(self.belief, self.distortions[number], self.layers)
 
 
 class RateDistortionSampler(BaseSampler):
@@ -182,13 +210,21 @@ class RateDistortionSampler(BaseSampler):
 
         Trials whose verdict stands alone are left out: where the limit lies is not known then.
         """
+        return self.learn(study).losses
+
+    def learn(self, study: Study) -> Learnt:
+        """Learn from all of a study's trials, once, what is believed of the loss of each and of its layers."""
         history, done = self._history_of(study.get_trials(deepcopy=False), None)
+        if self._proposer is None or not done:
+            return Learnt({}, {})
+        belief = self._proposer.belief(history)
         known = [i for i, trial in enumerate(done) if not is_verdict_alone(trial.constraints.get(CONSTRAINT, 1.0))]
-        if self._proposer is None or not known:
-            return {}
         errors = np.array([done[index].user_attrs.get(LOSS_ERROR, np.nan) for index in known], dtype=float)
-        found = self._proposer.believe(history, history.plans[known], errors)
-        return {done[index].number: belief for index, belief in zip(known, found, strict=True)}
+        found = self._proposer.believe(belief, history.plans[known], errors) if known else []
+        losses = {done[index].number: one for index, one in zip(known, found, strict=True)}
+        distortions = self._proposer.layers.distortions_of(history.plans)
+        plans = {trial.number: row for trial, row in zip(done, distortions, strict=True)}
+        return Learnt(losses, plans, belief, tuple(self._names))
 
     def propose(self, study: Study) -> dict[str, float]:
         """Return the parameters that the study's next trial would be given, without making the trial."""

@@ -46,6 +46,8 @@ from autonuq.records import (
     Confirmation,
     FloatLayers,
     LayerRecord,
+    LossPart,
+    LossParts,
     Rounding,
     StudyRecord,
     TrialRecord,
@@ -53,7 +55,7 @@ from autonuq.records import (
     decode_levels,
 )
 from autonuq.search.loss_model import Prior
-from autonuq.search.rate_distortion import RateDistortionSampler
+from autonuq.search.rate_distortion import Learnt, RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
 from autonuq.study.attributes import StudyAttributes, store_long
 from autonuq.study.frame import trials_frame
@@ -143,12 +145,14 @@ class Study:
         chip = _chip(attributes)
         every = self.optuna.get_trials(deepcopy=False)
         found = {trial.number: self._reader_of(layers).read(trial) for trial in every}
-        return StudyRecord(
+        learnt = self.learn(layers)
+        own = [one for one in found.values() if isinstance(one, TrialRecord)]
+        record = StudyRecord(
             name=self.name,
             codec=attributes.get(CODEC, str, ""),
             original_metric=attributes.get(ORIGINAL_METRIC, float | None),
             layers=layers,
-            trials=tuple(self._believed(layers, [one for one in found.values() if isinstance(one, TrialRecord)])),
+            trials=tuple(_believed(learnt.losses, own)),
             target_trials=attributes.get(TARGET_TRIALS, int, 0),
             provenance=attributes.get(PROVENANCE, Mapping[str, str], {}),
             confirmation=stored_confirmation(self.optuna).found,
@@ -162,6 +166,7 @@ class Study:
             chip=chip and chip.of_study(layers),
             ignored={number: why for number, why in found.items() if isinstance(why, str)},
         )
+        return replace(record, loss_parts=_loss_parts(record, learnt))
 
     def own_trials(self) -> list[FrozenTrial]:
         """Return the study's own trials, by number, as Optuna has them; see `trials`."""
@@ -178,27 +183,19 @@ class Study:
                 self._reader = TrialReader(layers)
         return self._reader
 
-    def _believed(self, layers: tuple[LayerRecord, ...], records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
-        """Yield the trials with the probability that each keeps the limit."""
-        believed = self.believe(layers)
-        for record in records:
-            found = believed.get(record.number)
-            if found is None:
-                yield record
-                continue
-            scatter = found.luck if record.loss_error is None else None
-            yield replace(record, probability=round(found.probability, 4), scatter=scatter)
-
     def believe(self, layers: tuple[LayerRecord, ...] | None = None) -> dict[int, BelievedLoss]:
         """Return what all trials say of each plan's loss, by trial number; see `search.trust`."""
-        layers = layers or stored_layers(self.optuna)
+        return self.learn(layers or stored_layers(self.optuna)).losses
+
+    def learn(self, layers: tuple[LayerRecord, ...]) -> Learnt:
+        """Return all that the trials say, given the study's layers."""
         curves = [Curve(one.name, np.array(one.rates_bytes), np.array(one.distortions)) for one in layers]
         sizes = {layer.name: float(layer.original_bytes) for layer in layers}
         if not curves:
-            return {}
+            return Learnt({}, {})
         error = curve_error(stored_rounding(self.optuna))
         sampler = RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error)
-        return sampler.believe(own_view(self.optuna, self._reader_of(layers)))
+        return sampler.learn(own_view(self.optuna, self._reader_of(layers)))
 
     def front(self) -> tuple[TrialRecord, ...]:
         """Return the satisfied trials that no other one beats in both ratio and metric, by falling ratio."""
@@ -240,6 +237,32 @@ class Study:
             found.probability,
             record.confirmed,
         )
+
+
+def _believed(believed: Mapping[int, BelievedLoss], records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
+    """Yield the trials with the probability that each keeps the limit."""
+    for record in records:
+        found = believed.get(record.number)
+        if found is None:
+            yield record
+            continue
+        scatter = found.luck if record.loss_error is None else None
+        yield replace(record, probability=round(found.probability, 4), scatter=scatter)
+
+
+def _loss_parts(record: StudyRecord, learnt: Learnt) -> LossParts | None:
+    """Say which layers cause the loss of the best trial; of the nearest one where none is satisfied."""
+    trial = record.best or record.nearest()
+    found = None if trial is None else learnt.attribution(trial.number)
+    if trial is None or found is None:
+        return None
+    names = (*found.layers, "")
+    parts = [LossPart(*row) for row in zip(names, found.shares.tolist(), found.deviations.tolist(), strict=True)]
+    layers = tuple(sorted(parts[:-1], key=lambda part: -part.share))
+    believed, allowed = learnt.losses.get(trial.number), record.allowed
+    if believed is None or allowed is None:
+        return LossParts(trial.number, layers, parts[-1])
+    return LossParts(trial.number, layers, parts[-1], believed.mean * allowed, believed.deviation * allowed)
 
 
 def _study_html(record: StudyRecord) -> str:

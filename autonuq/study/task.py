@@ -177,11 +177,10 @@ class Task:
         EvaluatorError, ModelError
             See `EvaluatorRecipe.make`.
         """
-        model_file = self.source.model
         return replace(
             self,
-            evaluator=make_evaluator(self.evaluator, model_file),
-            confirm=make_evaluator(self.confirm, model_file),
+            evaluator=make_evaluator(self.evaluator, self.source),
+            confirm=make_evaluator(self.confirm, self.source),
         )
 
     def as_attribute(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Study records as `study` would leave them: LeNet, nothing yet, and a deep network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord, encode_levels
+from autonuq.records import LayerRecord, LossPart, LossParts, StudyRecord, TrialRecord, encode_levels
 
 LEVELS = (256, 128, 64, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2)
 
@@ -78,7 +80,19 @@ def build_study(layers, trials=40, seed=0, name="lenet-fashion"):
         "prototxt sha256": "9f86d081884c7d65" * 4,
         "codec": "entropy",
     }
-    return StudyRecord(name, "entropy", 0.9124, tuple(layers), tuple(records), trials, provenance)
+    study = StudyRecord(name, "entropy", 0.9124, tuple(layers), tuple(records), trials, provenance)
+    return replace(study, loss_parts=build_parts(study))
+
+
+def build_parts(study, loss=0.006):
+    """Divide a loss among the searched layers by their distortions, a tenth of it to none."""
+    best = study.best
+    harms = {
+        one.name: one.distortions[best.points.get(one.name, 0)] for one in study.layers if len(one.rates_bytes) > 1
+    }
+    parts = [LossPart(name, 0.9 * harm / sum(harms.values()), 0.4) for name, harm in harms.items()]
+    parts.sort(key=lambda part: -part.share)
+    return LossParts(best.number, tuple(parts), LossPart("", 0.1, 0.8), loss, 0.001)
 
 
 @pytest.fixture

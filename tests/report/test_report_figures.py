@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autonuq.records import LayerRecord, StudyRecord, TrialRecord, decode_levels, encode_levels
+from autonuq.records import LayerRecord, LossPart, StudyRecord, TrialRecord, Unit, decode_levels, encode_levels
 from autonuq.report import FIGURES
 from autonuq.report.data import (
+    MOST_ROWS,
+    REST,
     codebooks_data,
     curves_data,
     front_data,
     history_data,
+    hurt_data,
     layers_data,
     predicted_data,
     timeline_data,
@@ -159,7 +162,7 @@ def test_hover_tells_levels_and_bytes(lenet):
         text
         for trace in FIGURES["history"](lenet).data
         for text in trace.customdata or ()
-        if f"trial {best.number}<" in text
+        if f"trial {best.number}<" in text and "it is exported" not in text
     ]
     assert levels in hover
     assert f"{best.size_bytes:,} bytes" in hover
@@ -285,3 +288,76 @@ def test_zero_distortion_has_no_place_on_a_logarithmic_axis():
 )
 def test_format_bytes(size, text):
     assert format_bytes(size) == text
+
+
+def test_layers_that_hurt_come_by_their_loss_and_add_up(lenet):
+    data = hurt_data(lenet)
+    parts = {part.layer: part for part in lenet.loss_parts.layers}
+    named = data.names[: data.layers]
+    assert sorted(named, key=lambda name: -parts[name].share) == list(named)
+    assert data.losses[: data.layers] == pytest.approx([0.006 * parts[name].share for name in named])
+    assert data.losses.sum() == pytest.approx(0.006) == data.total
+    assert data.size_bytes.sum() == lenet.best.size_bytes
+    assert [data.loss_shares.sum(), data.byte_shares.sum()] == pytest.approx([1, 1])
+    assert data.low[0] == pytest.approx(data.losses[0] / np.exp(0.4))
+    assert data.high[-1] == pytest.approx(data.losses[-1] * np.exp(0.8))
+    assert data.is_best and data.trial == lenet.best.number
+
+
+def test_losses_of_layers_are_in_the_unit_of_losses_or_shares_where_the_limit_is_unknown(lenet):
+    points = hurt_data(replace(lenet, unit=Unit("points", 100.0, "images")))
+    assert (points.unit, points.total, points.total_error) == ("points", pytest.approx(0.6), pytest.approx(0.1))
+    shares = hurt_data(replace(lenet, loss_parts=replace(lenet.loss_parts, loss=None, loss_error=None)))
+    assert (shares.unit, shares.total) == ("%", None)
+    assert shares.losses.sum() == pytest.approx(100)
+
+
+def test_of_many_layers_those_that_hurt_most_have_a_row_each_and_the_others_one(deep):
+    data = hurt_data(deep)
+    searched = len(deep.loss_parts.layers)
+    assert data.layers == MOST_ROWS and data.layers + data.others == searched
+    assert data.names[MOST_ROWS] == f"{searched - MOST_ROWS} other layers"
+    assert data.losses.sum() == pytest.approx(0.006)
+    assert data.size_bytes.sum() == deep.best.size_bytes
+    figure = FIGURES["hurt"](deep)
+    assert deep.loss_parts.layers[0].layer in texts_of(figure)
+    assert figure.layout.height < 800  # it is the first thing seen
+
+
+def test_layers_that_do_not_hurt_share_a_row(lenet):
+    shares = {"ip1": 0.899, "conv2": 0.001, "conv1": 0.0, "ip2": 0.0}
+    parts = replace(lenet.loss_parts, layers=tuple(LossPart(name, share, 0.1) for name, share in shares.items()))
+    data = hurt_data(replace(lenet, loss_parts=parts))
+    assert data.names == ("ip1", "3 other layers", REST)
+    assert data.loss_shares == pytest.approx([0.899, 0.001, 0.1])
+
+
+def test_where_no_trial_is_satisfied_the_nearest_ones_layers_hurt(lenet):
+    trials = tuple(replace(trial, satisfied=False) for trial in lenet.trials)
+    other = replace(lenet, trials=trials)
+    number = other.nearest().number
+    data = hurt_data(replace(other, loss_parts=replace(lenet.loss_parts, trial=number)))
+    assert data.trial == number and not data.is_best
+    titled = FIGURES["hurt"](replace(other, loss_parts=replace(lenet.loss_parts, trial=number)))
+    assert titled.layout.title.text == f"Which layers hurt under the plan nearest to the limit (trial {number})"
+
+
+@pytest.mark.parametrize("kind", ["front", "history"])
+def test_the_winner_has_a_marker_and_a_name(kind, lenet):
+    best = lenet.best
+    data = history_data(lenet)
+    assert data.numbers[data.best] == best.number
+    (trace,) = [trace for trace in FIGURES[kind](lenet).data if trace.name == f"best trial ({best.number})"]
+    assert trace.text == (f"<b>trial {best.number}</b>",)
+    place = (best.number, best.ratio) if kind == "history" else (best.ratio, best.metric)
+    assert (trace.x[0], trace.y[0]) == pytest.approx(place)
+    drawn = [trace.marker.symbol for trace in FIGURES[kind](lenet).data if trace.marker.symbol]
+    assert drawn.count(trace.marker.symbol) == 1
+    unsatisfied = replace(lenet, trials=tuple(replace(trial, satisfied=False) for trial in lenet.trials))
+    assert "best trial" not in str([trace.name for trace in FIGURES[kind](unsatisfied).data])
+
+
+def test_importance_says_of_which_value(lenet):
+    figure = FIGURES["importance"](lenet)
+    assert "for the metric" in figure.layout.title.text
+    assert "for the metric" in figure.layout.xaxis.title.text

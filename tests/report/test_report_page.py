@@ -5,9 +5,23 @@ from html.parser import HTMLParser
 
 import pytest
 
-from autonuq.records import METRIC_CHANGE, OUTPUT_ERROR, FloatLayers, LayerCost, LayerRecord, TrialRecord
+from autonuq.records import (
+    MEANING,
+    METRIC_CHANGE,
+    OUTPUT_ERROR,
+    RANDOM_DATA,
+    FloatLayers,
+    LayerCost,
+    LayerRecord,
+    LossPart,
+    LossParts,
+    Rounding,
+    TrialRecord,
+    Unit,
+)
 from autonuq.report import FIGURES, write_report
-from autonuq.report.page import TABS, build_page
+from autonuq.report.page import FIRST, TABS, build_page
+from autonuq.report.words import WORDS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -87,7 +101,7 @@ def test_the_page_is_whole_small_and_asks_for_nothing(fixture, request, tmp_path
 
 
 def test_the_page_shows_every_kind_of_figure(lenet):
-    assert sorted(TABS) == list(FIGURES)
+    assert sorted([FIRST, *TABS]) == list(FIGURES)
     ids = {attributes.get("id") for _, attributes in Elements(build_page(lenet)).tags}
     assert {f"figure-{kind}" for kind in FIGURES} <= ids
 
@@ -105,6 +119,7 @@ def test_a_row_per_layer_with_its_numbers(lenet):
         str(8 * size / 400_000),
         str(size),
         str(1_600_000 / size),
+        str(next(part.share for part in lenet.loss_parts.layers if part.layer == "ip1") * 0.006),
     ]
 
 
@@ -145,11 +160,68 @@ def test_every_string_of_the_user_is_escaped(lenet):
         TrialRecord(0, "complete", 4.0, 0.9, True, -1.0, 50, {evil: 1}, origin=evil),
         TrialRecord(1, "failed", error=evil, worker=evil, started="2025-06-01T10:00:00Z"),
     )
-    record = replace(lenet, name=evil, codec=evil, layers=(layer,), trials=trials, provenance={evil: evil})
+    parts = LossParts(0, (LossPart(evil, 0.9, 0.1),), LossPart("", 0.1, 0.1), 0.005, 0.001)
+    known = {evil: evil, MEANING: evil, RANDOM_DATA: evil}
+    record = replace(lenet, name=evil, codec=evil, layers=(layer,), trials=trials, provenance=known, loss_parts=parts)
     page = build_page(record)
     assert "<script>alert" not in page
     assert "<img" not in page
     assert len([tag for tag, _ in Elements(page).tags if tag == "script"]) == 2 + len(FIGURES)
+
+
+def test_the_first_screen_says_what_was_reached_whether_it_holds_and_what_to_do_next(lenet):
+    text = Elements(build_page(replace(lenet, provenance={MEANING: "share of clothes that are named right"}))).text
+    best = lenet.best
+    order = [
+        text.index(words)
+        for words in (
+            f"{best.ratio:.2f}× smaller",
+            "(limit 0.01)",
+            "share of clothes that are named right",
+            "not yet: trials are left",
+            "wait for 1 trial, 1 running now",
+            f"Which layers hurt under the best plan (trial {best.number})",
+            "1,722,000 →",
+            "Metric against compression ratio",
+        )
+    ]
+    assert order == sorted(order)
+
+
+def test_random_data_are_said_before_anything_else(lenet, empty):
+    for record in (lenet, empty, replace(lenet, trials=())):
+        text = Elements(build_page(replace(record, provenance={RANDOM_DATA: "yes"}))).text
+        verdict = re.search("smaller|No finished trial", text).start()
+        assert text.index("On random data: this says nothing about the network's task.") < verdict
+        assert "score real data first" in text
+        assert "On random data" not in Elements(build_page(record)).text
+
+
+def test_layers_that_hurt_are_named_in_words_for_who_sees_no_picture(lenet):
+    text = Elements(build_page(replace(lenet, unit=Unit("points", 100.0, "images")))).text
+    worst = lenet.loss_parts.layers[0]
+    assert f"{worst.layer}: {60 * worst.share / 100:.3g} points, {worst.share:.0%} of the loss (" in text
+    assert "trial loses" not in text
+    assert "Loss, points" in text
+    bare = Elements(build_page(replace(lenet, loss_parts=None))).text
+    assert "Loss, " not in bare and "of the loss" not in bare
+
+
+@pytest.mark.parametrize("word", ["codec", "level", "retention", "distortion", "moments", "margin"])
+def test_words_are_explained_in_text_where_they_stand(word, lenet):
+    page = build_page(lenet)
+    assert f"<dfn>{word.capitalize()}</dfn>" in page or word == "codec"
+    text = Elements(page).text
+    explained = text.index(WORDS[word])
+    first = text.lower().index(word)
+    assert explained - first < 400  # in the same tile, below the same figure, above the same table
+
+
+def test_ways_of_rounding_are_explained_where_they_are_compared(lenet):
+    assert "<dfn>Slope" not in build_page(lenet)
+    ways = Rounding("gradients by image at temperature 4, a bit's price 0.3", images=10, in_order=True)
+    page = build_page(replace(lenet, rounding=ways))
+    assert page.index("How weights are rounded") < page.index("<dfn>Slope</dfn>") < page.index("How to reproduce")
 
 
 @pytest.fixture
@@ -206,7 +278,7 @@ def test_in_a_browser_the_figures_switch_and_print(deep, opened):
     page = show(deep)
     printed = page.pdf()
     assert printed.startswith(b"%PDF")
-    assert page.locator(".js-plotly-plot").count() == len(TABS)  # those that were never looked at, too
+    assert page.locator(".js-plotly-plot").count() == 1 + len(TABS)  # those that were never looked at, too
     assert page.locator("[role=tabpanel]:visible").count() == 1
     assert not noises
 
