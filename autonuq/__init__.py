@@ -10,6 +10,7 @@ The rooms, from the bottom up::
     headline   what a study says first, and what to do next
     atomic     files that are written whole or not at all
     notebook   HTML for notebooks
+    terminal   text for terminals
     lazy       packages that load what they offer when it is first used, as this one does
     quant      numbers: uniform int8 weights, activation ranges, codebooks, codecs, curves; quant.atc: ATC's compressor
     graph      Caffe: files, layers, passes, lowering to ONNX

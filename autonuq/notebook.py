@@ -12,19 +12,21 @@ PLOT_PX = (320, 120)
 
 
 def html_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table with a caption.
+    """Return a table with a caption above it, that scrolls where it is long.
 
     Parameters
     ----------
     caption : str
+        Lines.
     heads : sequence of str
     rows : iterable of sequences
         Cells are written by `str`.
     """
     head = "".join(f"<th>{_text(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{_text(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    caption = f'<caption style="text-align:left">{_text(caption)}</caption>'
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    said = "<br>".join(map(_text, caption.splitlines()))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if heads else ""
+    return f'<div>{said}</div><div style="max-height:30em;overflow:auto">{table}</div>'
 
 
 def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:
@@ -45,6 +47,12 @@ def html_line(x: Sequence[float], y: Sequence[float], label: str) -> str:
         f'viewBox="-4 -4 {width + 8} {height + 8}"><title>{_text(label)}</title>'
         f'<polyline points="{points}" fill="none" stroke="#0072B2" stroke-width="2"/></svg>'
     )
+
+
+def html_progress(name: str, done: int, total: int, words: str) -> str:
+    """Return one line: a name, a bar, and words."""
+    bar = f'<progress value="{done}" max="{max(1, total)}" style="width:10em;vertical-align:middle"></progress>'
+    return f'<div style="white-space:pre-wrap">{_text(name)} {bar} {_text(words)}</div>'
 
 
 def _place(value: float, values: Sequence[float]) -> float:

@@ -709,6 +709,25 @@ class StudyRecord:
             return max(trusted, key=lambda trial: (trial.ratio or 0.0, -trial.number), default=None)
         return max(satisfied, key=lambda trial: (trial.probability or 0.0, -trial.number))
 
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Return the satisfied trials that no other one beats in both ratio and metric, by falling ratio.
+
+        Of equals, the earliest.
+        """
+        sign = 1 if self.metric_rises else -1
+        satisfied = [
+            (-trial.ratio, -sign * trial.metric, trial.number, trial)
+            for trial in self.trials
+            if trial.state == "complete" and trial.satisfied and trial.ratio is not None and trial.metric is not None
+        ]
+        front: list[TrialRecord] = []
+        least = math.inf
+        for _, lack, _, trial in sorted(satisfied, key=lambda one: one[:3]):
+            if lack < least:
+                front.append(trial)
+                least = lack
+        return tuple(front)
+
     @property
     def confirmed(self) -> bool | None:
         """Whether the best trial held on data that the search never saw; None if there was no look at any."""

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from picture_network import write_picture_network
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,16 +33,10 @@ def autonuq(line, folder):
 
 
 @pytest.fixture
-def own_network(tiny):
-    """Give the tiny network the names that the README uses, and 32 images that it labels itself."""
-    from autonuq import Net
-
-    for kind in ("prototxt", "caffemodel"):
-        (tiny / f"tiny.{kind}").rename(tiny / f"net.{kind}")
-    images = np.random.default_rng(0).standard_normal((32, 2, 8, 8), np.float32)
-    labels = Net(tiny / "net.prototxt", tiny / "net.caffemodel").forward_all(data=images)["prob"].argmax(1)
-    np.savez(tiny / "images.npz", images=images, labels=labels)
-    return tiny
+def own_network(tmp_path):
+    """Return a folder with a network and the data that the README names."""
+    write_picture_network(tmp_path)
+    return tmp_path
 
 
 def test_first_command_is_the_main_job_and_the_second_the_tests():

@@ -7,36 +7,19 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from autonuq.errors import suggest_name
 from autonuq.masking import masked_text, without_secrets
+from autonuq.terminal import PlainConsole as PlainConsole
+from autonuq.terminal import duration as duration
 from autonuq.visible import visible
-
-
-class PlainConsole(Console):
-    """Shows text as it is: what looks like Rich's markup is none, and what would command a terminal is escaped."""
-
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Make a text of a string, before room is made for it."""
-        return super().render_str(visible(text, keep="\n"), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is printed; each piece of it is escaped, whatever brought it along."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else visible(text, keep="\n"), style, control)
-
 
 out = PlainConsole()
 """Results."""
@@ -176,15 +159,6 @@ def show(table: Table) -> None:
 def shown(path: Path) -> Path:
     """Return a path relative to the working directory where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def duration(seconds: float) -> str:
-    """Write a time so that a person can read it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> typer.BadParameter:

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autonuq.cli.console import JsonOption, OutOption, StorageOption, StudyArgument, duration, say, show
-from autonuq.cli.display import Standing, standing
 from autonuq.headline import Headline, Hurting, Step, headline, next_steps
 from autonuq.records import LossParts, StudyRecord, TrialRecord, format_metric
+from autonuq.study.display import Standing, standing
 from autonuq.study.locate import load_study, open_study
 from autonuq.study.stored import Study
 from autonuq.study.study_file import load_task

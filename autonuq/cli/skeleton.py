@@ -1,4 +1,4 @@
-"""What `autonuq new` writes: a study file and an evaluator that runs at once, on random data."""
+"""What `autonuq new` writes without pictures: a study file and an evaluator that runs at once, on random data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from string import Template
 
 from autonuq.atomic import replace_text, say_system_error
+from autonuq.cli.picture_study import Ask, picture_study
 from autonuq.errors import StudyError
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
 from autonuq.graph.hosted.permission import is_refused
 from autonuq.graph.layers import infer_known_shapes
-from autonuq.graph.model import Graph, Shape
+from autonuq.graph.model import TEST, Graph, Shape
+from autonuq.runtime.net import Net
 from autonuq.visible import visible
 
 STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
@@ -30,12 +32,8 @@ weights = ${weights}${permission}
 [evaluator]
 class = "${evaluator}:Closeness"  # it runs on random data: fill in what is marked TODO there
 evaluate_batch_num = 8
-# A classifier needs no class. Instead of the two lines above:
-# kind = "top1"                # or top5
-# drop = 1.0                   # points that may be lost; "1 %" is per cent of the original accuracy
-# data = {folder = "val", labels = "val.txt"}     # or {npz = "val.npz"}, {lmdb = "val_lmdb"}
-# calibration = {folder = "train", labels = "train.txt"}
-# transform = {resize = [256, 256], crop = ${crop}, mean = [104, 117, 123]}
+# Pictures need no class: 'autonuq new NAME --images FOLDER ...' writes the keys that take the place of the two lines
+# above, with labels (top1, top5, map, miou) or without (agreement, detections, outputs).
 
 [quantization]
 batch_num = 2                  # batches that calibrate the activations
@@ -54,7 +52,8 @@ _EVALUATOR = Template('''\
 """How good a network is, and whether that is good enough.
 
 As it stands, this measures on random data how close a network's output comes to the original network's. That shows
-that everything works and needs no labels, but it says little about your task: fill in what is marked TODO.
+that everything works, but it says nothing about your task, and every result of the study says so: fill in what is
+marked TODO. With a folder of pictures, labelled or not, none is needed: 'autonuq new NAME --images FOLDER ...'.
 """
 
 from pathlib import Path
@@ -72,13 +71,15 @@ OUTPUT = ${output}  # ${others}
 class Closeness(nuq.Evaluator):
     """1 minus the relative error of the output; 1 for the original network."""
 
+    random_data = True  # TODO 1: remove this line when the data are yours
+
     def __init__(self, evaluate_batch_num):
         super().__init__(evaluate_batch_num=evaluate_batch_num)
         self.expected = {}
 
     def batch(self, number):
         """Return every input blob of a batch, the same each time."""
-        # TODO 1: return your images, prepared as for training (size, order of the colours, mean, scale), as float32.
+        # TODO 2: return your images, prepared as for training (size, order of the colours, mean, scale), as float32.
         rng = np.random.default_rng(number)
         return {blob: rng.standard_normal(shape, np.float32) for blob, shape in INPUTS.items()}
 
@@ -89,7 +90,7 @@ class Closeness(nuq.Evaluator):
     def eval_model(self, model_file, weights_file, batch_num):
         """Run `batch_num` batches and return one number; also called to calibrate, when the number is ignored."""
         output = self.run(model_file, weights_file, batch_num)
-        # TODO 2: return your metric. Of a classifier with labels of shape (batch_num, batch size), for example:
+        # TODO 3: return your metric. Of a classifier with labels of shape (batch_num, batch size), for example:
         #     return float((output.reshape(*labels.shape, -1).argmax(-1) == labels).mean())
         if batch_num not in self.expected:
             self.expected[batch_num] = self.run(*ORIGINAL, batch_num)
@@ -98,15 +99,22 @@ class Closeness(nuq.Evaluator):
 
     def is_satisfied(self, original_metric, new_metric):
         """Say whether a compressed network is good enough."""
-        # TODO 3: say how much may be lost.
+        # TODO 4: say how much may be lost.
         return original_metric - new_metric < 0.1
 ''')
 
 
 def write_skeleton(
-    folder: Path, model: Path, weights: Path, *, level: int = 0, stages: Sequence[str] = ()
+    folder: Path,
+    model: Path,
+    weights: Path,
+    *,
+    level: int = 0,
+    stages: Sequence[str] = (),
+    images: Path | None = None,
+    ask: Ask = lambda key, guessed: None,
 ) -> tuple[Path, ...]:
-    """Write a study file and an evaluator for a network.
+    """Write a study file for a network, complete where there are pictures, and else an evaluator beside it.
 
     Parameters
     ----------
@@ -117,30 +125,40 @@ def write_skeleton(
     level, stages
         Which layers are kept, by the prototxt's rules. Where they are given, the network that they choose is written
         into the folder for the study.
+    images : Path, optional
+        Pictures that the network is scored on, without labels; see `picture_study`.
+    ask : callable
+        See `Ask`.
 
     Returns
     -------
     tuple of Path
-        The study file, the evaluator, and the prototxt if it was written.
+        The study file, the evaluator if there are no pictures, and the prototxt if it was written.
 
     Raises
     ------
     StudyError
         One of the files exists, or the folder cannot be written.
-    ModelError
+    EvaluatorError
+        There are no pictures, or the network takes none.
+    ModelError, RuntimeFailure
         The network cannot be used.
     """
     if not is_file_name(folder.resolve().name):
         raise StudyError(f"the folder's name is the study's, and that cannot be used: {RULE}", path=folder)
     graph = load_graph(model, weights, level=level, stages=stages)
     network = {folder / model.name: prototxt_text(graph)} if level or stages else {}
-    model = next(iter(network), model)
-    values = _values(graph, infer_known_shapes(graph), folder, model, weights)
-    texts = {folder / STUDY_NAME: _STUDY.substitute(values), folder / EVALUATOR_NAME: _EVALUATOR.substitute(values)}
-    texts |= network
-    for target in texts:
+    named = next(iter(network), model)
+    targets = [folder / STUDY_NAME, *([folder / EVALUATOR_NAME] if images is None else []), *network]
+    for target in targets:
         if target.exists():
             raise StudyError("exists already; choose another folder, or remove it", path=target)
+    values = _values(graph, infer_known_shapes(graph), folder, named, weights)
+    if images is None:
+        texts = {targets[0]: _STUDY.substitute(values), targets[1]: _EVALUATOR.substitute(values)} | network
+    else:
+        net = Net(str(model), TEST, level=level, stages=list(stages), weights=str(weights))
+        texts = {targets[0]: picture_study(graph, net, values, images, folder, ask)} | network
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for target, text in texts.items():
@@ -156,7 +174,6 @@ def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path
     output = likely_output(graph)
     sizes = {blob: str(shapes.get(blob, "of a shape that a Python layer makes")) for blob in [output, *graph.outputs]}
     others = [f"{blob} {sizes[blob]}" for blob in graph.outputs if blob != output]
-    sides = next((shape[2:] for shape in graph.inputs.values() if len(shape) == 4), (224, 224))
     prototxt, caffemodel = (
         json.dumps(os.path.relpath(path.resolve(), folder.resolve()), ensure_ascii=False) for path in (model, weights)
     )
@@ -171,7 +188,6 @@ def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path
         "output": json.dumps(output),
         "permission": _PERMISSION if any(map(is_refused, graph.layers)) else "",
         "others": visible(f"{sizes[output]}; {beside}"),
-        "crop": str(sides[0]) if sides[0] == sides[1] else str(list(sides)),
     }
 
 

@@ -34,13 +34,13 @@ from autonuq.cli.console import (
     shown,
     unknown,
 )
-from autonuq.cli.display import Display
 from autonuq.compress.formats import FORMATS, check_formats
 from autonuq.errors import StudyError
 from autonuq.graph.hosted.permission import python_layers
 from autonuq.headline import hurting, next_steps
 from autonuq.masking import masked
 from autonuq.records import FloatLayers, StudyRecord, TrialRecord, format_metric
+from autonuq.study.display import Display, Log, Terminal
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.locate import open_study
 from autonuq.study.run import WINNER_FORMATS, StudyRun
@@ -89,6 +89,9 @@ def resume(
     address: AddressOption = None,
     artifacts: ArtifactsOption = None,
     allow_python_layers: PythonLayersOption = False,
+    corrected: Annotated[
+        bool, typer.Option("--corrected", help="Accept another evaluator's code if it still measures the same.")
+    ] = False,
 ) -> None:
     """Go on with a study where its storage stands.
 
@@ -97,7 +100,7 @@ def resume(
     task = _with_workers(_task(study, out, storage, artifacts, trials, allow_python_layers), backend, address, jobs)
     open_study(task.name, task.storage)  # before folders are made for a study that is not there
     with python_layers(task.allow_python_layers):
-        _run(task, timeout, exists=True)
+        _run(task, timeout, exists=True, corrected=corrected)
 
 
 def work(
@@ -117,7 +120,7 @@ def work(
     """
     task = _task(study, out, storage, artifacts, allow_python_layers=allow_python_layers)
     try:
-        with python_layers(task.allow_python_layers), Display(task.name, task.storage) as display:
+        with python_layers(task.allow_python_layers), _display(task) as display:
             run_worker(task, on_progress=display.show, timeout=timeout, wait_s=wait)
     except KeyboardInterrupt:
         err.print("interrupted; its trial is queued again")
@@ -190,11 +193,17 @@ def _with_workers(task: Task, backend: str | None, address: str | None, jobs: in
     return replace(task, workers=workers)
 
 
-def _run(task: Task, timeout: float | None, *, exists: bool) -> None:
+def _display(task: Task) -> Display:
+    return Display(task.name, task.storage, Terminal(err) if err.is_terminal and not err.quiet else Log(err))
+
+
+def _run(task: Task, timeout: float | None, *, exists: bool, corrected: bool = False) -> None:
     interrupted = False
-    with Display(task.name, task.storage) as display:
+    with _display(task) as display:
         run = StudyRun(task, display.show)
         try:
+            if corrected:
+                run.accept_corrected()
             study = run.run(exists=exists, timeout=timeout)
         except KeyboardInterrupt:
             interrupted = True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from autonuq.compress.ways import GRADIENTS_UP_TO
 from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
-from autonuq.graph.model import Graph
+from autonuq.graph.model import Graph, Shape
 from autonuq.graph.passes import WEIGHT_TYPES
 from autonuq.quant.cores import BESIDE_BYTES, available_cores
 from autonuq.quant.needs import LayerNeeds, layer_needs
@@ -56,9 +56,14 @@ class StudyNeeds:
     @property
     def memory_bytes(self) -> float:
         """At most: in the calibration, or for one layer's points."""
+        return _PROCESS + self.beyond_process_bytes
+
+    @property
+    def beyond_process_bytes(self) -> float:
+        """Memory beyond that of the process with its libraries."""
         calibration = _COPIES * self.weights_bytes + 2 * self.observed_bytes + _REMEMBERED * len(self.layers)
         points = 2 * self.weights_bytes + max((layer.memory_bytes for layer in self.layers), default=0.0)
-        return _PROCESS + max(calibration, points + self.sides_bytes + self.beside_bytes) + self.kept_bytes
+        return max(calibration, points + self.sides_bytes + self.beside_bytes) + self.kept_bytes
 
     @property
     def disk_bytes(self) -> float:
@@ -87,32 +92,41 @@ class StudyNeeds:
 
     def say(self) -> str:
         """Say it in a line."""
-        text = f"about {_gigabytes(self.memory_bytes)} of memory, {_gigabytes(self.disk_bytes)} of disk"
+        text = f"about {say_bytes(self.memory_bytes)} of memory, {say_bytes(self.disk_bytes)} of disk"
         shares = [
-            f"'{layer.layer}' {_gigabytes(layer.memory_bytes)} of memory, "
-            f"{_gigabytes(layer.points_bytes + layer.inputs_bytes)} of disk, {layer.seconds:.0f} s"
+            f"'{layer.layer}' {say_bytes(layer.memory_bytes)} of memory, "
+            f"{say_bytes(layer.points_bytes + layer.inputs_bytes)} of disk, {layer.seconds:.0f} s"
             for layer in self.notable[:3]
         ]
         return f"{text}; of it {'; '.join(shares)}" if shares and self.memory_bytes > 1e9 else text
 
 
-def _gigabytes(size: float) -> str:
+def say_bytes(size: float) -> str:
+    """Write a size so that a person can read it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def study_needs(graph: Graph, quantized: Collection[str], searched: Collection[str], passes: int) -> StudyNeeds:
+def study_needs(
+    graph: Graph,
+    quantized: Collection[str],
+    searched: Collection[str],
+    passes: int,
+    inputs: Mapping[str, Shape] | None = None,
+) -> StudyNeeds:
     """Say what a study of a network takes.
 
     Parameters
     ----------
     graph : Graph
-        With blobs or without; its input shapes are those of a forward pass.
+        With blobs or without.
     quantized, searched : collection of str
         Names of the layers with int8 inputs, and of those with a codebook.
     passes : int
         Forward passes of the calibration.
+    inputs : mapping of str to tuple of int, optional
+        Shapes of the inputs of a forward pass; as the graph has them by default.
     """
-    shapes = infer_shapes(graph)
+    shapes = infer_shapes(graph, dict(inputs) if inputs else None)
     layers, weights, observed, pairs, met = [], 0, 0, 0, 0
     for layer in graph.layers:
         blobs = blob_shapes(graph, layer, shapes)

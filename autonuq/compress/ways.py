@@ -40,8 +40,10 @@ _AIM = 0.02  # divergence near which ways are compared: some networks lose a poi
 _SLOPE = 3.5  # of its logarithm over that of the ratio, seen on four networks
 _SLOPE_ABOVE_FLOOR = 2.0  # over that of the bytes beyond a codec's floor, seen on three
 _NEAR = 0.8  # of a size: nobody looks further
-_SEARCHES = 4  # builds that look for the size with that divergence
-_COARSE = Tuning(steps=12, widths=(0.8, 9.0))  # while ways are compared
+MOST_SEARCHES = 4
+"""Builds that look for the size with that divergence, at most."""
+COARSE = Tuning(steps=12, widths=(0.8, 9.0))
+"""While ways are compared."""
 _COARSE_BYTES = 16.0  # of memory for each weight, in all points of its layer as they are compared
 _ITERATIONS = 30
 _BUILDS = 18  # networks that a comparison builds, about
@@ -104,7 +106,8 @@ class Way:
         return f"gradients by {self.side} at temperature {self.temperature:g}, {damping}, a bit's price {self.price:g}"
 
 
-_PLAIN = Way(side="", by_largest=0.0)
+PLAIN = Way(side="", by_largest=0.0)
+"""The oldest way: all outputs are equal."""
 
 
 def _largest_eigenvalue(matrix: NDArray[np.float64]) -> float:
@@ -179,29 +182,92 @@ def choose_way(
     ways, below 8,192 the first one as it is. From 16 M on all outputs are equal: gradients and what is made of them
     would take longer than all else, and the memory of three numbers for each pair of outputs.
     """
-    weights = sum(model.weight_counts.values())
-    if weights > GRADIENTS_UP_TO:
-        return ChosenWay(_PLAIN, {}, (), {})
-    halves = _halves(model, passes)
-    is_softmax = any(head.classes is not None for head in find_heads(model.graph))
-    temperatures = (Way.temperature, 1.0) if is_softmax else (Way.temperature,)
-    sides = _output_sides(model.graph, halves, temperatures)
+    trying = what_is_tried(model, passes)
+    if trying is None:
+        return ChosenWay(PLAIN, {}, (), {})
+    sides = _output_sides(model.graph, trying)
     unknown = {name: reason for one in sides for name, reason in one.unknown.items() if name in model.nuq_layers}
-    first = Way() if any(one.layers[Way.temperature] for one in sides) else _PLAIN
-    if weights < _FEW or len(halves) < 2 or not is_buildable(model.graph):
-        return ChosenWay(first, _completed(first.costs(sides), model, record_file), (), unknown)
-    compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves]
-    comparison = _Comparison(model, record_file, compared, sides)
+    first = first_way(sides)
+    if not trying.compared:
+        return ChosenWay(first, completed(first.costs(sides), model, record_file), (), unknown)
+    comparison = _Comparison(model, record_file, trying.compared, sides)
     tried: list[TriedWay] = []
-    few, priced = weights > _MANY, _has_prices(model)
-    for way in _ways(first, temperatures, lambda: _best(tried), few=few, priced=priced):
+    for way in trying.ways(first, lambda: _best(tried)):
         tried.append(comparison.tried(way))
         on_way(f"{way.say()}: {tried[-1].divergence:.4f} nats at {tried[-1].ratio:.1f}x")
     best = _best(tried)
-    return ChosenWay(best, _completed(best.costs(sides), model, record_file), tried, unknown)
+    return ChosenWay(best, completed(best.costs(sides), model, record_file), tried, unknown)
 
 
-def _completed(
+@dataclass(frozen=True)
+class Trying:
+    """What a choice works on.
+
+    Attributes
+    ----------
+    halves : sequence of Passes
+        Images of which gradients are taken; one half where they cannot be split.
+    temperatures : sequence of float
+        Of the softmax.
+    compared : sequence of Passes
+        As many halves on which networks are built; none where no ways are compared.
+    few, priced : bool
+        Fewer ways are compared; other prices of a bit are among them.
+    """
+
+    halves: Sequence[Passes]
+    temperatures: Sequence[float]
+    compared: Sequence[Passes]
+    few: bool
+    priced: bool
+
+    def images(self, graph: Graph) -> list[int]:
+        """Return how many images of each half the gradients are taken of."""
+        return [len(self._images(graph, half)) for half in self.halves]
+
+    def sides(self, graph: Graph, half: Passes) -> OutputSides:
+        """Collect the output sides of one half."""
+        images = self._images(graph, half)
+        return collect_output_sides(graph, half, temperatures=self.temperatures, images=images)
+
+    def _images(self, graph: Graph, half: Passes) -> list[int]:
+        """Choose half as many images as can be afforded of all."""
+        return affordable_images(graph, half, temperatures=2 * len(self.temperatures))
+
+    def ways(self, first: Way, best: Callable[[], Way]) -> Iterator[Way]:
+        """Yield one way after the other, each but for one thing the best so far."""
+        yield first
+        if first.side:
+            yield PLAIN
+            if best().side and 1.0 in self.temperatures:
+                yield replace(best(), temperature=1.0)
+            if best().side and not self.few:
+                yield replace(best(), side="image")
+                yield replace(best(), by_largest=0.0, by_mean=1.0)
+        if self.priced and not self.few:
+            yield replace(best(), price=2 * Way.price)
+            yield replace(best(), price=Way.price / 3)
+
+
+def what_is_tried(model: QuantizedModel, passes: Passes) -> Trying | None:
+    """Say what a choice works on; None where there is none, for the network is too large."""
+    weights = sum(model.weight_counts.values())
+    if weights > GRADIENTS_UP_TO:
+        return None
+    halves = _halves(model, passes)
+    is_softmax = any(head.classes is not None for head in find_heads(model.graph))
+    temperatures = (Way.temperature, 1.0) if is_softmax else (Way.temperature,)
+    is_compared = weights >= _FEW and len(halves) > 1 and is_buildable(model.graph)
+    compared = [affordable_passes(model.graph, half, _BUILDS) for half in halves] if is_compared else []
+    return Trying(halves, temperatures, compared, few=weights > _MANY, priced=_has_prices(model))
+
+
+def first_way(sides: Sequence[OutputSides]) -> Way:
+    """Return the way that is tried first."""
+    return Way() if any(one.layers[Way.temperature] for one in sides) else PLAIN
+
+
+def completed(
     costs: dict[str, NDArray[np.float64]], model: QuantizedModel, record_file: Path
 ) -> dict[str, NDArray[np.float64]]:
     """Add the layers of which nothing is known: all their weights cost as much as those of others do in the median.
@@ -241,31 +307,10 @@ def _has_prices(model: QuantizedModel) -> bool:
     return not model.config.amct_levels and any(codecs[name].entropy_coded for name in model.nuq_layers)
 
 
-def _ways(
-    first: Way, temperatures: Collection[float], best: Callable[[], Way], *, few: bool, priced: bool
-) -> Iterator[Way]:
-    """Yield one way after the other, each but for one thing the best so far."""
-    yield first
-    if first.side:
-        yield _PLAIN
-        if best().side and 1.0 in temperatures:
-            yield replace(best(), temperature=1.0)
-        if best().side and not few:
-            yield replace(best(), side="image")
-            yield replace(best(), by_largest=0.0, by_mean=1.0)
-    if priced and not few:
-        yield replace(best(), price=2 * Way.price)
-        yield replace(best(), price=Way.price / 3)
-
-
-def _output_sides(graph: Graph, halves: Sequence[Passes], temperatures: Sequence[float]) -> list[OutputSides]:
-    """Collect the output sides of each half, from half as many images as can be afforded of all."""
-
-    def collected(half: Passes) -> OutputSides:
-        images = affordable_images(graph, half, temperatures=2 * len(temperatures))
-        return collect_output_sides(graph, half, temperatures=temperatures, images=images)
-
-    return side_by_side(collected, halves, each_bytes=collection_bytes(graph, halves[0], len(temperatures)))
+def _output_sides(graph: Graph, trying: Trying) -> list[OutputSides]:
+    """Collect the output sides of each half."""
+    each_bytes = collection_bytes(graph, trying.halves[0], len(trying.temperatures))
+    return side_by_side(lambda half: trying.sides(graph, half), trying.halves, each_bytes=each_bytes)
 
 
 def _halves(model: QuantizedModel, passes: Passes) -> list[Passes]:
@@ -320,8 +365,8 @@ class _Comparison:
         return built_at(self._builders[half], Candidate(self._model, points), size, self._parts[1 - half])
 
     def _points(self, way: Way, sides: OutputSides) -> dict[str, OperatingPoints]:
-        tuning = replace(_COARSE, price=way.price)
-        costs = _completed(way.costs([sides]), self._model, self._record_file)
+        tuning = replace(COARSE, price=way.price)
+        costs = completed(way.costs([sides]), self._model, self._record_file)
         return dict(build_network_points(self._model, self._record_file, costs=costs, tuning=tuning))
 
 
@@ -359,7 +404,7 @@ def divergent_size(builder: NetworkBuilder, candidate: Candidate, judging: Colle
     """Look for the bytes at which a network diverges by what ways are compared at."""
     fall = _Fall.of(candidate.model)
     size = max(sum(4 * count for count in candidate.model.weight_counts.values()) / 16, 1.1 * fall.floor)
-    for _ in range(_SEARCHES):
+    for _ in range(MOST_SEARCHES):
         real, divergence = built_at(builder, candidate, size, judging)
         size = fall.size_at_aim(real, divergence)
         if _NEAR < (size - fall.floor) / max(1, real - fall.floor) < 1 / _NEAR:

@@ -23,6 +23,7 @@ from autonuq.atomic import is_out_of_room, say_system_error
 from autonuq.errors import AutonuqError, EvaluatorError, WriteFailure, suggest_name
 from autonuq.evaluate.samples import Score
 from autonuq.evaluate.sending import arrived_file, read_own_files
+from autonuq.evaluate.typed_in import source_file, typed_code
 from autonuq.graph.files import ModelPair
 from autonuq.graph.hosted.python_layer import layers_importable
 from autonuq.records import Unit
@@ -347,18 +348,20 @@ def evaluator_name(evaluator: Any) -> str:
     name = getattr(evaluator, "name", None)
     if isinstance(name, str):
         return name
-    cls, source = type(evaluator), _source_file(evaluator)
+    cls, source = type(evaluator), source_file(type(evaluator))
     return f"{source.name}:{cls.__qualname__}" if source else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def evaluator_fingerprint(evaluator: Any) -> str:
-    """Return its own `fingerprint`; else a digest of the class, the file that defines it, and `evaluate_batch_num`."""
+    """Return its own `fingerprint`; else a digest of the class, its code, and `evaluate_batch_num`.
+
+    The code is the file that defines the class; for one that was typed in see `typed_in`.
+    """
     if callable(getattr(evaluator, "fingerprint", None)):
         return str(_asked(evaluator, "fingerprint"))
-    cls, source = type(evaluator), _source_file(evaluator)
+    cls, source = type(evaluator), source_file(type(evaluator))
     digest = hashlib.sha256(f"{cls.__qualname__}\n{getattr(evaluator, 'evaluate_batch_num', None)}\n".encode())
-    if source:
-        digest.update(source.read_bytes())
+    digest.update(source.read_bytes() if source else typed_code(cls).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -391,15 +394,6 @@ def _asked(evaluator: Any, method: str) -> object:
         raise
     except (Exception, SystemExit) as error:
         raise EvaluatorError(f"{method} raised {_reason(error)}") from error
-
-
-def _source_file(evaluator: Any) -> Path | None:
-    """Return the file that defines the evaluator's class, None for one that was typed in."""
-    try:
-        source = inspect.getsourcefile(type(evaluator))
-    except (TypeError, OSError):  # OSError: typed in at a prompt
-        return None
-    return Path(source) if source and Path(source).is_file() else None
 
 
 def _reason(error: BaseException) -> str:

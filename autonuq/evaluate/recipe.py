@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autonuq.evaluate.builtin import AccuracySettings, make_accuracy
+from autonuq.evaluate.builtin import BuiltinSettings, make_builtin
 from autonuq.evaluate.builtin.sources import Part
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.evaluate.isolation import IsolatedEvaluator
+from autonuq.graph.files import ModelPair
 
 
-def make_evaluator(evaluator: Any, model_file: Path) -> Any:
+def make_evaluator(evaluator: Any, original: ModelPair) -> Any:
     """Return an evaluator made from its recipe for a network; one that is there already stays.
 
     Raises
@@ -21,7 +22,7 @@ def make_evaluator(evaluator: Any, model_file: Path) -> Any:
     EvaluatorError, ModelError
         See `EvaluatorRecipe.make`.
     """
-    return evaluator.make(model_file) if isinstance(evaluator, EvaluatorRecipe) else evaluator
+    return evaluator.make(original) if isinstance(evaluator, EvaluatorRecipe) else evaluator
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class EvaluatorRecipe:
 
     Attributes
     ----------
-    what : str or AccuracySettings
+    what : str or BuiltinSettings
         `file.py:Class` or `package.module:Class`, or a built-in one.
     folder : Path
         What a relative file is relative to.
@@ -40,21 +41,21 @@ class EvaluatorRecipe:
         Of one evaluation, which then runs in a process of its own.
     """
 
-    what: str | AccuracySettings
+    what: str | BuiltinSettings
     folder: Path
     evaluate_batch_num: int = 1
     timeout_s: float | None = None
 
     def of_part(self, part: Part) -> EvaluatorRecipe:
         """Return the recipe for a part of the data, where it is of a built-in evaluator."""
-        return replace(self, what=replace(self.what, part=part)) if isinstance(self.what, AccuracySettings) else self
+        return replace(self, what=replace(self.what, part=part)) if isinstance(self.what, BuiltinSettings) else self
 
     @property
     def part(self) -> Part:
         """The part of the data; all of a class's, which knows its own."""
-        return self.what.part if isinstance(self.what, AccuracySettings) else "all"
+        return self.what.part if isinstance(self.what, BuiltinSettings) else "all"
 
-    def make(self, model_file: Path) -> Any:
+    def make(self, original: ModelPair) -> Any:
         """Make the evaluator for a network; None of held-back data that are too few.
 
         Raises
@@ -64,10 +65,10 @@ class EvaluatorRecipe:
         ModelError
             A built-in evaluator cannot read the prototxt.
         """
-        if isinstance(self.what, AccuracySettings):
-            evaluator = make_accuracy(self.what, model_file)
+        if isinstance(self.what, BuiltinSettings):
+            evaluator = make_builtin(self.what, original)
         else:
             evaluator = load_evaluator(self.what, self.folder, self.evaluate_batch_num)
         if evaluator is None or self.timeout_s is None:
             return evaluator
-        return IsolatedEvaluator(evaluator, partial(replace(self, timeout_s=None).make, model_file), self.timeout_s)
+        return IsolatedEvaluator(evaluator, partial(replace(self, timeout_s=None).make, original), self.timeout_s)

@@ -7,11 +7,12 @@ sent by value: its class with all that it uses of the user's own modules, which 
 from __future__ import annotations
 
 import atexit
+import copyreg
 import sys
 import sysconfig
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,16 @@ from autonuq.errors import EvaluatorError
 from autonuq.file_names import RULE, file_below
 
 _HERE = Path(__file__).parent.parent
+
+
+def _cached_property(function: Any, name: str | None) -> cached_property[Any]:
+    made: cached_property[Any] = cached_property(function)
+    made.attrname = name
+    return made
+
+
+# Before Python 3.12 it has a lock, and no class with one could be sent.
+copyreg.pickle(cached_property, lambda made: (_cached_property, (made.func, made.attrname)))
 
 
 def read_own_files(main: Path) -> dict[str, bytes]:
@@ -85,11 +96,12 @@ def _users_file(module: ModuleType) -> Path | None:
     name = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
     if not isinstance(name, str) or not name.endswith(".py"):
         return None
-    return None if _is_installed(name) else Path(name).resolve()
+    return None if is_installed(name) else Path(name).resolve()
 
 
 @cache
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Say whether a file is of Python, of a package that is installed, or of this one."""
     path = Path(name).resolve()
     places = [_HERE, *(Path(place).resolve() for key, place in sysconfig.get_paths().items() if "lib" in key)]
     packages = {"site-packages", "dist-packages"} & set(path.parts)

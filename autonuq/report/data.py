@@ -293,14 +293,8 @@ def front_data(record: StudyRecord) -> FrontData:
     FrontData
     """
     history = history_data(record)
-    larger_is_better = record.metric_rises
-    candidates = np.flatnonzero(np.isfinite(history.metrics) & history.satisfied)
-    quality = history.metrics if larger_is_better else -history.metrics
-    # By falling ratio, the better metric first among equals: who beats every metric before it, stays.
-    order = candidates[np.lexsort((-quality[candidates], -history.ratios[candidates]))]
-    before = np.concatenate(([-np.inf], np.maximum.accumulate(quality[order])))[: len(order)]
-    front = order[quality[order] > before]
-    return FrontData(history, record.original_metric, record.limit, larger_is_better, front)
+    front = np.searchsorted(history.numbers, [trial.number for trial in record.front()])
+    return FrontData(history, record.original_metric, record.limit, record.metric_rises, front)
 
 
 def layers_data(record: StudyRecord) -> LayersData:

@@ -77,6 +77,12 @@ def _load(path: Path) -> dict[str, Array]:
     return dict(zip(names.tolist(), arrays.values(), strict=True))
 
 
+def count_kept(inputs: Mapping[str, Array], passes: int) -> int:
+    """Return how many of so many passes are kept if all have such inputs."""
+    images, size = len(next(iter(inputs.values()))), sum(values.nbytes for values in inputs.values())
+    return min(passes, -(-MOST_IMAGES // max(1, images)), MOST_BYTES // max(1, size) + 1)
+
+
 class InputKeeper:
     """Keeps a net's inputs, whole passes, where somebody asked for them.
 

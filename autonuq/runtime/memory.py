@@ -43,6 +43,13 @@ def available_memory() -> float | None:
     return None
 
 
+def resident_memory() -> float | None:
+    """Return what this process has of memory now, in bytes, or None where that is not known (not Linux)."""
+    with suppress(OSError, ValueError, IndexError):
+        return float(Path("/proc/self/statm").read_text("ascii").split()[1]) * mmap.PAGESIZE
+    return None
+
+
 def _left_to_the_process() -> float:
     """Return what its own limits leave this process, infinite where there are none."""
     pages = Path("/proc/self/statm").read_text("ascii").split()

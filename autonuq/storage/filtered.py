@@ -19,7 +19,10 @@ def showing(storage: BaseStorage, choose: Callable[[Iterable[FrozenTrial]], list
         chosen = choose(storage.get_all_trials(study_id, deepcopy=False, states=states))
         return copied(chosen) if deepcopy else chosen
 
-    methods: dict[str, Any] = {name: getattr(storage, name) for name in dir(BaseStorage) if name[0] != "_"}
+    follow = ("get_best_trial", "get_n_trials")  # from the trials that are shown
+    methods: dict[str, Any] = {
+        name: getattr(storage, name) for name in dir(BaseStorage) if name[0] != "_" and name not in follow
+    }
     methods["get_all_trials"] = get_all_trials
     kind = type("ChosenTrials", (BaseStorage,), {name: staticmethod(method) for name, method in methods.items()})
     made: BaseStorage = kind()

@@ -65,7 +65,8 @@ class Storage:
                 )
             except DuplicatedStudyError as error:
                 raise StudyExists(
-                    f"exists already in {self.url}; go on with 'autonuq resume', or choose another name or storage",
+                    f"exists already in {self.url}; go on with 'autonuq resume' (in Python: nuq.resume, or tune with "
+                    "load_if_exists=True), or choose another name or storage",
                     study=name,
                 ) from error
 

@@ -8,3 +8,9 @@ worker and `workers` are several; `claims` decides which trial each runs next, `
 `scoring` scores it, `trial_log` writes it down. `resolution` says before what the data
 can tell, `confirmation` scores the winner on other data. `stored` is a study as its storage holds it.
 """
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, in a notebook without widgets: we need none
+    import optuna as optuna

@@ -181,6 +181,8 @@ class Claims:
         sampler, parameters = self._study.sampler, {}
         if self._storage.has_lock and isinstance(sampler, RateDistortionSampler):
             parameters = sampler.propose(self._study)
+        if parameters.keys() != self._space.distributions.keys():  # a sampler object of other curves
+            parameters = {}
         trial_id = self._create(TrialState.RUNNING, parameters, {LEASE: self._session.lease.as_attribute()})
         trial = optuna.Trial(self._study, trial_id)
         earlier = sum(other.number < trial.number for other in self._trials())

@@ -72,6 +72,14 @@ def continue_study(storage: Storage, name: str, describe: Describe, fingerprint:
     return study  # somebody was faster
 
 
+def start_or_continue(storage: Storage, name: str, describe: Describe, fingerprint: Mapping[str, str]) -> optuna.Study:
+    """Open a study, or make it where there is none of this name; see `start_study` and `continue_study`."""
+    try:
+        return start_study(storage, name, describe, fingerprint)
+    except StudyExists:
+        return continue_study(storage, name, describe, fingerprint)
+
+
 def _finished(study: optuna.Study, describe: Describe, fingerprint: Mapping[str, str]) -> optuna.Study:
     describe(study)
     study.set_user_attr(FINGERPRINT, dict(fingerprint))

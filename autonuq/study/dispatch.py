@@ -30,6 +30,7 @@ from autonuq.evaluate.sending import dumps_by_value
 from autonuq.graph.hosted.permission import python_layers, python_layers_allowed
 from autonuq.records import FINGERPRINT, SENDER, STOPPED
 from autonuq.runtime.device import selection
+from autonuq.search.sampler import stored_sampler
 from autonuq.storage.lease import INTERVAL_S, Heartbeat, Lease, LeaseWatch, WorkerSession
 from autonuq.storage.open import Storage, storage_file
 from autonuq.study.attributes import StudyAttributes
@@ -97,9 +98,21 @@ def dumps_parcel(parcel: Parcel) -> bytes:
     try:
         return dumps_by_value(parcel)
     except Exception as error:
+        _check_sampler_travels(parcel.task)
         raise EvaluatorError(
             f"{evaluator_name(parcel.task.evaluator)} cannot be sent to workers: {type(error).__name__}: {error}; keep "
             "what cannot be pickled out of it, or name its file and class in a study file, and workers make their own"
+        ) from error
+
+
+def _check_sampler_travels(task: Task) -> None:
+    try:
+        dumps_by_value(task.sampler)
+    except Exception as error:
+        raise StudyError(
+            f"its sampler, {stored_sampler(task.sampler)}, cannot be sent to workers: {type(error).__name__}: {error}; "
+            "run it without --jobs, or name a sampler",
+            study=task.name,
         ) from error
 
 
@@ -150,7 +163,7 @@ def _sending(study: optuna.Study, lease: Lease) -> Iterator[None]:
 def _run_replacing(runner: Runner, engine: Engine, deadline: float | None, sender: Lease) -> None:
     crashes, finished = 0, -1
     # As it was read: nobody reads, and warns of, a simplified configuration a second time.
-    task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None)
+    task = replace(runner.task, confirm=None, config=runner.candidate.model.config, cfg=None, pruner=None)
     parcel = Parcel(task, selection(), sender)
     sent = parcel if engine.is_here else dumps_parcel(parcel)
     while True:
@@ -313,19 +326,29 @@ def _folder_here(task: Task) -> Iterator[Task]:
 
 @contextmanager
 def _told(runner: Runner) -> Iterator[None]:
-    """Tell of every trial that finishes meanwhile, from a thread that reads the storage."""
+    """Tell of every trial that finishes meanwhile, from a thread that reads the storage.
+
+    What a callback raises there ends the workers after their trials, and is raised here then.
+    """
     stop = threading.Event()
     total = runner.claims.total()
     runner.tally.news(total)
+    raised: list[Exception] = []
 
     def tell() -> None:
         for progress in runner.tally.news(total):
-            runner.on_progress(progress)
+            runner.tell(progress)
 
     def watch() -> None:
-        while not stop.wait(POLL_S):
+        while not stop.wait(POLL_S) and not raised:
             with suppress(StudyError):  # out of reach; the workers will say so
-                tell()
+                try:
+                    tell()
+                except StudyError:
+                    raise
+                except Exception as error:
+                    raised.append(error)
+                    runner.study.set_user_attr(STOPPED, f"a callback raised {type(error).__name__}")
 
     thread = threading.Thread(target=watch, name="autonuq progress", daemon=True)
     thread.start()
@@ -334,4 +357,6 @@ def _told(runner: Runner) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        if raised:
+            raise raised[0]
         tell()

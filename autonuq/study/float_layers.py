@@ -50,7 +50,8 @@ from autonuq.study.stored import original_metric, store_float_layers, stored_flo
 from autonuq.study.task import OnProgress, Progress, Task
 from autonuq.study.trials import record_as_data, record_from_data
 
-_IMAGES = 16  # on which a layer's harm is measured
+IMAGES = 16
+"""On which a layer's harm is measured."""
 MOST_REQUANTIZED = 10
 """Networks that are scored to quantize layers again."""
 
@@ -82,6 +83,11 @@ def decide_float_layers(task: Task, study: optuna.Study, candidate: Candidate, o
             study=study.study_name,
         )
     return found
+
+
+def most_scored(layers: int) -> int:
+    """Return how many networks are scored at most for so many layers, beside the one with all of them at int8."""
+    return math.ceil(math.log2(max(1, layers))) + MOST_REQUANTIZED
 
 
 def first_trial(study: optuna.Study, found: FloatLayers) -> TrialRecord | None:
@@ -246,7 +252,7 @@ class _Decision:
 
     def _costs(self) -> tuple[str, Mapping[str, float | None]]:
         """Measure what each layer costs alone: on kept inputs where that is possible, by the evaluator elsewhere."""
-        passes = first_images(load_inputs(self._task.record_file), _IMAGES)
+        passes = first_images(load_inputs(self._task.record_file), IMAGES)
         if not passes:
             return METRIC_CHANGE, self._metric_changes("another Caffe ran the calibration, or its inputs are gone")
         try:

@@ -9,7 +9,7 @@ factors by which each layer's curve is wrong are learnt from them as the search 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.in_order import NetworkBuilder, affordable_passes
+from autonuq.compress.quantized import QuantizedModel
 from autonuq.compress.ways import divergent_size, plan_of_size
+from autonuq.graph.model import Array
 from autonuq.quant.cores import side_by_side
 from autonuq.quant.points import OperatingPoints
 from autonuq.records import Rounding
@@ -43,12 +45,9 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
     searched = {name: found for name, found in candidate.points.items() if len(found.curve.rates_bytes) > 1}
     if not rounding.in_order or rounding.factors or not searched:
         return
-    if not _FEW <= sum(candidate.model.weight_counts.values()) <= _MANY:
+    passes = foretold_on(candidate.model, load_inputs(task.record_file))
+    if not passes:
         return
-    kept = first_images(load_inputs(task.record_file), _IMAGES)
-    if not kept:
-        return
-    passes = affordable_passes(candidate.model.graph, kept, _MOST)
     on_progress(
         Progress(
             "foretelling",
@@ -61,6 +60,18 @@ def foretell(task: Task, study: optuna.Study, candidate: Candidate, on_progress:
     factors = _learnt(builder, candidate, searched, np.random.default_rng(task.seed))
     store_rounding(study, replace(rounding, factors=factors))
     on_progress(Progress("foretelling", _said(factors), 1, 1))
+
+
+def foretold_on(model: QuantizedModel, passes: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+    """Return the inputs of a calibration on which plans are built; none for too small or too large a network."""
+    if not passes or not _FEW <= sum(model.weight_counts.values()) <= _MANY:
+        return []
+    return affordable_passes(model.graph, first_images(passes, _IMAGES), _MOST)
+
+
+def count_plans(layers: int) -> int:
+    """Return how many plans are built for so many searched layers, beside those that look for the one in the middle."""
+    return min(max(_FEWEST, 2 * layers), _MOST)
 
 
 def corrected(candidate: Candidate, rounding: Rounding) -> Candidate:
@@ -78,12 +89,11 @@ def _learnt(
 ) -> dict[str, float]:
     """Return the factor of each searched layer."""
     every = range(len(builder.passes))
-    size = divergent_size(builder, candidate, every)
-    middle = dict(plan_of_size(candidate.points, size))
+    middle = dict(plan_of_size(candidate.points, divergent_size(builder, candidate, every)))
     last = np.array([len(found.curve.rates_bytes) - 1 for found in searched.values()])
     around = np.array([middle[name] for name in searched])
-    count = min(max(_FEWEST, 2 * len(searched)), _MOST)
-    plans = np.clip(around + rng.integers(-_REACH, _REACH + 1, (count, len(searched))), 0, last)
+    size = count_plans(len(searched)), len(searched)
+    plans = np.clip(around + rng.integers(-_REACH, _REACH + 1, size), 0, last)
     plans[0] = around
 
     def divergence(plan: NDArray[np.int64]) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from autonuq.errors import StudyError, StudyNotFound
 from autonuq.graph.files import ModelPair
@@ -147,6 +148,7 @@ def load_stored_task(
     out: str | Path | None = None,
     artifacts: str | None = None,
     trials: int | None = None,
+    sampler: str | BaseSampler | None = None,
 ) -> Task:
     """Return the task of a study that exists; for `study` and `storage` see `load_study`.
 
@@ -154,6 +156,8 @@ def load_stored_task(
     ----------
     evaluator : object, optional
         In place of the one that the study file names.
+    sampler : str or BaseSampler, optional
+        In place of the one that it was started with; needed where that was an object.
     out, artifacts, trials : optional
         Override what the study was started with.
 
@@ -165,7 +169,8 @@ def load_stored_task(
     if _is_study_file(study, storage):
         task = load_task(study, out=out, storage=storage, artifacts=artifacts, trials=trials)
         open_study(task.name, task.storage)  # before folders are made for a study that is not there
-        return task if evaluator is None else replace(task, evaluator=evaluator)
+        task = task if evaluator is None else replace(task, evaluator=evaluator)
+        return task if sampler is None else replace(task, sampler=sampler)
     found = load_study(study, storage)
     stored = _stored_attribute(found)
     if stored is None and not is_begun(found.optuna):
@@ -176,9 +181,10 @@ def load_stored_task(
     folder = Path(out).resolve() if out else _folder_of(found.name, url, stored) if storage else Path(study).resolve()
     started = load_started(folder, found.name)
     if evaluator is None:
-        return load_task(
-            _study_file(found.name, stored, started), out=folder, storage=url, artifacts=artifacts, trials=trials
-        )
+        file = _study_file(found.name, stored, started)
+        task = load_task(file, out=folder, storage=url, artifacts=artifacts, trials=trials)
+        return task if sampler is None else replace(task, sampler=sampler)
+    stored = stored if sampler is None else {**stored, "sampler": sampler}
     return _stored_task(found, stored, started, evaluator, folder, url, artifacts, trials)
 
 
@@ -217,7 +223,8 @@ def _stored_attribute(study: Study) -> dict[str, Any] | None:
     stored = attributes.get(TASK, Mapping[str, Any])
     if stored is None:
         return None
-    hints: dict[str, Any] = {**get_type_hints(Task), "has_config": bool, "prototxt": str, "weights": str, "out": str}
+    hints: dict[str, Any] = {**get_type_hints(Task), "has_config": bool}
+    hints |= dict.fromkeys(("prototxt", "weights", "out", "sampler"), str)
     hints |= dict.fromkeys(("cfg", "study_file"), str | None)
     with attributes.blaming(TASK):
         for key in ("out", "prototxt", "weights", "cfg", "study_file", "has_config"):
@@ -249,7 +256,7 @@ def _stored_task(
         storage=url,
         cfg=known["cfg"] and Path(known["cfg"]),
         n_trials=StudyAttributes(study.optuna).get(TARGET_TRIALS, int) if trials is None else trials,
-        **{key: stored[key] for key in PLAIN_FIELDS if key in stored} | {"artifacts": known["artifacts"]},
+        **{key: stored[key] for key in (*PLAIN_FIELDS, "sampler") if key in stored} | {"artifacts": known["artifacts"]},
     )
     if artifacts is not None:
         task = replace(task, artifacts=absolute_location(artifacts, Path.cwd()))

@@ -7,7 +7,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import optuna
 
@@ -15,10 +16,9 @@ from autonuq.atomic import temporary_folder
 from autonuq.compress.calibration import calibrated, write_calibration_model
 from autonuq.compress.candidate import Candidate
 from autonuq.compress.chip import say_unsearched
-from autonuq.compress.in_order import NetworkBuilder, is_buildable
-from autonuq.compress.operating_points import build_network_points
+from autonuq.compress.formats import export
 from autonuq.compress.outputs import write_fake_quant
-from autonuq.compress.quantized import QuantizedModel, refuse_observers
+from autonuq.compress.quantized import refuse_observers
 from autonuq.errors import AutonuqError, StudyError
 from autonuq.evaluate.evaluator import (
     check_evaluator,
@@ -35,30 +35,30 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
-from autonuq.quant.points import Tuning
-from autonuq.records import say_verdict
+from autonuq.records import ORIGINAL_METRIC, POINTS, say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
+from autonuq.runtime.memory import resident_memory
 from autonuq.storage.open import open_storage, storage_file
+from autonuq.study.attributes import StudyAttributes
 from autonuq.study.dispatch import check_workers
 from autonuq.study.engines import engine
+from autonuq.study.estimate import Estimate
+from autonuq.study.float_layers import IMAGES, most_scored
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
 from autonuq.study.resources import check_resources, needs_of
-from autonuq.study.stored import FINISHED, Study, check_fingerprint
+from autonuq.study.run import WINNER_FORMATS
+from autonuq.study.stored import FINISHED, Study, check_fingerprint, stored_confirmation
 from autonuq.study.task import Task, check_folder, check_name, fingerprint_of, quantized_model
-
-SECONDS_TO_TIME_IN = 3.0
-"""A batch that takes longer is timed once, with what is only done the first time."""
+from autonuq.study.timing import BATCHES_TIMED, SECONDS_TO_TIME_IN, PreparationPace, ScoringPace
 
 FEW_IMAGES = 500
 """Fewer that calibrate are worth a word: more of them would pay."""
 # Measured on lenet-fashion and cifar10-quick; with 1,000 in place of 500 they become 3 or 4 % smaller (studies/LOG.md).
 _WHAT_MORE_BRINGS = "with 1,000 in place of 200 two networks became 8 % smaller, and no worse"
 
-_BATCHES_TIMED = 4
-# What the choice of a way and the foretelling take, in all layers' curves and in networks of a trial.
-_CURVES_IN_ALL, _BUILDS = 4.0, 24.0
-_WEIGHTS_TIMED = 100_000  # points are timed for the quickest layer and for the slowest one up to this size
+_TRIAL_S, _REPORT_S = 0.1, 0.4  # what a trial takes beside its network and its scoring, and writing the report
+_KEPT_AT_MOST = 1 << 29  # bytes of pictures that evaluators keep from trial to trial
 
 
 @dataclass(frozen=True)
@@ -80,43 +80,7 @@ class Check:
     detail: str
     seconds: float = 0.0
     error: AutonuqError | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How long a study with one worker will take, in seconds.
-
-    Attributes
-    ----------
-    baseline_s, calibration_s, curves_s : float
-        Once in a study's life; 0 where it is done already.
-    trial_s : float
-        Of each trial.
-    trials : int
-        Still to run.
-    """
-
-    baseline_s: float
-    calibration_s: float
-    curves_s: float
-    trial_s: float
-    trials: int
-
-    @property
-    def total_s(self) -> float:
-        """All of it."""
-        return self.baseline_s + self.calibration_s + self.curves_s + self.trials * self.trial_s
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """Seconds of a scoring pass: once, and for each batch."""
-
-    once_s: float
-    batch_s: float
-
-    def of(self, batches: int) -> float:
-        return self.once_s + batches * self.batch_s
+    warnings: tuple[str, ...] = ()
 
 
 class Rehearsal:
@@ -130,7 +94,9 @@ class Rehearsal:
 
     def __init__(self, task: Task) -> None:
         self._task = task_of_study(task)
-        self._finished: int | None = None  # trials of a study that exists
+        self._done = _Done()
+        self._confirming: Any = None
+        self._kept_bytes = 0.0
         self._steps: tuple[tuple[str, tuple[str, ...], Callable[[], str]], ...] = (
             ("network", (), self._network),
             ("quantization", ("network",), self._quantization),
@@ -140,6 +106,7 @@ class Rehearsal:
             ("calibration", ("quantization", "one batch"), self._calibration),
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
+            ("export", ("calibration",), self._export),
             *((("confirmation", ("evaluator",), self._confirmation),) if task.confirm is not None else ()),
             *((("workers", ("evaluator",), self._workers),) if task.workers.backend else ()),
             ("folder", (), self._folder),
@@ -164,15 +131,52 @@ class Rehearsal:
                 yield check
 
     def estimate(self) -> Estimate:
-        """Say how long the study will take, after all steps have passed."""
-        batches, new = self._task.evaluator.evaluate_batch_num, self._finished is None
+        """Say what the study will take until its end, after all steps have passed."""
+        batches, config, done = self._task.evaluator.evaluate_batch_num, self._config, self._done
+        float_s = self._write_s + self._int8_pace.of(batches)
+        trial_s = self._build_s + self._sizes_s + float_s + _TRIAL_S
+        trials = max(0, self._task.n_trials - done.finished)
+        scores_int8 = self._task.float_layers == "auto" and not done.is_prepared
+        if say_unsearched(self._model):
+            trials = min(trials, 1)
+        confirms = self._confirming is not None and (trials > 0 or not done.is_confirmed)
         return Estimate(
-            baseline_s=self._float_timing.of(batches) + (batches - 1) * self._first_time_s if new else 0.0,
-            calibration_s=self._calibration_s * self._config.batch_num if new else 0.0,
-            curves_s=self._curves_s if new else 0.0,
-            trial_s=self._building_s * self._config.batch_num + self._write_s + self._int8_timing.of(batches),
-            trials=max(0, self._task.n_trials - (self._finished or 0)),
+            baseline_s=0.0 if done.has_baseline else self._pace.first_of(batches),
+            calibration_s=0.0 if done.has_points else self._calibration_once_s + config.batch_num * self._pass_s,
+            ways_s=0.0 if done.has_points else self._ways_s,
+            curves_s=0.0 if done.has_points else self._curves_s,
+            int8_s=float_s if scores_int8 else 0.0,
+            foretelling_s=0.0 if done.is_prepared else self._foretelling_s,
+            trial_s=trial_s,
+            trials=trials,
+            confirmation_s=self._confirmation_s(done) if confirms else 0.0,
+            export_s=self._export_s + _REPORT_S,
+            float_search_s=self._float_search_s(float_s) if scores_int8 else 0.0,
+            memory_bytes=self._memory_bytes(),
+            disk_bytes=self._needs.disk_bytes,
         )
+
+    def _confirmation_s(self, done: _Done) -> float:
+        """Return what scoring the original and the winner on other data takes."""
+        pace, batches = self._confirming_pace, int(self._confirming.evaluate_batch_num)
+        original_s = pace.of(batches) if done.is_confirmed else pace.first_of(batches) + pace.of(batches)
+        own_s: float = original_s + self._write_s
+        return own_s + (0.0 if done.is_confirmed else pace.first_once_s)
+
+    def _float_search_s(self, scoring_s: float) -> float:
+        """Return what the search for layers to leave float takes at most."""
+        layers = len(self._model.factors)
+        batches = 1 if self._images == 0 else -(-IMAGES // self._images)
+        return layers * (self._write_s + self._int8_pace.of(batches)) + most_scored(layers) * scoring_s
+
+    def _memory_bytes(self) -> float:
+        """Return what the study takes at most: what the rehearsal has now, and what its full size takes more."""
+        own = resident_memory()
+        if own is None:
+            return self._needs.memory_bytes
+        batches = self._task.evaluator.evaluate_batch_num
+        kept = min(self._kept_bytes * max(0, batches - BATCHES_TIMED), float(_KEPT_AT_MOST))
+        return own + kept + self._needs.beyond_process_bytes
 
     def _network(self) -> str:
         self._graph = load_graph(self._task.source.model, self._task.source.weights)
@@ -193,7 +197,7 @@ class Rehearsal:
         return self._needs.say()
 
     def _evaluator(self) -> str:
-        self._own = make_evaluator(self._task.evaluator, self._task.source.model)
+        self._own = make_evaluator(self._task.evaluator, self._task.source)
         self._task = replace(self._task, evaluator=self._own)
         check_evaluator(self._own)
         return f"{evaluator_name(self._own)}, {self._own.evaluate_batch_num} batches"
@@ -212,83 +216,53 @@ class Rehearsal:
         check_original(self._own, metric)
         if isinstance(metric, Score):
             warn_of_resolution(self._task, metric, len(metric.samples) * self._own.evaluate_batch_num)
-        self._float_timing = self._timed(pair, first_s)
-        self._first_time_s = max(0.0, first_s - self._float_timing.of(1))
+        before = resident_memory()
+        self._pace = ScoringPace.timed(partial(score, self._own, pair), self._own.evaluate_batch_num, first_s)
+        count = min(BATCHES_TIMED, self._own.evaluate_batch_num)
+        grown = (resident_memory() or 0.0) - (before or 0.0)
+        self._kept_bytes = max(0.0, grown) / (count - 1) if count > 1 else 0.0
         return f"metric {metric:g} of the original network"
-
-    def _timed(self, pair: ModelPair, first_s: float) -> _Timing:
-        """Time scoring passes of one batch and of several."""
-        count = min(_BATCHES_TIMED, self._own.evaluate_batch_num)
-        if first_s > SECONDS_TO_TIME_IN or count == 1:
-            return _Timing(0.0, first_s)
-        seconds = []
-        for batches in (1, count):
-            started = time.monotonic()
-            score(self._own, pair, batches)
-            seconds.append(time.monotonic() - started)
-        batch_s = max(0.0, seconds[1] - seconds[0]) / (count - 1)
-        return _Timing(max(0.0, seconds[0] - batch_s), batch_s)
 
     def _calibration(self) -> str:
         self._record = self._temporary / "record.txt"
-        self._calibration_s = self._calibrate_a_batch(self._model)
-        if self._config.batch_num > 1:  # that was the first of several, which see less each
-            self._calibrate_a_batch(replace(self._model, config=replace(self._config, batch_num=1)))
+        first_s, passes = self._calibrate(1), 2
+        self._calibration_once_s, self._pass_s = 0.0, first_s
+        if self._config.batch_num > 1 and first_s < SECONDS_TO_TIME_IN:
+            several_s, one_s = self._calibrate(passes), self._calibrate(1)
+            self._pass_s = max(0.0, several_s - one_s) / (passes - 1)
+            self._calibration_once_s = max(0.0, one_s - self._pass_s)
         self._model = calibrated(self._model, self._record)
-        self._building_s = self._timed_building()
+        kept = load_inputs(self._record)
+        self._images = count_images(kept) if _takes_images(self._model.graph) else 0
+        if kept:
+            shapes = {blob: values.shape for blob, values in kept[0].items()}
+            self._needs = needs_of(self._model, shapes)
         return f"ranges of {len(self._model.factors)} layers from one batch{self._hint_of_images()}"
-
-    def _timed_building(self) -> float:
-        """Build a network in order on the batch that was kept, and return the seconds; 0 where none was."""
-        passes = load_inputs(self._record)
-        if not passes or not is_buildable(self._model.graph):
-            return 0.0
-        builder = NetworkBuilder(self._model, passes)
-        builder.build(Candidate(self._model))  # the engine prepares its parts
-        started = time.monotonic()
-        builder.build(Candidate(self._model))
-        return time.monotonic() - started
 
     def _hint_of_images(self) -> str:
         """Say that more images would help; nothing where images are not counted, or another Caffe saw them."""
-        images = count_images(load_inputs(self._record)) * self._config.batch_num
-        if not 0 < images < FEW_IMAGES or not _takes_images(self._model.graph):
+        images = self._images * self._config.batch_num
+        if not 0 < images < FEW_IMAGES:
             return ""
         return f"; {images} images (batch_num {self._config.batch_num}) are few: {_WHAT_MORE_BRINGS}"
 
-    def _calibrate_a_batch(self, model: QuantizedModel) -> float:
-        """Run one batch of a calibration, and return the seconds; the record is complete if it is the only one."""
+    def _calibrate(self, passes: int) -> float:
+        """Calibrate with so many passes, and return the seconds."""
         started = time.monotonic()
         pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
+        model = replace(self._model, config=replace(self._config, batch_num=passes))
         write_calibration_model(model, pair, self._record, model.weights, python_layers=self._task.python_layers)
         request_inputs(self._record)
-        run_calibration(self._own, pair, 1)
+        run_calibration(self._own, pair, passes)
         return time.monotonic() - started
 
     def _curves(self) -> str:
-        searched = {name: self._model.weight_counts[name] for name in self._model.nuq_layers}
         if unsearched := say_unsearched(self._model):
-            self._curves_s = 0.0
             warnings.warn(f"{unsearched}; 'tune' will end with int8", stacklevel=2)
-            return "none"
-        expected = {layer.layer: layer.seconds for layer in self._needs.layers}
-        first = min(searched, key=expected.__getitem__)
-        small = [name for name in searched if searched[name] <= max(_WEIGHTS_TIMED, searched[first])]
-        second = max(small, key=expected.__getitem__)
-        once_s, found = self._timed_curve(first)
-        speed = 1.0
-        if expected[second] > expected[first]:
-            speed = max(0.0, self._timed_curve(second)[0] - once_s) / (expected[second] - expected[first])
-        curves_s = sum(once_s + speed * (expected[name] - expected[first]) for name in searched)
-        self._curves_s = _CURVES_IN_ALL * curves_s + _BUILDS * self._building_s * self._config.batch_num
-        return f"{found} operating points of layer '{first}'"
-
-    def _timed_curve(self, name: str) -> tuple[float, int]:
-        """Build a layer's operating points; return the seconds and how many there are."""
-        single: QuantizedModel = replace(self._model, weights={name: self._model.weights[name]})
-        started = time.monotonic()
-        points = dict(build_network_points(single, self._record, tuning=Tuning()))[name]
-        return time.monotonic() - started, len(points.curve.rates_bytes)
+        pace = PreparationPace.timed(self._model, self._record)
+        self._ways_s, self._curves_s, self._foretelling_s = pace.ways_s, pace.curves_s, pace.foretelling_s
+        self._build_s, self._sizes_s = pace.build_s, pace.sizes_s
+        return f"{pace.found} operating points of layer '{pace.first}'" if pace.first else "none"
 
     def _int8_batch(self) -> str:
         pair = ModelPair(self._temporary / "int8.prototxt", self._temporary / "int8.caffemodel")
@@ -297,18 +271,32 @@ class Rehearsal:
         written = time.monotonic()
         metric = score(self._own, pair, 1)
         self._write_s = written - started
-        self._int8_timing = self._timed(pair, time.monotonic() - written)
+        self._int8_pace = ScoringPace.timed(
+            partial(score, self._own, pair), self._own.evaluate_batch_num, time.monotonic() - written
+        )
         satisfied = is_satisfied(self._own, self._original_metric, metric)
         looks = not satisfied and self._task.float_layers == "auto"
         hint = "; where all batches say so, too, the study finds layers to leave float" if looks else ""
         return f"metric {metric:g} with all layers at int8: {say_verdict(satisfied)}{hint}"
 
+    def _export(self) -> str:
+        """Write what a winner is written as."""
+        started = time.monotonic()
+        written = export(Candidate(self._model), str(self._temporary / "export" / "network"), WINNER_FORMATS)
+        self._export_s = time.monotonic() - started
+        return f"{len(written)} files of the network with all layers at int8"
+
     def _confirmation(self) -> str:
-        confirming = make_evaluator(self._task.confirm, self._task.source.model)
+        confirming = make_evaluator(self._task.confirm, self._task.source)
         if confirming is None:
             return "too few images to hold any back from the search; the winner will not be confirmed"
         check_evaluator(confirming)
+        started = time.monotonic()
         metric = score(confirming, self._task.source, 1)
+        first_s = time.monotonic() - started
+        run = partial(score, confirming, self._task.source)
+        self._confirming = confirming
+        self._confirming_pace = ScoringPace.timed(run, confirming.evaluate_batch_num, first_s)
         return f"{evaluator_name(confirming)}: metric {metric:g} of the original network"
 
     def _folder(self) -> str:
@@ -335,8 +323,10 @@ class Rehearsal:
             return f"'{self._task.name}' is new, {self._task.n_trials} trials"
         study = open_storage(self._task.storage).load(self._task.name)
         check_fingerprint(study, fingerprint_of(self._task, self._model), data_digests(self._task.evaluator))
-        self._finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
-        return f"'{self._task.name}' has {self._finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
+        self._done = _Done.of(study)
+        return (
+            f"'{self._task.name}' has {self._done.finished} of {self._task.n_trials} trials; 'autonuq resume' goes on"
+        )
 
     def _is_new(self) -> bool:
         file = storage_file(self._task.storage)
@@ -354,10 +344,48 @@ def _takes_images(graph: Graph) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Done:
+    """How far a study is; not begun by default.
+
+    Attributes
+    ----------
+    has_baseline, has_points, is_prepared : bool
+        The original network is scored; the operating points are there; all is done that comes before the trials.
+    finished : int
+        Trials.
+    is_confirmed : bool
+        The winner of these trials, or what there is in its place.
+    """
+
+    has_baseline: bool = False
+    has_points: bool = False
+    is_prepared: bool = False
+    finished: int = 0
+    is_confirmed: bool = False
+
+    @staticmethod
+    def of(study: optuna.Study) -> _Done:
+        attributes = StudyAttributes(study)
+        finished = sum(trial.state in FINISHED for trial in Study(study).own_trials())
+        confirmed = stored_confirmation(study).found
+        return _Done(
+            has_baseline=attributes.get(ORIGINAL_METRIC, float | None) is not None,
+            has_points=bool(attributes.get(POINTS, str, "")),
+            is_prepared=attributes.is_sealed,
+            finished=finished,
+            is_confirmed=confirmed is not None and confirmed.finished == finished and not confirmed.error,
+        )
+
+
 def _taken(name: str, step: Callable[[], str]) -> Check:
+    """Take a step; what it warns of is part of what came of it."""
     started = time.monotonic()
-    try:
-        detail, error = step(), None
-    except AutonuqError as caught:
-        detail, error = str(caught), caught
-    return Check(name, "failed" if error else "passed", detail, time.monotonic() - started, error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            detail, error = step(), None
+        except AutonuqError as raised:
+            detail, error = str(raised), raised
+    said = tuple(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning)))
+    return Check(name, "failed" if error else "passed", detail, time.monotonic() - started, error, said)

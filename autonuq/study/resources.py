@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 from autonuq.compress.needs import StudyNeeds, study_needs
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
+from autonuq.graph.model import Shape
 from autonuq.runtime.memory import available_memory
 from autonuq.study.task import Task
 
 
-def needs_of(model: QuantizedModel) -> StudyNeeds:
-    """Say what a study of a quantized network takes."""
-    return study_needs(model.graph, model.factors.keys(), set(model.nuq_layers), model.config.batch_num)
+def needs_of(model: QuantizedModel, inputs: Mapping[str, Shape] | None = None, passes: int | None = None) -> StudyNeeds:
+    """Say what a study of a quantized network takes.
+
+    Parameters
+    ----------
+    inputs : mapping of str to tuple of int, optional
+        Shapes of the inputs of a pass; as the prototxt has them by default.
+    passes : int, optional
+        Of the calibration; as configured by default.
+    """
+    passes = model.config.batch_num if passes is None else passes
+    return study_needs(model.graph, model.factors.keys(), set(model.nuq_layers), passes, inputs)
 
 
 def check_resources(task: Task, needs: StudyNeeds) -> None:

@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from autonuq.compress.candidate import Candidate, Plan
@@ -49,9 +51,11 @@ from autonuq.records import (
     CODEC,
     CONFIDENCE,
     DATA,
+    FINGERPRINT,
     FLOAT_LAYERS,
     LEASE,
     MEANING,
+    ORIGINAL_METRIC,
     PROVENANCE,
     RANDOM_DATA,
     STOPPED,
@@ -60,13 +64,15 @@ from autonuq.records import (
     StudyRecord,
     TrialRecord,
 )
+from autonuq.search.sampler import stored_sampler
 from autonuq.storage.lease import works_here
 from autonuq.storage.open import Storage, absolute_url, default_url, open_storage
 from autonuq.study.artifacts import Artifacts
-from autonuq.study.attributes import seal_study
+from autonuq.study.attributes import StudyAttributes, seal_study
 from autonuq.study.confirmation import confirm
-from autonuq.study.creation import continue_study, is_begun, start_study
+from autonuq.study.creation import continue_study, is_begun, start_or_continue, start_study
 from autonuq.study.dispatch import check_workers, run_sent
+from autonuq.study.display import progress_line
 from autonuq.study.engines import Engine, engine
 from autonuq.study.float_layers import decide_float_layers, first_trial
 from autonuq.study.foretelling import foretell
@@ -88,6 +94,7 @@ from autonuq.study.started import write_started
 from autonuq.study.stored import FINISHED, Study, changed_parts, check_fingerprint, store_chip
 from autonuq.study.study_file import absolute_location, load_task
 from autonuq.study.task import (
+    Callback,
     OnProgress,
     Progress,
     Task,
@@ -102,6 +109,8 @@ from autonuq.study.workers import make_runner, package_versions
 
 __all__ = ["WINNER_FORMATS", "StudyRun", "resume", "tune", "tune_file"]
 
+_THEN = ", then "  # between the samplers of a study that went on with another
+
 WINNER_FORMATS = ("caffe", "packed")
 """What the best plan of a study is written as when the study ends."""
 
@@ -114,26 +123,30 @@ def tune(
     out: str | Path,
     name: str | None = None,
     storage: str | None = None,
+    load_if_exists: bool = False,
     artifacts: str = Task.artifacts,
     n_trials: int = Task.n_trials,
+    timeout: float | None = None,
+    jobs: int = 1,
+    sampler: str | BaseSampler = Task.sampler,
+    pruner: BasePruner | None = Task.pruner,
+    seed: int = Task.seed,
+    callbacks: Iterable[Callback] | None = None,
+    progress: bool | None = None,
+    on_progress: OnProgress = tell_nobody,
+    stop_gain: float = Task.stop_gain,
+    confidence: float = Task.confidence,
+    confirm: Any = None,
+    float_layers: str | Sequence[str] = Task.float_layers,
     codec: str = Task.codec,
     chip: str = Task.chip,
     marks: str = Task.marks,
-    sampler: str = Task.sampler,
-    seed: int = Task.seed,
-    stop_gain: float = Task.stop_gain,
-    confidence: float = Task.confidence,
-    float_layers: str | Sequence[str] = Task.float_layers,
     config: QuantizationConfig | None = None,
     cfg: str | Path | None = None,
     batch_num: int = Task.batch_num,
     activation_offset: bool = Task.activation_offset,
     amct_levels: bool = Task.amct_levels,
     python_layers: bool = Task.python_layers,
-    confirm: Any = None,
-    jobs: int = 1,
-    timeout: float | None = None,
-    on_progress: OnProgress = tell_nobody,
 ) -> Study:
     """Start a study, run it to its end, and export the best plan to `out`.
 
@@ -142,17 +155,52 @@ def tune(
     model_file, weights_file : str or Path
         The float network.
     evaluator : object
-        With `eval_model`, `is_satisfied` and `evaluate_batch_num`; see `Evaluator`.
+        With `eval_model`, `is_satisfied` and `evaluate_batch_num`; see `Evaluator`. Its class may be typed into a
+        notebook.
     out : str or Path
         Folder for results and for what a resumed run needs.
     name : str, optional
         The folder's name by default.
     storage : str, optional
         URL; `study.journal` in the folder by default.
+    load_if_exists : bool
+        Go on with the study if there is one of this name, as `resume` does, instead of refusing.
     artifacts : str
         Folder or `s3://bucket/prefix` where workers on other machines find the network; a folder in `out` by default.
     n_trials : int
         Total of the study, resumed runs included.
+    timeout : float, optional
+        Seconds after which no further trial is started.
+    jobs : int
+        Workers that run at the same time, through joblib: processes of this machine, or what its `parallel_config`
+        says. Callbacks and `on_progress` are then called in this process, from a thread.
+    sampler : {"rate-distortion", "tpe", "gp", "random"} or optuna.samplers.BaseSampler
+        An object is not stored: a resumed run needs it again, or another. It is reseeded, by its `reseed_rng`, for each
+        of several workers and where a study goes on, lest it propose the same again.
+    pruner : optuna.pruners.BasePruner, optional
+        Given to `study.optuna`, for trials of your own. It does nothing to the search: a plan is scored by one call,
+        which reports nothing before its end.
+    seed : int
+        Of a sampler that is named, and of what is drawn beside the search.
+    callbacks : iterable of callable, optional
+        As `optuna.Study.optimize` takes them: called with the study and the `FrozenTrial` after each trial, also one
+        that failed. `study.stop()` ends the search, of all workers; the winner is then confirmed and exported as ever.
+        What a callback raises ends the run, which can be resumed.
+    progress : bool, optional
+        Show a line that tells how far the study is, or, where it cannot be updated in place, one for each step. By
+        default where it can be: on a terminal and in a notebook.
+    on_progress : callable
+        Told of every step (`Progress`).
+    stop_gain : float
+        End when, with 90 % probability, no plan is better than the best by more than this share; 0 never.
+    confidence : float in [0, 1)
+        With which the winner shall keep the limit on data like those that are scored; 0 takes every measurement at its
+        word.
+    confirm : object, optional
+        Another evaluator, or one of other data, for the winner only.
+    float_layers : {"auto", "never"} or sequence of str
+        Layers that stay float, four bytes a weight: "auto" finds those without which int8 does not keep the limit, by
+        measurements before the first trial; or the names of some.
     codec : {"entropy", "fixed", "ascend"}, optional
         What bytes are counted with: `entropy`, or what `chip` reads, by default.
     chip : {"ascend310", "ascend310b", "ascend310p", "ascend910"}, optional
@@ -160,16 +208,6 @@ def tune(
     marks : {"compiler", "all"}, optional
         Which layers the compiler compresses: those that it marks, the default, or, with its option
         `--enable_compress_weight`, all that it can.
-    sampler : {"rate-distortion", "tpe", "gp", "random"}
-    seed : int
-    stop_gain : float
-        End when, with 90 % probability, no plan is better than the best by more than this share; 0 never.
-    confidence : float in [0, 1)
-        With which the winner shall keep the limit on data like those that are scored; 0 takes every measurement at its
-        word.
-    float_layers : {"auto", "never"} or sequence of str
-        Layers that stay float, four bytes a weight: "auto" finds those without which int8 does not keep the limit, by
-        measurements before the first trial; or the names of some.
     config : QuantizationConfig, optional
         What is quantized and how; by default what `cfg` says.
     cfg : str or Path, optional
@@ -182,28 +220,23 @@ def tune(
         A layer keeps 32 or 16 levels or stays uniform; otherwise any number is tried.
     python_layers : bool
         The evaluator runs a Caffe without AMCT's layers: it gets `Python` layers in their place.
-    confirm : object, optional
-        Another evaluator, or one of other data, for the winner only.
-    jobs : int
-        Workers that run at the same time, through joblib: processes of this machine, or what its `parallel_config`
-        says. `on_progress` is then called from a thread.
-    timeout : float, optional
-        Seconds after which no further trial is started.
-    on_progress : callable
-        Told of every step (`Progress`).
 
     Returns
     -------
     Study
         `best` is None if no trial satisfied the constraint; then nothing is exported, and `record().float_layers` says
-        what each layer costs alone, where that was measured.
+        what each layer costs alone, where that was measured. `optuna` is Optuna's own study of the trials.
 
     Raises
     ------
     StudyError
-        The study exists already, or its storage or folder cannot be used.
+        The study exists already, or was started with something else, or its storage or folder cannot be used.
     ModelError, QuantizationError, RuntimeFailure, EvaluatorError
         See `errors`; EvaluatorError after three failed trials in a row, too.
+
+    Notes
+    -----
+    Whatever ends a run, an error, Ctrl-C or a killed kernel, leaves a study that `resume` goes on with.
     """
     folder, here = Path(out).resolve(), Path.cwd()
     task = Task(  # with absolute paths: local workers may be in another folder, and so may be who resumes
@@ -222,6 +255,7 @@ def tune(
         chip=chip,
         marks=marks,
         sampler=sampler,
+        pruner=pruner,
         seed=seed,
         n_trials=n_trials,
         artifacts=absolute_location(artifacts, here),
@@ -230,7 +264,8 @@ def tune(
         confidence=confidence,
         float_layers=float_layers,
     )
-    return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
+    seen = Spectators(callbacks, progress, on_progress)
+    return _run_and_export(task, seen, exists=None if load_if_exists else False, timeout=timeout, jobs=jobs)
 
 
 def tune_file(
@@ -238,10 +273,15 @@ def tune_file(
     *,
     trials: int | None = None,
     storage: str | None = None,
+    load_if_exists: bool = False,
     out: str | Path | None = None,
     artifacts: str | None = None,
-    jobs: int | None = None,
     timeout: float | None = None,
+    jobs: int | None = None,
+    sampler: str | BaseSampler | None = None,
+    pruner: BasePruner | None = None,
+    callbacks: Iterable[Callback] | None = None,
+    progress: bool | None = None,
     on_progress: OnProgress = tell_nobody,
 ) -> Study:
     """Start the study of a study file, run it to its end, and export the best plan; see `tune`.
@@ -249,9 +289,9 @@ def tune_file(
     Parameters
     ----------
     study_file : str or Path
-    trials, storage, out, artifacts : optional
+    trials, storage, out, artifacts, sampler : optional
         Override the file's.
-    jobs, timeout, on_progress : optional
+    load_if_exists, timeout, jobs, pruner, callbacks, progress, on_progress : optional
         As for `tune`; `jobs` overrides the study file's, whose [workers] also says where they are.
 
     Raises
@@ -260,7 +300,9 @@ def tune_file(
         The file is malformed, or the study exists already; otherwise as for `tune`.
     """
     task = load_task(study_file, out=out, storage=storage, artifacts=artifacts, trials=trials)
-    return _run_and_export(task, exists=False, on_progress=on_progress, timeout=timeout, jobs=jobs)
+    task = replace(task, sampler=task.sampler if sampler is None else sampler, pruner=pruner)
+    seen = Spectators(callbacks, progress, on_progress)
+    return _run_and_export(task, seen, exists=None if load_if_exists else False, timeout=timeout, jobs=jobs)
 
 
 def resume(
@@ -268,11 +310,16 @@ def resume(
     storage: str | None = None,
     *,
     evaluator: Any = None,
+    corrected: bool = False,
     trials: int | None = None,
     out: str | Path | None = None,
     artifacts: str | None = None,
-    jobs: int | None = None,
     timeout: float | None = None,
+    jobs: int | None = None,
+    sampler: str | BaseSampler | None = None,
+    pruner: BasePruner | None = None,
+    callbacks: Iterable[Callback] | None = None,
+    progress: bool | None = None,
     on_progress: OnProgress = tell_nobody,
 ) -> Study:
     """Go on with a study where its storage stands, up to its total of trials; see `tune`.
@@ -284,12 +331,18 @@ def resume(
     storage : str, optional
         URL.
     evaluator : object, optional
-        Needed where the study was not started from a study file: evaluators are not stored.
+        Needed where the study was not started from a study file: evaluators are not stored. It must be the one that
+        the study was started with, unless nothing was measured yet.
+    corrected : bool
+        The evaluator's code has changed, but not what it measures: it is accepted if it scores the original network as
+        before, which it is asked to do once more, and judges every trial as before.
     trials : int, optional
         The new total.
     out, artifacts : optional
         Override what the study was started with.
-    jobs, timeout, on_progress : optional
+    sampler : str or optuna.samplers.BaseSampler, optional
+        In place of the one that the study was started with; needed where that was an object.
+    timeout, jobs, pruner, callbacks, progress, on_progress : optional
         As for `tune`; `jobs` overrides the study file's, whose [workers] also says where they are.
 
     Raises
@@ -297,15 +350,48 @@ def resume(
     StudyError
         The study does not exist, or model, configuration or evaluator are not those it was started with.
     """
-    task = load_stored_task(study, storage, evaluator=evaluator, out=out, artifacts=artifacts, trials=trials)
-    return _run_and_export(task, exists=True, on_progress=on_progress, timeout=timeout, jobs=jobs)
+    task = load_stored_task(
+        study, storage, evaluator=evaluator, out=out, artifacts=artifacts, trials=trials, sampler=sampler
+    )
+    seen, task = Spectators(callbacks, progress, on_progress), replace(task, pruner=pruner)
+    return _run_and_export(task, seen, exists=True, timeout=timeout, jobs=jobs, corrected=corrected)
+
+
+@dataclass(frozen=True)
+class Spectators:
+    """Who sees a study run from Python.
+
+    Attributes
+    ----------
+    callbacks : iterable of callable or None
+    progress : bool or None
+        Whether a line tells of it; None: where it can be updated in place.
+    on_progress : callable
+    """
+
+    callbacks: Iterable[Callback] | None
+    progress: bool | None
+    on_progress: OnProgress
 
 
 def _run_and_export(
-    task: Task, *, exists: bool, on_progress: OnProgress, timeout: float | None, jobs: int | None
+    task: Task,
+    seen: Spectators,
+    *,
+    exists: bool | None,
+    timeout: float | None,
+    jobs: int | None,
+    corrected: bool = False,
 ) -> Study:
-    run = StudyRun(task, on_progress)
-    with python_layers(task.allow_python_layers):
+    with python_layers(task.allow_python_layers), progress_line(task.name, task.storage, seen.progress) as show:
+
+        def tell(step: Progress) -> None:
+            show(step)
+            seen.on_progress(step)
+
+        run = StudyRun(task, tell, seen.callbacks or ())
+        if corrected:
+            run.accept_corrected()
         study = run.run(exists=exists, timeout=timeout, jobs=jobs)
         if study.best is not None:
             run.export(study, formats=WINNER_FORMATS)
@@ -339,6 +425,8 @@ class StudyRun:
     task : Task
         Recipes in it are made: evaluators are loaded.
     on_progress : callable
+    callbacks : iterable of callable
+        Called as Optuna does after each trial that this run, or a worker that it sent out, has finished.
     graph : Graph, optional
         The float network, where it has been read already.
 
@@ -348,8 +436,17 @@ class StudyRun:
         See `Task.made`.
     """
 
-    def __init__(self, task: Task, on_progress: OnProgress = tell_nobody, *, graph: Graph | None = None) -> None:
-        self._asked, self._on_progress, self._graph = task, on_progress, graph
+    def __init__(
+        self,
+        task: Task,
+        on_progress: OnProgress = tell_nobody,
+        callbacks: Iterable[Callback] = (),
+        *,
+        graph: Graph | None = None,
+    ) -> None:
+        self._asked, self._on_progress, self._callbacks, self._graph = task, on_progress, tuple(callbacks), graph
+        if wrong := [one for one in self._callbacks if not callable(one)]:
+            raise TypeError(f"callbacks must be callable with a study and a trial. Got {wrong[0]!r}.")
         self._candidate: Candidate | None = None
 
     @cached_property
@@ -408,15 +505,42 @@ class StudyRun:
         before = open_study(self.task.name, self.task.storage).record().original_metric
         return before is not None and math.isclose(score(self.task.evaluator, self.task.source), before, rel_tol=1e-6)
 
-    def run(self, *, exists: bool, timeout: float | None = None, jobs: int | None = None) -> Study:
-        """Start the study (or, if it exists, go on with it) and run it to its end; see `tune` and `resume`."""
+    def accept_corrected(self) -> None:
+        """Take an evaluator whose code has changed for the study's own, if all that can be asked again is as it was.
+
+        Raises
+        ------
+        StudyError
+            It measures or judges otherwise, or something else has changed.
+        """
+        study = open_study(self.task.name, self.task.storage)
+        record = study.record()
+        if record.original_metric is None or changed_parts(study.optuna, self.fingerprint, self.data) != ["evaluator"]:
+            return  # then there is nothing to accept, or more than that
+        check_evaluator(self.task.evaluator)
+        words = None
+        if self._judges_otherwise(record):
+            words = "gives a trial another verdict"
+        elif not self.scores_as_before():
+            words = f"does not score the original network as before, {record.original_metric:g}"
+        if words:
+            raise StudyError(f"the corrected evaluator {words}; start a study of another name", study=study.name)
+        study.optuna.set_user_attr(PROVENANCE, {**record.provenance, "evaluator corrected": "yes"})
+        stored = StudyAttributes(study.optuna).get(FINGERPRINT, Mapping[str, str])
+        study.optuna.set_user_attr(FINGERPRINT, {**stored, "evaluator": self.fingerprint["evaluator"]})
+
+    def run(self, *, exists: bool | None, timeout: float | None = None, jobs: int | None = None) -> Study:
+        """Start the study, or go on with one that exists (None: whichever it is), and run it to its end.
+
+        See `tune` and `resume`.
+        """
         if not exists:
             check_name(self._asked)
         workers = self.task.workers if jobs is None else replace(self.task.workers, jobs=jobs)
         with engine(workers) as connected:  # or refused, before hours of preparation
             return self._run(connected, exists=exists, timeout=timeout)
 
-    def _run(self, workers: Engine, *, exists: bool, timeout: float | None) -> Study:
+    def _run(self, workers: Engine, *, exists: bool | None, timeout: float | None) -> Study:
         task, on_progress = self.task, self._on_progress
         check_permission(self.model.graph)
         for evaluator in (task.evaluator, task.confirm):
@@ -441,6 +565,7 @@ class StudyRun:
     def _prepared_runner(self, storage: Storage, study: optuna.Study) -> Runner:
         """Measure and build what trials need, as far as that was not done before, and tell other workers."""
         task, on_progress = self.task, self._on_progress
+        self._settle_evaluator(study)
         score_original(task, study, on_progress)
         model = calibrate(task, self.model, study, on_progress)
         found = prepare_points(task, model, self.fingerprint, study, on_progress)
@@ -450,7 +575,7 @@ class StudyRun:
         candidate = self._candidate = settled(task, study, whole)
         candidate.deploy_graph()  # refuses now, before all trials, what the export would refuse after them
         seal_study(study)
-        runner = make_runner(task, storage, study, candidate, on_progress, is_first=True)
+        runner = make_runner(task, storage, study, candidate, on_progress, is_first=True, callbacks=self._callbacks)
         runner.begin(floats, first_trial(study, floats))
         kept = KeptFiles(task, study).digests(found)
         Artifacts(task.artifacts_location).publish(task, study, model.config, self.fingerprint, kept)
@@ -464,21 +589,48 @@ class StudyRun:
         append_conclusion(self.task.log_file, words)
         return study
 
-    def _opened(self, exists: bool) -> tuple[Storage, optuna.Study]:
+    def _opened(self, exists: bool | None) -> tuple[Storage, optuna.Study]:
         """Open the study, or make it, and tell it what it is to be."""
         task, fingerprint = self.task, self.fingerprint  # first: a network that cannot be used leaves no study
         make_folders(task)
         write_started(task)
         storage = open_storage(task.storage)
-        begin = continue_study if exists else start_study
-        study = begin(storage, task.name, self._describe, fingerprint)
-        if exists:
-            check_fingerprint(study, fingerprint, self.data)
+        begin = {True: continue_study, False: start_study, None: start_or_continue}[exists]
+        made: list[optuna.Study] = []
+
+        def describe(study: optuna.Study) -> None:
+            self._describe(study)
+            made.append(study)
+
+        study = begin(storage, task.name, describe, fingerprint)
+        if not made:
+            self._check(study)
             if DATA not in study.user_attrs:  # an earlier version's
                 study.set_user_attr(DATA, dict(self.data))
             self._tell_task(study)
-        self._on_progress(Progress("study", "opened" if exists else "created", 1, 1))
+        if isinstance(task.sampler, BaseSampler):
+            study.sampler = task.sampler
+        study.pruner = task.pruner or study.pruner
+        self._on_progress(Progress("study", "created" if made else "opened", 1, 1))
         return storage, study
+
+    def _check(self, study: optuna.Study) -> None:
+        """Refuse a study of something else; before anything was measured, its evaluator may be another."""
+        if ORIGINAL_METRIC in study.user_attrs:
+            check_fingerprint(study, self.fingerprint, self.data)
+        else:
+            check_fingerprint(study, {key: value for key, value in self.fingerprint.items() if key != "evaluator"})
+
+    def _settle_evaluator(self, study: optuna.Study) -> None:
+        """Make the evaluator the study's, unless another one has measured something; nobody else prepares it now.
+
+        Whose first call failed is corrected, and the study goes on.
+        """
+        if ORIGINAL_METRIC not in study.user_attrs and changed_parts(study, self.fingerprint, self.data):
+            study.set_user_attr(PROVENANCE, _provenance(self.task, self.fingerprint))
+            study.set_user_attr(DATA, dict(self.data))
+            study.set_user_attr(FINGERPRINT, dict(self.fingerprint))
+        check_fingerprint(study, self.fingerprint, self.data)
 
     def _describe(self, study: optuna.Study) -> None:
         """Store what a new study is, but for its fingerprint."""
@@ -491,7 +643,11 @@ class StudyRun:
         self._tell_task(study)
 
     def _tell_task(self, study: optuna.Study) -> None:
-        """Store what each run may have otherwise."""
+        """Store what each run may have otherwise; the provenance tells of every sampler."""
+        known = StudyAttributes(study).get(PROVENANCE, Mapping[str, str], {})
+        before, sampler = known.get("sampler", ""), stored_sampler(self.task.sampler)
+        if before and before.rpartition(_THEN)[2] != sampler:
+            study.set_user_attr(PROVENANCE, {**known, "sampler": before + _THEN + sampler})
         study.set_user_attr(TASK, self.task.as_attribute())
         study.set_user_attr(TARGET_TRIALS, self.task.n_trials)
         study.set_user_attr(STOPPED, "")
@@ -591,7 +747,7 @@ def _provenance(task: Task, fingerprint: Mapping[str, str]) -> dict[str, str]:
         "evaluator": evaluator_name(task.evaluator),
         **_said_by(task.evaluator),
         "evaluate_batch_num": str(task.evaluator.evaluate_batch_num),
-        "sampler": task.sampler,
+        "sampler": stored_sampler(task.sampler),
         "seed": str(task.seed),
         **_hashes(fingerprint),
         **{f"{name} version": number for name, number in package_versions().items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -40,7 +41,7 @@ from autonuq.study.stored import (
     stored_layers,
     stored_rounding,
 )
-from autonuq.study.task import OnProgress, Progress, Task
+from autonuq.study.task import Callback, OnProgress, Progress, Task
 from autonuq.study.trial_log import append_trial
 from autonuq.study.trials import trial_record
 
@@ -55,7 +56,8 @@ def _never() -> bool:
 class Runner:
     """One worker: runs trials, one after the other, until the study has as many as it shall have.
 
-    The study that it is given is one of its own trials, see `trials.own_view`.
+    The study that it is given is one of its own trials, see `trials.own_view`. `callbacks` are called after
+    `on_progress` was, with that study and a copy of the trial.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Runner:
         study: optuna.Study,
         candidate: Candidate,
         on_progress: OnProgress,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.task, self.study, self.candidate, self.on_progress = task, study, candidate, on_progress
+        self.task, self.study, self.candidate = task, study, candidate
+        self._on_progress, self._callbacks = on_progress, callbacks
         self.unsearched = say_unsearched(candidate.model)
         self.networks = PlanNetworks(task, candidate, study)
         self.space = Space(candidate.curves, candidate.model.weight_counts)
@@ -84,6 +88,10 @@ class Runner:
 
     def run(self, deadline: float | None, is_abandoned: Callable[[], bool] = _never) -> None:
         """Run what is left, or what is until it `is_abandoned`; raise EvaluatorError after three failures in a row."""
+        self._run(deadline, is_abandoned)
+        self.tell_end()
+
+    def _run(self, deadline: float | None, is_abandoned: Callable[[], bool]) -> None:
         failures = 0
         self._remove_left_folders()
         with self.session:
@@ -98,7 +106,7 @@ class Runner:
                 failures = failures + 1 if record.state == "failed" else 0
                 for progress in self.tally.news(self.claims.total()):
                     if progress.trial is not None and progress.trial.number == record.number:
-                        self.on_progress(progress)
+                        self.tell(progress)
                 if failures == FAILURES_IN_A_ROW:
                     raise failed_in_a_row(record.error)
 
@@ -128,16 +136,25 @@ class Runner:
         record = self._with_ratio(replace(scored, size_bytes=self._size_bytes(plan), points=plan))
         self._finish(trial, replace(record, number=trial.number, worker=self.session.lease.worker))
         for progress in self.tally.news(self.claims.total()):
-            self.on_progress(progress)
+            self.tell(progress)
+
+    def tell(self, progress: Progress) -> None:
+        """Tell of a trial that finished."""
+        self._on_progress(progress)
+        if self._callbacks and progress.trial is not None:
+            number = progress.trial.number
+            found = next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
+            for callback in self._callbacks:
+                callback(self.study, deepcopy(found))
 
     def tell_end(self) -> None:
         """Tell why the study ended before its total, if it did."""
         reason = StudyAttributes(self.study).get(STOPPED, str)
         if reason:
-            self.on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
+            self._on_progress(Progress("stop", reason, self._finished(), self.claims.total()))
 
     def _is_done(self) -> bool:
-        """Say whether too little is left to gain, or another worker has found that; why is stored and told."""
+        """Say whether too little is left to gain, or the search was ended otherwise; why is stored."""
         share = self.task.stop_gain
         if StudyAttributes(self.study).get(STOPPED, str):
             return True
@@ -153,7 +170,6 @@ class Runner:
 
     def _stop(self, reason: str) -> Literal[True]:
         self.study.set_user_attr(STOPPED, reason)
-        self.tell_end()
         return True
 
     def _remove_left_folders(self) -> None:

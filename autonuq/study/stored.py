@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -58,11 +58,16 @@ from autonuq.search.loss_model import Prior
 from autonuq.search.rate_distortion import Learnt, RateDistortionSampler
 from autonuq.search.trust import BelievedLoss
 from autonuq.study.attributes import StudyAttributes, store_long
+from autonuq.study.frame import trials_frame
 from autonuq.study.trials import TrialReader, own_view, record_as_data, record_from_data
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CORRECTED_CURVE_ERROR = 0.2
 """Once divergences were measured: see `foretelling`."""
 
+_EVALUATOR = "evaluator"  # in a fingerprint
 FINISHED = (TrialState.COMPLETE, TrialState.FAIL)
 
 
@@ -73,6 +78,7 @@ class Best:
     Attributes
     ----------
     trial : int
+        Its number, which is `number`, too.
     ratio, metric : float
     levels : mapping of str to int
         Of every quantized layer.
@@ -95,6 +101,11 @@ class Best:
     probability: float | None = None
     confirmed: bool | None = None
 
+    @property
+    def number(self) -> int:
+        """The trial's number, by Optuna's name."""
+        return self.trial
+
     def _repr_html_(self) -> str:
         """Show a notebook the trial and its levels."""
         title = f"Trial {self.trial}: {self.ratio:.2f}x, metric {self.metric:.6g}, {self.size_bytes:,} bytes of weights"
@@ -112,6 +123,9 @@ class Study:
     def __init__(self, optuna_study: optuna.Study) -> None:
         self.optuna = optuna_study
         self._reader: TrialReader | None = None
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r})"
 
     @property
     def name(self) -> str:
@@ -183,6 +197,24 @@ class Study:
         sampler = RateDistortionSampler(curves, seed=0, original_bytes=sizes, curve_error=error)
         return sampler.learn(own_view(self.optuna, self._reader_of(layers)))
 
+    def front(self) -> tuple[TrialRecord, ...]:
+        """Return the satisfied trials that no other one beats in both ratio and metric, by falling ratio."""
+        return self.record().front()
+
+    def trials_dataframe(self) -> pd.DataFrame:
+        """Return one row for each trial of the search, by number; `optuna.trials_dataframe` has Optuna's view of them.
+
+        Its columns: number, state, ratio, metric; loss, how much worse the metric got, and loss_error; satisfied;
+        probability, that the plan keeps the limit; size_bytes, of the weights; origin, worker, started, in UTC,
+        duration_s, error; and `levels/<layer>` of each quantized layer.
+
+        Raises
+        ------
+        StudyError
+            pandas is not installed.
+        """
+        return trials_frame(self.record())
+
     def _repr_html_(self) -> str:
         """Show a notebook how far the study is and what the best trial makes of each layer."""
         return _study_html(self.record())
@@ -236,8 +268,9 @@ def _loss_parts(record: StudyRecord, learnt: Learnt) -> LossParts | None:
 def _study_html(record: StudyRecord) -> str:
     best, trials = record.best, record.counts
     counts = f"{trials.complete} of {record.target_trials} trials, {trials.satisfied} satisfied"
+    title = f"Study {record.name}: {counts}" + (f"; stopped: {record.stopped}" if record.stopped else "")
     if best is None:
-        return html_table(f"Study {record.name}: {counts}", (), ())
+        return html_table("\n".join(filter(None, (title, record.warning))), (), ())
     rows = [
         (
             row.layer.name,
@@ -247,8 +280,9 @@ def _study_html(record: StudyRecord) -> str:
         )
         for row in record.layer_rows(best)
     ]
+    sizes = f"{record.original_bytes:,} -> {best.size_bytes:,} bytes of weights"
     metrics = f"metric {record.original_metric:.6g} -> {best.metric:.6g}"
-    title = f"Study {record.name}: {counts}; best {best.ratio:.2f}x in trial {best.number}, {metrics}"
+    title += f"\nbest {best.ratio:.2f}x in trial {best.number}: {sizes}, {metrics}\n{record.say_best()}"
     return html_table(title, ("layer", "levels", "bytes", "ratio"), rows)
 
 
@@ -418,8 +452,13 @@ def check_fingerprint(
         A digest differs from the stored one.
     """
     if different := changed_parts(study, fingerprint, data):
+        remedies = ["restore it", "start a study of another name"]
+        if different == [_EVALUATOR]:
+            code = "its code counts, with the functions and classes that it names of the same file or notebook"
+            remedies[1:1] = ["resume with --corrected, in Python corrected=True, if all that it measures is as before"]
+            remedies[0] += f" ({code})"
         raise StudyError(
-            f"was started with another {', another '.join(different)}; restore it, or start a study of another name",
+            f"was started with another {', another '.join(different)}; {', or '.join(remedies)}",
             study=study.study_name,
         )
 
@@ -432,7 +471,7 @@ def changed_parts(
     changed = [] if data is None else changed_data(attributes.get(DATA, Mapping[str, str], {}), data)
     stored = dict(attributes.get(FINGERPRINT, Mapping[str, str], {}))
     if changed:
-        stored["evaluator"] = fingerprint["evaluator"]  # which may hold a digest of them
+        stored[_EVALUATOR] = fingerprint[_EVALUATOR]  # which may hold a digest of them
     return [f"content of {part}" for part in changed] + [
         key for key, value in fingerprint.items() if stored.get(key) != value
     ]

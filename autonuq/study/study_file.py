@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autonuq.errors import StudyError, suggest_name
-from autonuq.evaluate.builtin import KINDS, AccuracySettings, DataSettings, Drop, TransformSettings, parse_drop
+from autonuq.evaluate.builtin import KINDS, BuiltinSettings, DataSettings, TransformSettings, parse_drop
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import ModelPair
@@ -22,6 +22,12 @@ from autonuq.quant.config import Target
 from autonuq.reading import reading
 from autonuq.search.sampler import SAMPLERS
 from autonuq.storage.open import VARIABLE, absolute_url, default_url
+from autonuq.study.detection_table import (
+    DETECTION_CHOICES,
+    DETECTION_KEYS,
+    broken_detection_rule,
+    detection_settings,
+)
 from autonuq.study.engines import BACKENDS, Workers
 from autonuq.study.task import FLOAT_RULES, Task
 
@@ -47,6 +53,13 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "input": str,
         "output": str,
         "timeout": _NUMBER,
+        "outputs": list,
+        "measure": str,
+        "snr": _NUMBER,
+        "cosine": _NUMBER,
+        "axis": int,
+        "classes": list,
+        "ignore": int,
     },
     "evaluator.data": _DATA,
     "evaluator.calibration": _DATA,
@@ -58,6 +71,7 @@ _KEYS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "scale": _NUMBER,
         "channels": str,
     },
+    "evaluator.detections": DETECTION_KEYS,
     "quantization": {
         "cfg": str,
         "batch_num": int,
@@ -101,6 +115,11 @@ _FIELDS = {
     ("search", "float_layers"): "float_layers",
 }
 """Keys that are fields of `Task` as they stand, where defaults are."""
+_BUILTIN_FIELDS = (
+    *("kind", "evaluate_batch_num", "batch_size", "input", "output"),
+    *("measure", "snr", "cosine", "axis", "ignore"),
+)
+"""Keys of [evaluator] that are fields of `BuiltinSettings` as they stand."""
 _REQUIRED = (
     ("", "name"),
     ("model", "prototxt"),
@@ -121,9 +140,11 @@ _CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
     ("quantization", "levels"): ("any", "amct"),
     ("search", "sampler"): tuple(SAMPLERS),
     ("evaluator", "kind"): tuple(KINDS),
+    ("evaluator", "measure"): ("snr", "cosine"),
     ("evaluator.transform", "channels"): ("RGB", "BGR"),
     ("workers", "backend"): BACKENDS,
     **{(f"evaluator.{table}", "layout"): ("NHWC", "NCHW") for table in ("data", "calibration")},
+    **{("evaluator.detections", key): choices for key, choices in DETECTION_CHOICES.items()},
 }
 
 
@@ -248,13 +269,13 @@ def _evaluators(
         found = _confirming(tables, confirming, path)
         _check_apart(own, found, path)
         return own, found
-    return own.of_part("search"), own.of_part("held back") if isinstance(own.what, AccuracySettings) else None
+    return own.of_part("search"), own.of_part("held back") if isinstance(own.what, BuiltinSettings) else None
 
 
 def _check_apart(own: EvaluatorRecipe, confirming: EvaluatorRecipe, path: Path) -> None:
     """Refuse to confirm on images that the search sees."""
     same = own == confirming
-    if isinstance(own.what, AccuracySettings) and isinstance(confirming.what, AccuracySettings):
+    if isinstance(own.what, BuiltinSettings) and isinstance(confirming.what, BuiltinSettings):
         one, other = own.what.data, confirming.what.data
         same = one.path.resolve() == other.path.resolve() and one.overlaps(other)
     if same:
@@ -288,7 +309,7 @@ def _storage_url(values: Mapping[tuple[str, str], Any], folder: Path, target: Pa
 
 def _recipe(values: Mapping[tuple[str, str], Any], folder: Path) -> EvaluatorRecipe:
     return EvaluatorRecipe(
-        what=values["evaluator", "class"] if ("evaluator", "class") in values else _accuracy_settings(values, folder),
+        what=values["evaluator", "class"] if ("evaluator", "class") in values else _builtin_settings(values, folder),
         folder=folder,
         evaluate_batch_num=values.get(("evaluator", "evaluate_batch_num"), EvaluatorRecipe.evaluate_batch_num),
         timeout_s=values.get(("evaluator", "timeout")),
@@ -301,18 +322,22 @@ def absolute_location(artifacts: str | None, folder: Path) -> str:
     return artifacts or "" if is_absolute else str((folder / str(artifacts)).resolve())
 
 
-def _accuracy_settings(values: Mapping[tuple[str, str], Any], folder: Path) -> AccuracySettings:
+def _builtin_settings(values: Mapping[tuple[str, str], Any], folder: Path) -> BuiltinSettings:
     """Put the checked keys of a built-in evaluator together."""
     own = {key: value for (table, key), value in values.items() if table == "evaluator"}
-    given = {key: own[key] for key in ("kind", "evaluate_batch_num", "batch_size", "input", "output") if key in own}
+    given = {key: own[key] for key in _BUILTIN_FIELDS if key in own}
+    lists: dict[str, Any] = {key: tuple(own[key]) for key in ("outputs", "classes") if key in own}
+    detections = {key: value for (table, key), value in values.items() if table == "evaluator.detections"}
     data = _data_settings("evaluator.data", values, folder)
     calibrates = any(table == "evaluator.calibration" for table, _ in values)
-    return AccuracySettings(
+    return BuiltinSettings(
         data=data,
         calibration=_data_settings("evaluator.calibration", values, folder) if calibrates else data,
         transform=_transform_settings(values, folder),
-        drop=parse_drop(own["drop"]) if "drop" in own else Drop(),
+        drop=parse_drop(own["drop"]) if "drop" in own else None,
+        detections=detection_settings(detections, folder),
         **given,
+        **lists,
     )
 
 
@@ -432,7 +457,7 @@ def _check_evaluator(values: Mapping[tuple[str, str], Any], path: Path) -> None:
     own = {_dotted(table, key) for table, key in values if table.partition(".")[0] == "evaluator"}
     if ("evaluator.class" in own) == ("evaluator.kind" in own):
         what = "both are there" if own >= {"evaluator.class", "evaluator.kind"} else "both are missing"
-        rule = f"a class of yours, or '{' or '.join(KINDS)}'"
+        rule = f"a class of yours, or one of {', '.join(KINDS)}"
         keys = "either 'evaluator.class' or 'evaluator.kind'"
         raise StudyError(f"{keys} must say how to score ({rule}); {what}", path=path)
     if "evaluator.class" in own:
@@ -444,15 +469,70 @@ def _check_evaluator(values: Mapping[tuple[str, str], Any], path: Path) -> None:
         if foreign:
             raise StudyError(f"'{foreign[0]}' belongs to a built-in evaluator; 'evaluator.class' has none", path=path)
         return
+    _check_keys_of_kind(values, path)
     for table in ("data", "calibration"):
         _check_data(f"evaluator.{table}", values, path)
     _check_transform(values, path)
+    _check_numbers_of_kind(values, path)
     try:
         parse_drop(values.get(("evaluator", "drop"), 0))
     except ValueError as error:
         drop = values["evaluator", "drop"]
         rule = "a number of points (1.0) or per cent of the original metric in quotes ('1 %')"
         raise StudyError(f"'evaluator.drop' must be {rule}. Got {drop!r} instead.", path=path) from error
+
+
+def _check_keys_of_kind(values: Mapping[tuple[str, str], Any], path: Path) -> None:
+    """Check that the keys are of the kind, and that those are there which it cannot do without."""
+    kind = values["evaluator", "kind"]
+    of_some = {key for cls in KINDS.values() for key in cls.keys}
+    for table, key in values:
+        own = _KEY_OF_KIND.get((table, key), "detections" if table == "evaluator.detections" else key)
+        is_special = table in ("evaluator", "evaluator.detections") or (table, key) in _KEY_OF_KIND
+        if is_special and own in of_some and own not in KINDS[kind].keys:
+            takers = [name for name, cls in KINDS.items() if own in cls.keys]
+            which = f"kind {takers[0]}" if len(takers) == 1 else f"the kinds {', '.join(takers)}"
+            raise StudyError(f"'{_dotted(table, key)}' belongs to {which}; '{kind}' does not take it", path=path)
+    for place, what in _NEEDED.get(kind, {}).items():
+        if place not in values:
+            raise StudyError(f"'{_dotted(*place)}' is missing: kind '{kind}' needs {what}", path=path)
+
+
+_KEY_OF_KIND: Mapping[tuple[str, str], str] = {
+    **{(f"evaluator.{table}", "labels"): "labels" for table in ("data", "calibration")},
+    ("evaluator.detections", "annotations"): "annotations",
+}
+"""Keys in tables of their own that some kinds take, by the names in `ImageEvaluator.keys`."""
+_NEEDED: Mapping[str, Mapping[tuple[str, str], str]] = {
+    "miou": {("evaluator.data", "labels"): "the folder of the masks"},
+    "map": {("evaluator.detections", "annotations"): "a folder of VOC's XML files, or a COCO JSON file"},
+}
+
+
+def _check_numbers_of_kind(values: Mapping[tuple[str, str], Any], path: Path) -> None:
+    """Check the values of the keys that only some kinds take."""
+    classes = values.get(("evaluator", "classes"), [0])
+    rules = {
+        "outputs": (_are_names(values.get(("evaluator", "outputs"), ["any"])), "a list of names of blobs"),
+        "classes": (bool(classes) and all(type(one) is int and one >= 0 for one in classes), "a list of class numbers"),
+        "snr": (values.get(("evaluator", "snr"), 1) > 0, "a positive number of decibels"),
+        "cosine": (0 < values.get(("evaluator", "cosine"), 0.5) < 1, "between 0 and 1"),
+        "ignore": (values.get(("evaluator", "ignore"), 0) >= 0, "a value of pixels"),
+    }
+    broken = {("evaluator", key): rule for key, (holds, rule) in rules.items() if not holds}
+    for table, key in values:
+        if table == "evaluator.detections" and (rule := broken_detection_rule(key, values[table, key])):
+            broken[table, key] = rule
+    for place, rule in broken.items():
+        raise StudyError(f"'{_dotted(*place)}' must be {rule}. Got {values[place]!r} instead.", path=path)
+    limits = [key for key in ("snr", "cosine") if ("evaluator", key) in values]
+    measure = values.get(("evaluator", "measure"), limits[0] if limits else "snr")
+    if limits not in ([], [measure]):
+        raise StudyError(f"'evaluator.{limits[-1]}' is no limit of the measure '{measure}'; remove one", path=path)
+
+
+def _are_names(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def _check_data(table: str, values: Mapping[tuple[str, str], Any], path: Path) -> None:

@@ -12,6 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
 from autonuq.compress.chip import aimed, say_reasons
 from autonuq.compress.quantized import QuantizedModel, default_config, quantize
 from autonuq.errors import StudyError, suggest_name
@@ -25,7 +30,7 @@ from autonuq.masking import masked
 from autonuq.quant.codecs import broken_rule
 from autonuq.quant.config import NO_TARGET, QuantizationConfig, Target
 from autonuq.records import TrialRecord
-from autonuq.search.sampler import RATE_DISTORTION
+from autonuq.search.sampler import RATE_DISTORTION, check_sampler, stored_sampler
 from autonuq.settings.simplified import load_simplified
 from autonuq.study.engines import Workers
 
@@ -69,8 +74,11 @@ class Task:
         Out of `quant.atc.chips.MARKS`: which layers the chip's compiler compresses; empty: those that it marks.
     counts_chip : bool
         Whether a chip in the configuration counts. For studies of earlier versions it only said which layers to search.
-    sampler : str
-        Key of `search.sampler.SAMPLERS`.
+    sampler : str or BaseSampler
+        Key of `search.sampler.SAMPLERS`, or an object, of which is stored only what it is.
+    pruner : BasePruner or None
+        For the trials that others make in the study: one of ours is a single call, of which nothing is known before
+        its end. Stored nowhere.
     seed : int
     n_trials : int
         Total of the study, resumed runs included.
@@ -114,7 +122,8 @@ class Task:
     chip: str = ""
     marks: str = ""
     counts_chip: bool = True
-    sampler: str = RATE_DISTORTION
+    sampler: str | BaseSampler = RATE_DISTORTION
+    pruner: BasePruner | None = None
     seed: int = 0
     n_trials: int = 40
     artifacts: str = ""
@@ -128,6 +137,9 @@ class Task:
     allow_python_layers: bool = False
 
     def __post_init__(self) -> None:
+        check_sampler(self.sampler, self.name)
+        if self.pruner is not None and not isinstance(self.pruner, BasePruner):
+            raise StudyError(f"pruner must be an object of a pruner of Optuna's. Got {self.pruner!r}.", study=self.name)
         if (self.chip or not self.marks) and (broken := broken_rule(self.target)):  # a `cfg` may have the chip
             raise StudyError(str(broken), study=self.name)
         if not 0 <= self.confidence < 1:
@@ -165,11 +177,10 @@ class Task:
         EvaluatorError, ModelError
             See `EvaluatorRecipe.make`.
         """
-        model_file = self.source.model
         return replace(
             self,
-            evaluator=make_evaluator(self.evaluator, model_file),
-            confirm=make_evaluator(self.confirm, model_file),
+            evaluator=make_evaluator(self.evaluator, self.source),
+            confirm=make_evaluator(self.confirm, self.source),
         )
 
     def as_attribute(self) -> dict[str, Any]:
@@ -180,6 +191,7 @@ class Task:
             **{key: str(path.resolve()) for key, path in paths.items()},
             **{key: path and str(path.resolve()) for key, path in optional.items()},
             **{key: getattr(self, key) for key in PLAIN_FIELDS},
+            "sampler": stored_sampler(self.sampler),
             "artifacts": masked(self.artifacts),
             "has_config": self.config is not None,
         }
@@ -228,7 +240,6 @@ PLAIN_FIELDS = (
     "codec",
     "chip",
     "marks",
-    "sampler",
     "seed",
     "stop_gain",
     "confidence",
@@ -260,6 +271,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Callback = Callable[[optuna.Study, FrozenTrial], object]
+"""Of Optuna's kind: called with the study and a trial that has just finished."""
 
 
 def tell_nobody(progress: Progress) -> None:

@@ -30,6 +30,7 @@ from autonuq.records import (
     ORIGIN,
     RATIO_PREFIX,
     RUNNING,
+    STOPPED,
     TRIAL,
     LayerRecord,
     TrialRecord,
@@ -43,6 +44,8 @@ NOT_STORED = ("number", "state", "probability", "scatter")
 """Fields of a trial's record that its attribute does not hold: Optuna has them, or they follow from all trials."""
 FOREIGN = "another program made it"
 """Why a trial is ignored."""
+BY_CALLBACK = "a callback, or the sampler, called study.stop()"
+"""Why a search ended."""
 
 _RETIRED = ("part_margin", "batches")  # of versions that stopped trials on a part of the batches
 _LONGEST_S = 1e9  # thirty years
@@ -232,9 +235,15 @@ def record_from_data(stored: Any, number: int) -> TrialRecord:
     return _check_times(record)
 
 
-def own_view(study: optuna.Study, reader: TrialReader) -> optuna.Study:
-    """Return the study as if there were no trials but its own: what samplers and workers see."""
+class OwnTrials(optuna.Study):
+    """A study as if there were no trials but its own: what samplers, workers and callbacks see."""
+
+    def stop(self) -> None:
+        """End the search, of every worker, when the trials that run are finished: for callbacks and samplers."""
+        self.set_user_attr(STOPPED, BY_CALLBACK)
+
+
+def own_view(study: optuna.Study, reader: TrialReader) -> OwnTrials:
+    """Return the study as if there were no trials but its own."""
     shown = showing(study._storage, reader.own)  # a study has no public way to its storage
-    return optuna.load_study(
-        study_name=study.study_name, storage=shown, sampler=study.sampler, pruner=optuna.pruners.NopPruner()
-    )
+    return OwnTrials(study.study_name, shown, study.sampler, study.pruner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -30,7 +30,16 @@ from autonuq.study.locate import POLL_S, await_study, existing_storage, task_as_
 from autonuq.study.preparation import kept_candidate
 from autonuq.study.runner import Runner
 from autonuq.study.stored import Study, check_fingerprint, curve_error, fixed_curves, stored_rounding
-from autonuq.study.task import OnProgress, Progress, Task, fingerprint_of, make_folders, quantized_model, tell_nobody
+from autonuq.study.task import (
+    Callback,
+    OnProgress,
+    Progress,
+    Task,
+    fingerprint_of,
+    make_folders,
+    quantized_model,
+    tell_nobody,
+)
 
 OPENING_S = 30.0
 """How long a worker tries to reach a storage that is out of reach, in seconds: a server that is being restarted."""
@@ -149,6 +158,7 @@ def make_runner(
     on_progress: OnProgress,
     *,
     is_first: bool,
+    callbacks: Sequence[Callback] = (),
 ) -> Runner:
     """Give the study its sampler and return a worker; only the first one's random numbers follow from the seed.
 
@@ -159,7 +169,7 @@ def make_runner(
     """
     check_permission(candidate.model.graph)
     study = Study(study).own_view()
-    runner = Runner(task, storage, study, candidate, on_progress)
+    runner = Runner(task, storage, study, candidate, on_progress, callbacks)
     trials = len(study.get_trials(deepcopy=False))
     apart = 0 if is_first else zlib.crc32(runner.session.lease.session.encode())
     study.sampler = make_sampler(

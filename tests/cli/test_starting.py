@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from functools import partial
 
 import jsonschema
 import pytest
+from picture_network import write_picture_network
 
 import autonuq as nuq
 from autonuq.cli.documents import SCHEMAS
@@ -21,10 +24,12 @@ def test_new_runs_as_it_is(run, tiny):
     evaluator = (tiny / "mine/evaluate.py").read_text()
     assert "INPUTS = {'data': (4, 2, 8, 8)}" in evaluator
     assert 'OUTPUT = "prob"' in evaluator
-    assert len(re.findall("TODO [123]", evaluator)) == 3
+    assert len(re.findall("TODO [1234]", evaluator)) == 4
     tuned = run("tune", "mine/study.toml")
     assert tuned.returncode == 0, tuned.stderr
     assert "metric  1 -> 0." in tuned.stdout
+    for shown in (tuned.stdout, run("status", "mine/study.toml").stdout):
+        assert "on random data: this says nothing about the network's task" in re.sub(r"\s+", " ", shown)
 
     again = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel")
     assert again.returncode == 6
@@ -32,6 +37,71 @@ def test_new_runs_as_it_is(run, tiny):
     assert run("new", "other", "--model", "tiny.prototxt", "--weights", "none").returncode == 3
     assert not (tiny / "other").exists()
     assert run("new", "evaluate.py/x", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel").returncode == 6
+
+
+@pytest.fixture
+def pictures(tmp_path, run_in):
+    """Run commands beside a classifier of pictures."""
+    write_picture_network(tmp_path)
+    return partial(run_in, tmp_path)
+
+
+OWN = ("--model", "net.prototxt", "--weights", "net.caffemodel")
+
+
+def test_new_with_pictures_is_complete(pictures, tmp_path):
+    made = pictures("new", "mine", *OWN, "--images", "pictures")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["mine/study.toml"]
+    study = tomllib.loads((tmp_path / "mine/study.toml").read_text())
+    assert study["evaluator"]["kind"] == "agreement"
+    assert study["evaluator"]["data"] == {"folder": "../pictures", "start": 16}
+    assert study["evaluator"]["calibration"] == {"folder": "../pictures", "count": 16}
+    assert study["evaluator"]["transform"] == {
+        "resize": [16, 16],
+        "channels": "RGB",
+        "mean": 127.5,
+        "scale": 0.007843,
+    }
+    assert "# Mean, scale, channels: a GUESS, please check" in (tmp_path / "mine/study.toml").read_text()
+    tuned = pictures("tune", "mine/study.toml", "--trials", "3")
+    assert tuned.returncode == 0, tuned.stderr
+
+
+def test_new_takes_labels_and_what_is_said_of_the_preparation(pictures, tmp_path):
+    said = ("--mean", "104,117,123", "--scale", "0.5")
+    assert pictures("new", "mine", *OWN, "--images", "val", *said, "--channels", "BGR").returncode == 0
+    text = (tmp_path / "mine/study.toml").read_text()
+    study = tomllib.loads(text)
+    assert study["evaluator"]["kind"] == "top1"
+    assert study["evaluator"]["data"]["labels"] == "../val/labels.txt"
+    assert study["evaluator"]["transform"]["mean"] == [104.0, 117.0, 123.0]
+    assert study["evaluator"]["transform"]["scale"] == 0.5
+    assert "GUESS" not in text
+    assert pictures("new", "other", *OWN, "--images", "val", *said).returncode == 0
+    assert "# Channels: a GUESS" in (tmp_path / "other/study.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--images", "nothing"), 7, "nothing"),
+        (("--images", "pictures", "--mean", "a"), 2, "must be a number or one for each channel"),
+        (("--images", "pictures", "--channels", "GRB"), 2, "BGR, RGB"),
+        (("--mean", "1"), 2, "give --images"),
+    ],
+)
+def test_new_refuses(pictures, tmp_path, options, code, words):
+    refused = pictures("new", "mine", *OWN, *options)
+    assert refused.returncode == code, refused.stderr
+    assert words in re.sub(r"[\s│]+", " ", refused.stderr)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_new_refuses_pictures_for_a_network_that_takes_none(run, tiny):
+    refused = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel", "--images", ".")
+    assert refused.returncode == 7
+    assert "no input of the network takes pictures, which have 1 or 3 channels" in refused.stderr
 
 
 @pytest.mark.slow

@@ -195,7 +195,12 @@ def test_fingerprint_follows_the_data_and_not_their_place(study):
 
 
 MISTAKES = [
-    ('kind = "top1"', 'kind = "top2"', StudyError, "must be one of top1, top5. Got 'top2' instead. Did you mean 'top"),
+    (
+        'kind = "top1"',
+        'kind = "top2"',
+        StudyError,
+        "must be one of top1, top5, agreement, outputs, detections, map, miou",
+    ),
     ('kind = "top1"', "", StudyError, "both are missing"),
     ('kind = "top1"', 'kind = "top1"\nclass = "a.py:B"', StudyError, "both are there"),
     ("drop = 10", 'drop = "ten"', StudyError, "'evaluator.drop' must be a number of points"),

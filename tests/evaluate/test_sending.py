@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin import AccuracySettings, DataSettings, TransformSettings, make_accuracy
-from autonuq.evaluate.builtin.accuracy import Drop
+from autonuq.evaluate.builtin import BuiltinSettings, DataSettings, TransformSettings, make_builtin
+from autonuq.evaluate.builtin.settings import Drop
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.evaluate.sending import dumps_by_value
+from autonuq.graph.files import ModelPair
 
 ROOT = Path(__file__).parent.parent.parent
 EVALUATOR = """
@@ -109,10 +110,10 @@ def test_a_built_in_one_reads_the_same_data_or_refuses(tiny):
     images, labels = rng.standard_normal((8, 2, 8, 8), np.float32), rng.integers(0, 10, 8)
     np.savez(tiny / "data.npz", images=images, labels=labels)
     data = DataSettings(kind="npz", path=tiny / "data.npz", layout="NCHW")
-    settings = AccuracySettings(
+    settings = BuiltinSettings(
         kind="top1", data=data, calibration=data, transform=TransformSettings(), drop=Drop(), batch_size=4
     )
-    evaluator = make_accuracy(settings, tiny / "tiny.prototxt")
+    evaluator = make_builtin(settings, ModelPair(tiny / "tiny.prototxt", tiny / "tiny.caffemodel"))
     content = pickle.dumps(evaluator)
     assert len(content) < 4096, "the images stay where they are"
     assert pickle.loads(content).fingerprint() == evaluator.fingerprint()

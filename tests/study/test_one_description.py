@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autonuq.evaluate.builtin import AccuracySettings, DataSettings, Drop, TransformSettings
+from autonuq.evaluate.builtin import BuiltinSettings, DataSettings, Drop, TransformSettings
+from autonuq.evaluate.builtin.boxes import DetectionSettings
 from autonuq.evaluate.recipe import EvaluatorRecipe
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
@@ -117,6 +118,60 @@ data = { lmdb = "images.lmdb" }
 transform = { mean = [1, 2, 3] }
 """
 
+COMPARED = """
+name = "compared"
+[model]
+prototxt = "net.prototxt"
+weights = "net.caffemodel"
+[evaluator]
+kind = "outputs"
+outputs = ["fc", "prob"]
+snr = 12
+data = { folder = "pictures" }
+[confirm]
+kind = "outputs"
+measure = "cosine"
+cosine = 0.75
+data = { npz = "images.npz", images = "x" }
+"""
+DETECTED = """
+name = "detected"
+[model]
+prototxt = "net.prototxt"
+weights = "net.caffemodel"
+[evaluator]
+kind = "miou"
+axis = -3
+classes = [1, 3]
+ignore = 0
+data = { folder = "pictures", labels = "masks" }
+[confirm]
+kind = "map"
+data = { folder = "others" }
+[confirm.detections]
+annotations = "boxes.json"
+layout = "pairs"
+outputs = ["a"]
+threshold = 0.25
+min_score = 0
+iou = 0.75
+nms = 1
+max_boxes = 7
+background = "none"
+classes = ["cat", "dog"]
+boxes = "b"
+scores = ["s", "t"]
+box_format = "centre"
+box_unit = "pixels"
+priors = "p"
+strides = [8, 16]
+sides = [[10, [20, 30]], [40]]
+variances = [1, 2]
+version = "v5"
+anchors = [[[1, 2]]]
+activated = true
+"""
+
 
 def write_network(folder):
     (folder / "net.prototxt").write_text(NETWORK)
@@ -152,6 +207,8 @@ def folder(tmp_path):
     (tmp_path / "evaluate.py").write_text(EVALUATOR)
     (tmp_path / "class.toml").write_text(OF_A_CLASS)
     (tmp_path / "kind.toml").write_text(BUILT_IN)
+    (tmp_path / "compared.toml").write_text(COMPARED)
+    (tmp_path / "detected.toml").write_text(DETECTED)
     return tmp_path
 
 
@@ -186,9 +243,9 @@ def expected_built_in(folder):
     scored = DataSettings("npz", folder / "images.npz", "x", "y", "NCHW", 1, 6)
     pictures = DataSettings("folder", folder / "pictures", labels=str(folder / "pictures.txt"))
     transform = TransformSettings((10, 9), (8, 8), "BGR", (), str(folder / "means.npy"), 0.5)
-    top5 = AccuracySettings("top5", scored, pictures, transform, Drop(90.0, "%"), 2, 3, "data", "prob")
+    top5 = BuiltinSettings("top5", scored, pictures, transform, Drop(90.0, "%"), 2, 3, "data", "prob")
     database = DataSettings("lmdb", folder / "images.lmdb")
-    top1 = AccuracySettings("top1", database, database, TransformSettings(mean=(1, 2, 3)), Drop(99.0))
+    top1 = BuiltinSettings("top1", database, database, TransformSettings(mean=(1, 2, 3)), Drop(99.0))
     return Task(
         name="built-in",
         source=ModelPair(folder / "net.prototxt", folder / "net.caffemodel"),
@@ -205,7 +262,44 @@ def expected_built_in(folder):
     )
 
 
-EXPECTED = {"class.toml": expected_of_a_class, "kind.toml": expected_built_in}
+def expected_of_kinds(folder, name, text, evaluator, confirm):
+    return Task(
+        name=name,
+        source=ModelPair(folder / "net.prototxt", folder / "net.caffemodel"),
+        evaluator=EvaluatorRecipe(evaluator, folder),
+        out=folder / "out" / name,
+        storage=f"journal://{folder}/out/{name}/study.journal",
+        provenance={"study file": text},
+        confirm=EvaluatorRecipe(confirm, folder),
+        study_file=folder / f"{name}.toml",
+    )
+
+
+def expected_compared(folder):
+    pictures = DataSettings("folder", folder / "pictures", labels=str(folder / "pictures/labels.txt"))
+    arrays = DataSettings("npz", folder / "images.npz", "x")
+    outputs = BuiltinSettings("outputs", pictures, pictures, outputs=("fc", "prob"), snr=12)
+    cosine = BuiltinSettings("outputs", arrays, arrays, measure="cosine", cosine=0.75)
+    return expected_of_kinds(folder, "compared", COMPARED, outputs, cosine)
+
+
+def expected_detected(folder):
+    masks = DataSettings("folder", folder / "pictures", labels=str(folder / "masks"))
+    miou = BuiltinSettings("miou", masks, masks, axis=-3, classes=(1, 3), ignore=0)
+    others = DataSettings("folder", folder / "others", labels=str(folder / "others/labels.txt"))
+    detections = DetectionSettings(
+        **{"annotations": folder / "boxes.json", "layout": "pairs", "outputs": ("a",), "threshold": 0.25},
+        **{"min_score": 0, "iou": 0.75, "nms": 1, "max_boxes": 7, "background": "none", "classes": ("cat", "dog")},
+        **{"boxes": ("b",), "scores": ("s", "t"), "box_format": "centre", "box_unit": "pixels", "priors": "p"},
+        **{"strides": (8, 16), "sides": (((10, 10), (20, 30)), ((40, 40),)), "variances": (1, 2)},
+        **{"version": "v5", "anchors": (((1, 2),),), "activated": True},
+    )
+    precision = BuiltinSettings("map", others, others, detections=detections)
+    return expected_of_kinds(folder, "detected", DETECTED, miou, precision)
+
+
+COMMANDED = {"class.toml": expected_of_a_class, "kind.toml": expected_built_in}
+EXPECTED = {**COMMANDED, "compared.toml": expected_compared, "detected.toml": expected_detected}
 
 
 def keys_of(tables, parent=""):
@@ -219,7 +313,7 @@ def keys_of(tables, parent=""):
 
 
 def test_the_files_set_every_key_and_every_field(folder):
-    keys = {key for text in (OF_A_CLASS, BUILT_IN) for key in keys_of(tomllib.loads(text))}
+    keys = {key for text in (OF_A_CLASS, BUILT_IN, COMPARED, DETECTED) for key in keys_of(tomllib.loads(text))}
     schema = study_file._KEYS
     assert schema["evaluator.calibration"] == schema["evaluator.data"]
     assert keys >= {("workers", "jobs")}  # its other keys need a cluster: see test_engines
@@ -250,9 +344,9 @@ def seen(monkeypatch):
         monkeypatch.setattr(module, "quantized_model", quantized_model)
 
     @wraps(make)  # a process of its own finds it by this name
-    def recorded(recipe, model_file):
+    def recorded(recipe, original):
         recipes.append(recipe)
-        return make(recipe, model_file)
+        return make(recipe, original)
 
     monkeypatch.setattr(EvaluatorRecipe, "make", recorded)
     return tasks, recipes
@@ -266,7 +360,7 @@ def plain(task, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", COMMANDED)
 def test_every_command_sees_every_key(folder, run_in, seen, name):
     expected, (tasks, recipes) = EXPECTED[name](folder), seen
     # The trials of the last three: none, which leaves one to the worker; that one; one more.

@@ -1,6 +1,6 @@
-"""Labelled images: arrays in an `.npz`, a folder of pictures with a label file, a Caffe LMDB.
+"""Images: arrays in an `.npz`, a folder of pictures, a Caffe LMDB; with the number of a class for each, or without.
 
-Every source gives its images in a fixed order as arrays (height, width, channels), and their labels.
+Every source gives its images in a fixed order as arrays (height, width, channels).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import hashlib
 import importlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -32,18 +32,20 @@ _LMDB_FILE = "data.mdb"
 _DIGESTED_BYTES, _DIGESTED = 64 << 20, 1024  # of pictures or records, if there are more
 _PIECES = 4  # of one that is larger than its share
 _LABEL_DIGITS = 9  # Caffe's labels have 32 bits
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where labelled images are.
+    """Where images are.
 
     Attributes
     ----------
     kind : {"npz", "folder", "lmdb"}
     path : Path
     images, labels : str
-        npz: names of the arrays. folder: `labels` is the label file, lines of `picture label`.
+        npz: names of the arrays. folder: `labels` is the label file, lines of `picture label`, or the folder of masks.
+        Only kinds with labels look at them.
     layout : {"NHWC", "NCHW"} or None
         Of an npz's images; None: told from the number of channels.
     start : int
@@ -66,27 +68,32 @@ class DataSettings:
         return self.start < last[1] and other.start < last[0]
 
     @property
-    def file(self) -> Path:
-        """The file that says which images there are."""
-        return Path(self.labels) if self.kind == "folder" else self.path
-
-    @property
     def span(self) -> slice:
         """The images that are used."""
         return slice(self.start, None if self.count is None else self.start + self.count)
 
 
-class LabelledImages(Protocol):
+class Images(Protocol):
     """What every source offers."""
 
     labels: NDArray[np.int64]
+    """One for each image where they were loaded; otherwise none."""
     order: Order
     """Of the colours that `read` gives."""
     wanted: Order
     """The order that a network takes if nobody says otherwise."""
+    file: Path
+    """What says which images there are."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of each image: its picture's path in the folder without suffix, its record's key, or its number."""
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """Forget all images but those at these places."""
+        """Forget all images but those at these places, before anything is loaded."""
+
+    def load(self) -> None:
+        """Load the labels of the images, where it was opened for that, and see that what it needs is there."""
 
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
         """Return images as uint8 or float32 arrays of shape (height, width, channels)."""
@@ -115,8 +122,20 @@ def part_of(count: int, part: Part) -> NDArray[np.int64]:
     return np.asarray(places[held if part == "held back" else ~held])
 
 
-def open_images(settings: DataSettings, part: Part = "all") -> LabelledImages:
+def open_images(
+    settings: DataSettings, part: Part = "all", *, labelled: bool = True, names: Container[str] | None = None
+) -> Images:
     """Open a source, or a part of it.
+
+    Parameters
+    ----------
+    settings : DataSettings
+    part : {"all", "search", "held back"}
+        Of the images that the settings name.
+    labelled : bool
+        Whether each has the number of a class.
+    names : container of str, optional
+        Only images that are called so count.
 
     Raises
     ------
@@ -125,12 +144,14 @@ def open_images(settings: DataSettings, part: Part = "all") -> LabelledImages:
     """
     kinds: dict[str, type[NpzImages] | type[FolderImages] | type[LmdbImages]]
     kinds = {"npz": NpzImages, "folder": FolderImages, "lmdb": LmdbImages}
-    source = kinds[settings.kind](settings)
-    if len(source.labels) == 0 or (settings.count is not None and len(source.labels) < settings.count):
+    source = kinds[settings.kind](settings, labelled)
+    places = [place for place, name in enumerate(source.names) if names is None or name in names][settings.span]
+    if not places or (settings.count is not None and len(places) < settings.count):
         wanted = "one" if settings.count is None else f"{settings.count} images"
-        have = f"there are {len(source.labels)} from number {settings.start} on"
-        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=settings.file)
-    source.keep(part_of(len(source.labels), part))
+        have = f"there are {len(places)} from number {settings.start} on"
+        raise EvaluatorError(f"data must hold at least {wanted}; {have}", path=source.file)
+    source.keep(np.array(places, np.int64)[part_of(len(places), part)])
+    source.load()
     return source
 
 
@@ -140,29 +161,42 @@ class NpzImages:
     order: Order = "RGB"
     wanted: Order = "RGB"  # arrays are taken as they are
 
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings = settings
-        arrays = load_arrays(settings.path, (settings.images, settings.labels), EvaluatorError)
-        self._images, labels = arrays[settings.images], arrays[settings.labels]
+    def __init__(self, settings: DataSettings, labelled: bool) -> None:
+        self._settings, self.file = settings, settings.path
+        wanted = (settings.images, settings.labels) if labelled else (settings.images,)
+        arrays = load_arrays(settings.path, wanted, EvaluatorError)
+        self._images = arrays[settings.images]
         if self._images.ndim not in (3, 4) or self._images.dtype.kind not in "uif":
             raise self._error(
                 f"'{settings.images}' must hold numbers of shape (N, H, W), (N, H, W, C) or (N, C, H, W). "
                 f"Got {self._images.dtype} of shape {self._images.shape} instead."
             )
+        self.labels = self._labels(arrays[settings.labels]) if labelled else np.empty(0, np.int64)
+        self._kept = np.arange(len(self._images))
+
+    def _labels(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         if labels.shape != (len(self._images),) or labels.dtype.kind not in "ui":
             raise self._error(
-                f"'{settings.labels}' must hold one whole number for each of {len(self._images)} images. "
+                f"'{self._settings.labels}' must hold one whole number for each of {len(self._images)} images. "
                 f"Got {labels.dtype} of shape {labels.shape} instead."
             )
-        self._images, self.labels = self._images[settings.span], labels[settings.span].astype(np.int64)
-        self._kept = np.arange(len(self.labels))
+        return labels.astype(np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """See `Images`."""
+        return list(map(str, self._kept.tolist()))
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """See `LabelledImages`."""
-        self._kept, self.labels = places, self.labels[places]
+        """See `Images`."""
+        self._kept = places
+        self.labels = self.labels[places] if len(self.labels) else self.labels
+
+    def load(self) -> None:
+        """See `Images`; they are there already."""
 
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
-        """See `LabelledImages`."""
+        """See `Images`."""
         images = self._images[self._kept[start:stop]]
         if images.ndim == 3:
             images = images[..., np.newaxis]
@@ -188,7 +222,7 @@ class NpzImages:
         return digest.hexdigest()
 
     def parts(self) -> dict[str, str]:
-        """See `LabelledImages`."""
+        """See `Images`."""
         return {self._settings.path.name: self.digest()}
 
     def _error(self, message: str) -> EvaluatorError:
@@ -196,24 +230,48 @@ class NpzImages:
 
 
 class FolderImages:
-    """Pictures in a folder, named with their labels in a text file."""
+    """Pictures in a folder: those that a text file names with their labels, or without labels all below it."""
 
     order: Order = "RGB"
     wanted: Order = "BGR"  # as Caffe, which reads pictures with OpenCV
 
-    def __init__(self, settings: DataSettings) -> None:
-        self._folder, self._settings = settings.path, settings
-        entries = list(self._entries(settings.file))[settings.span]
-        self._names = [name for name, _ in entries]
-        self.labels = np.array([label for _, label in entries], np.int64)
-        with reading(settings.file, EvaluatorError, "names what can be no file", what="label file"):
-            missing = next((name for name in self._names if not (self._folder / name).is_file()), None)
-        if missing is not None:
-            raise EvaluatorError(f"picture '{missing}' of {settings.labels} is not there", path=self._folder)
+    def __init__(self, settings: DataSettings, labelled: bool) -> None:
+        self._folder = settings.path
+        self.file = Path(settings.labels) if labelled else settings.path
+        entries = list(self._entries(self.file) if labelled else self._pictures())
+        self._files = [name for name, _ in entries]
+        self.labels = np.array([label for _, label in entries if label is not None], np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """See `Images`."""
+        return [name.removesuffix(PurePosixPath(name).suffix) for name in self._files]
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """See `LabelledImages`."""
-        self._names, self.labels = [self._names[place] for place in places], self.labels[places]
+        """See `Images`."""
+        self._files = [self._files[place] for place in places]
+        self.labels = self.labels[places] if len(self.labels) else self.labels
+
+    def load(self) -> None:
+        """See `Images`."""
+        with reading(self.file, EvaluatorError, "names what can be no file", what="label file"):
+            missing = next((name for name in self._files if not (self._folder / name).is_file()), None)
+        if missing is not None:
+            raise EvaluatorError(f"picture '{missing}' of {self.file} is not there", path=self._folder)
+
+    def _pictures(self) -> Iterator[tuple[str, None]]:
+        """Yield the pictures of the folder and of those in it, in the order of their names."""
+        with reading(self._folder, EvaluatorError, "cannot be read", what="folder of pictures"):
+            if not self._folder.is_dir():
+                raise EvaluatorError("folder of pictures not found", path=self._folder)
+            found = [
+                path.relative_to(self._folder).as_posix()
+                for path in self._folder.rglob("*")
+                if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            ]
+        if not found:
+            raise EvaluatorError(f"holds no picture ({', '.join(PICTURE_SUFFIXES)})", path=self._folder)
+        yield from ((name, None) for name in sorted(found))
 
     def _entries(self, file: Path) -> Iterator[tuple[str, int]]:
         with reading(file, EvaluatorError, "is no text", what="label file"):
@@ -226,26 +284,30 @@ class FolderImages:
                 raise EvaluatorError(f"line {number} must read 'picture label'. Got '{line}' instead.", path=file)
 
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
-        """See `LabelledImages`."""
-        paths = [self._folder / name for name in self._names[start:stop]]
+        """See `Images`."""
+        paths = [self._folder / name for name in self._files[start:stop]]
         with ThreadPoolExecutor(_DECODERS) as pool:
             return list(pool.map(lambda path: decode_picture(path, channels, path), paths))
 
     def digest(self) -> str:
         """Digest the names, sizes and labels of the pictures; they are too many to read."""
         digest = hashlib.sha256()
-        for name, label in zip(self._names, self.labels, strict=True):
-            digest.update(f"{name} {label} {(self._folder / name).stat().st_size}\n".encode())
+        for name, label in self._lines():
+            digest.update(f"{name}{label} {(self._folder / name).stat().st_size}\n".encode())
         return digest.hexdigest()
 
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        """Yield each picture and what stands behind its name."""
+        labels = [f" {label}" for label in self.labels.tolist()] or [""] * len(self._files)
+        yield from zip(self._files, labels, strict=True)
+
     def parts(self) -> dict[str, str]:
-        """See `LabelledImages`."""
-        paths = [self._folder / name for name in self._names]
-        lines = "".join(f"{name} {label}\n" for name, label in zip(self._names, self.labels, strict=True))
-        return {
-            self._settings.file.name: hashlib.sha256(lines.encode()).hexdigest(),
-            self._folder.name: sampled_digest([path.stat().st_size for path in paths], lambda n: _BytesOf(paths[n])),
-        }
+        """See `Images`."""
+        paths = [self._folder / name for name in self._files]
+        lines = "".join(f"{name}{label}\n" for name, label in self._lines())
+        listed = {self.file.name: hashlib.sha256(lines.encode()).hexdigest()} if len(self.labels) else {}
+        content = sampled_digest([path.stat().st_size for path in paths], lambda n: _BytesOf(paths[n]))
+        return listed | {self._folder.name: content}
 
 
 class _BytesOf:
@@ -304,26 +366,33 @@ class LmdbImages:
     order: Order = "BGR"
     wanted: Order = "BGR"
 
-    def __init__(self, settings: DataSettings) -> None:
-        self._path = settings.path
+    def __init__(self, settings: DataSettings, labelled: bool) -> None:
+        self._path = self.file = settings.path
+        self._labelled = labelled
+        self.labels = np.empty(0, np.int64)
         try:
             self._lmdb = importlib.import_module("lmdb")
         except ImportError as error:
             raise EvaluatorError("reading an LMDB needs a package: pip install 'autonuq[lmdb]'") from error
         with self._transaction() as transaction:
             self._records = transaction.stat()["entries"]
-            span = range(*settings.span.indices(self._records))
-            found = [
-                (bytes(key), self._datum(key, value).label)
-                for number, (key, value) in enumerate(transaction.cursor())
-                if number in span
-            ]
-        self._keys = [key for key, _ in found]
-        self.labels = np.array([label for _, label in found], np.int64)
+            self._keys = list(map(bytes, transaction.cursor().iternext(values=False)))
+
+    @property
+    def names(self) -> list[str]:
+        """See `Images`."""
+        return [key.decode(errors="replace") for key in self._keys]
 
     def keep(self, places: NDArray[np.int64]) -> None:
-        """See `LabelledImages`."""
-        self._keys, self.labels = [self._keys[place] for place in places], self.labels[places]
+        """See `Images`."""
+        self._keys = [self._keys[place] for place in places]
+
+    def load(self) -> None:
+        """See `Images`."""
+        if self._labelled:
+            with self._transaction() as transaction:
+                labels = [self._datum(key, transaction.get(key)).label for key in self._keys]
+            self.labels = np.array(labels, np.int64)
 
     @contextmanager
     def _transaction(self, *, buffers: bool = False) -> Iterator[Any]:
@@ -348,7 +417,7 @@ class LmdbImages:
         return parse_datum(bytes(value), key.decode(errors="replace"), self._path)
 
     def read(self, start: int, stop: int, channels: int) -> Sequence[NDArray[Any]]:
-        """See `LabelledImages`."""
+        """See `Images`."""
         keys = self._keys[start:stop]
         with self._transaction() as transaction:
             data = [self._datum(key, transaction.get(key)) for key in keys]
@@ -370,7 +439,7 @@ class LmdbImages:
         return digest.hexdigest()
 
     def parts(self) -> dict[str, str]:
-        """See `LabelledImages`."""
+        """See `Images`."""
         with self._transaction(buffers=True) as transaction:
             sizes = [len(transaction.get(key)) for key in self._keys]
             return {self._path.name: sampled_digest(sizes, lambda number: transaction.get(self._keys[number]))}

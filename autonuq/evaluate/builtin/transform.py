@@ -92,7 +92,7 @@ class Transform:
         EvaluatorError
             An image has not the size that the network takes.
         """
-        sized = [_resized(image, self._settings.resize) for image in images]
+        sized = [_resized(image, place(self._settings, image.shape[:2]).resized) for image in images]
         before = sized[0].shape[:2]
         cropped = [self._cropped(image) for image in sized]
         for image in cropped:
@@ -153,13 +153,53 @@ def _load_mean(file: str) -> NDArray[Any]:
     return load_array(file, EvaluatorError, what="mean file")
 
 
-def _resized(image: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture's pixels come to lie in what the network sees.
+
+    Attributes
+    ----------
+    resized : tuple of int
+        (height, width) after the resizing.
+    start : tuple of int
+        (top, left) of what the crop keeps of that.
+    size : tuple of int
+        (height, width) of it.
+    """
+
+    resized: tuple[int, int]
+    start: tuple[int, int]
+    size: tuple[int, int]
+
+
+def place(settings: TransformSettings, size: tuple[int, int]) -> Placement:
+    """Say where a picture of (height, width) comes to lie."""
+    height, width = size
+    resized = settings.resize
+    if len(resized) == 1:
+        shorter = min(height, width)
+        resized = (round(height * resized[0] / shorter), round(width * resized[0] / shorter))
+    height, width = resized or size
+    crop = settings.crop or (height, width)
+    top, left = max(0, (height - crop[0]) // 2), max(0, (width - crop[1]) // 2)
+    return Placement((height, width), (top, left), (min(height, crop[0]), min(width, crop[1])))
+
+
+def place_mask(settings: TransformSettings, mask: NDArray[Any]) -> NDArray[Any]:
+    """Resize and crop a mask (height, width) as its picture, each pixel with the value of the nearest one."""
+    placement = place(settings, (mask.shape[0], mask.shape[1]))
+    rows, columns = (
+        np.minimum((np.arange(new) + 0.5) * (old / new), old - 1).astype(np.int64)
+        for new, old in zip(placement.resized, mask.shape, strict=True)
+    )
+    (top, left), (height, width) = placement.start, placement.size
+    return np.asarray(mask[np.ix_(rows[top : top + height], columns[left : left + width])])
+
+
+def _resized(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Resize as OpenCV's INTER_LINEAR: between the four nearest pixels, without smoothing."""
     height, width = image.shape[:2]
-    if len(size) == 1:
-        shorter = min(height, width)
-        size = (round(height * size[0] / shorter), round(width * size[0] / shorter))
-    if not size or size == (height, width):
+    if size == (height, width):
         return image
     step = (width / size[1], 0.0, 0.0, 0.0, height / size[0], 0.0)
     planes = [

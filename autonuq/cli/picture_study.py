@@ -1,0 +1,249 @@
+"""What `autonuq new --images` writes: a study file that runs as it is, on pictures, without labels or a class."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+
+from autonuq.errors import EvaluatorError
+from autonuq.evaluate.builtin import DataSettings, TransformSettings
+from autonuq.evaluate.builtin.guess import MOST_PICTURES, Guess, guess_transform
+from autonuq.evaluate.builtin.kinds import KINDS
+from autonuq.evaluate.builtin.sources import open_images
+from autonuq.evaluate.builtin.suggestion import Suggestion, suggest_evaluator
+from autonuq.evaluate.builtin.transform import Transform
+from autonuq.graph.batch import MixesItems, find_batch
+from autonuq.graph.layers import infer_known_shapes
+from autonuq.graph.model import Array, Graph
+from autonuq.runtime.net import Net
+from autonuq.visible import visible
+
+_STUDY = Template("""\
+# Study of ${title}: 'autonuq check', then 'autonuq tune' with this file. Paths are relative to it.
+name = ${name}
+
+[model]
+prototxt = ${prototxt}
+weights = ${weights}${permission}
+
+[evaluator]
+${why}
+${evaluator}
+
+[evaluator.data]               # what is scored
+${data}
+
+[evaluator.calibration]        # what calibrates the activations${apart}
+${calibration}
+
+[evaluator.transform]          # Caffe's, in this order
+${guessed}
+${transform}
+${detections}
+[quantization]
+batch_num = ${batch_num}
+codec = "entropy"              # or fixed
+# chip = "ascend310"           # in its place: count what this chip loads; a layer that it leaves alone stays int8
+
+[search]
+trials = 20
+""")
+_SECONDS_OF_A_TRIAL = 60.0
+_FEWEST_SCORED, _MOST_SCORED = 200, 2000  # of 2,000 and more, images are held back
+_MOST_CALIBRATING = 500
+_FEW = 40  # pictures that are both scored and calibrate with
+_BATCH_VALUES = 1 << 20  # of an input
+_MOST_BATCH, _FEWEST_BATCHES = 64, 8
+_CROPPED_FROM = 160  # pixels; smaller inputs get whole pictures
+_DIGITS = 6
+_LINE = 110  # characters of a comment
+
+
+Ask = Callable[[str, Any], Any]
+"""Is told a key of the transform and what is guessed, and says what is right; None keeps the guess."""
+
+
+def picture_study(graph: Graph, net: Net, values: Mapping[str, str], images: Path, folder: Path, ask: Ask) -> str:
+    """Return the text of a study file for a network and pictures.
+
+    Parameters
+    ----------
+    graph : Graph
+        With weights.
+    net : Net
+        The same, to be run.
+    values : mapping of str to str
+        Of the template, as far as they are the same for every study file.
+    images : Path
+        A folder of pictures, an npz or an LMDB.
+    folder : Path
+        Of the study file.
+    ask : callable
+        See `Ask`.
+
+    Raises
+    ------
+    EvaluatorError
+        There are no pictures, or the network takes none.
+    ModelError, RuntimeFailure
+        The network cannot be run.
+    """
+    blob = _picture_input(graph)
+    data = _data_settings(images)
+    source = open_images(data, labelled=False)
+    pictures = source.read(0, min(MOST_PICTURES, len(source.names)), graph.inputs[blob][1])
+    guess = guess_transform(graph, blob, pictures, source.order, TransformSettings(resize=graph.inputs[blob][2:]))
+    transform, doubt = _answered(guess, ask)
+    channels, height, width = graph.inputs[blob][1:]
+    shown = Transform(transform, (channels, height, width)).apply(pictures, source.order, source.wanted)
+    found, each_s = _outputs(net, blob, shown)
+    suggestion = suggest_evaluator(graph, infer_known_shapes(graph), found)
+    labels = _labels(data, suggestion)
+    size = _batch_size(graph, blob, len(source.names))
+    spans = _spans(len(source.names), size, each_s)
+    place: dict[str, object] = {data.kind: os.path.relpath(images.resolve(), folder.resolve())}
+    kind = suggestion.kind if labels is None else "top1"
+    keys = {"kind": kind, **_limit(kind), **suggestion.keys, "batch_size": size}
+    own: dict[str, object] = {} if labels is None else {"labels": os.path.relpath(labels, folder.resolve())}
+    return _STUDY.substitute(
+        values,
+        why=_comment(f"{suggestion.why}; {_KINDS[kind]}."),
+        evaluator=_lines(keys),
+        apart=": pictures that are not scored" if spans.calibrating else "",
+        data=_lines({**place, **own, **spans.scored}),
+        calibration=_lines({**place, **own, **spans.calibrating}),
+        guessed=_comment(doubt),
+        transform=_lines(_transform_keys(_geometry(transform, suggestion))),
+        detections=f"\n[evaluator.detections]\n{_lines(suggestion.detections)}\n" if suggestion.detections else "",
+        batch_num=spans.batch_num,
+    )
+
+
+_KINDS = {
+    "agreement": "counted are pictures whose decision stays the original's",
+    "detections": "its own detections are what the smaller network must find again",
+    "outputs": "its outputs must stay what they are, but for some noise",
+    "top1": "the folder has labels",
+}
+
+
+def _picture_input(graph: Graph) -> str:
+    """Return the blob that takes pictures."""
+    taking = [blob for blob, shape in graph.inputs.items() if len(shape) == 4 and shape[1] in (1, 3)]
+    if not taking:
+        known = ", ".join(f"'{blob}' {shape}" for blob, shape in graph.inputs.items()) or "none"
+        raise EvaluatorError(
+            f"no input of the network takes pictures, which have 1 or 3 channels; its inputs: {known}. Leave out "
+            "--images: what is written then begins an evaluator of your own"
+        )
+    return taking[0]
+
+
+def _data_settings(images: Path) -> DataSettings:
+    kind = "npz" if images.suffix == ".npz" else "lmdb" if (images / "data.mdb").exists() else "folder"
+    return DataSettings(kind=kind, path=images)  # type: ignore[arg-type]
+
+
+def _labels(data: DataSettings, suggestion: Suggestion) -> Path | None:
+    """Return the file that labels a classifier's pictures, where there is one in their folder."""
+    file = data.path.resolve() / "labels.txt"
+    return file if suggestion.classifies and data.kind == "folder" and file.is_file() else None
+
+
+def _answered(guess: Guess, ask: Ask) -> tuple[TransformSettings, str]:
+    """Return the transform with what the user knows of it, and what the file says about that."""
+    keys = ("mean", "scale", *(("channels",) if guess.transform.channels else ()))
+    answers = {key: ask(key, getattr(guess.transform, key)) for key in keys}
+    known = {key: value for key, value in answers.items() if value is not None}
+    guessed = [key for key in keys if key not in known]
+    if not guessed:
+        return replace(guess.transform, **known), "As you said."
+    return replace(guess.transform, **known), f"{', '.join(guessed)}: a GUESS, please check: {guess.why}."
+
+
+def _outputs(net: Net, blob: str, values: Array) -> tuple[dict[str, Array], float]:
+    """Return what a network puts out for pictures, and the seconds that one takes."""
+    shape = net.blobs[blob].shape
+    parts, started = [], time.monotonic()
+    for start in range(0, len(values), shape[0]):
+        net.blobs[blob].data[...] = np.resize(values[start : start + shape[0]], shape)
+        parts.append({name: np.array(array) for name, array in net.forward().items()})
+    seconds = (time.monotonic() - started) / max(1, len(values))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, seconds
+
+
+def _batch_size(graph: Graph, blob: str, count: int) -> int:
+    """Return how many pictures a pass takes: more than the prototxt says where that changes no result."""
+    size, *shape = graph.inputs[blob]
+    try:
+        find_batch(graph)
+    except MixesItems:
+        return size
+    return max(size, min(_MOST_BATCH, _BATCH_VALUES // math.prod(shape), count // _FEWEST_BATCHES))
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Which pictures are scored and which calibrate."""
+
+    scored: Mapping[str, int]
+    calibrating: Mapping[str, int]
+    batch_num: int
+
+
+def _spans(count: int, size: int, each_s: float) -> _Spans:
+    """Divide the pictures: a quarter calibrates, and of the others as many are scored as take a minute."""
+    if count < max(_FEW, 2 * size):
+        return _Spans({}, {}, max(1, min(count, _MOST_CALIBRATING) // size))
+    batches = max(1, min(count // 4, _MOST_CALIBRATING) // size)
+    affordable = int(min(_MOST_SCORED, max(_FEWEST_SCORED, _SECONDS_OF_A_TRIAL / max(each_s, 1e-6))))
+    scored = {"start": batches * size} | ({"count": affordable} if count - batches * size > affordable else {})
+    return _Spans(scored, {"count": batches * size}, batches)
+
+
+def _geometry(transform: TransformSettings, suggestion: Suggestion) -> TransformSettings:
+    """Cut the centre out for a classifier of large pictures, as it is trained; others see whole pictures."""
+    height, width = transform.resize
+    if not suggestion.classifies or min(height, width) < _CROPPED_FROM:
+        return transform
+    shorter = 256 if max(height, width) in (224, 227) else round(min(height, width) * 8 / 7)
+    return replace(transform, resize=(shorter,), crop=(height, width))
+
+
+def _transform_keys(transform: TransformSettings) -> dict[str, object]:
+    crop = {} if transform.crop is None else {"crop": transform.crop}
+    colours = {} if transform.channels is None else {"channels": transform.channels}
+    mean = transform.mean if len(transform.mean) > 1 else transform.mean[0]
+    numbers = {"mean": mean, "scale": round(transform.scale, _DIGITS)}
+    resize = transform.resize if len(transform.resize) > 1 else transform.resize[0]
+    return {"resize": resize, **crop, **colours, **numbers}
+
+
+def _limit(kind: str) -> dict[str, object]:
+    """Return the limit of a kind as its key, where the kind takes one of that name."""
+    own = KINDS[kind]
+    return {"drop": own.drop_unsaid.limit} if "drop" in own.keys else {}
+
+
+def _comment(text: str) -> str:
+    """Write a text as lines that say nothing."""
+    return "\n".join(f"# {line}" for line in wrap(visible(text[:1].upper() + text[1:]), _LINE))
+
+
+def _lines(keys: Mapping[str, object]) -> str:
+    return "\n".join(f"{key} = {_toml(value)}" for key, value in keys.items())
+
+
+def _toml(value: object) -> str:
+    """Write a value as TOML has it, which writes texts, numbers and lists of them as JSON does."""
+    return json.dumps(value, ensure_ascii=False)
