@@ -220,6 +220,7 @@ def hurt_figure(data: HurtData) -> go.Figure:
             for loss, share in zip(losses, shares, strict=True)
         ],
         hover,
+        layers=data.layers,
         colour=VERMILLION,
         column=1,
         error_x={
@@ -240,6 +241,7 @@ def hurt_figure(data: HurtData) -> go.Figure:
         100 * data.byte_shares,
         sizes,
         [f"{name}<br>{size:,.0f} bytes" for name, size in zip(names, data.size_bytes, strict=True)],
+        layers=data.layers,
         colour=BLUE,
         column=2,
     )
@@ -266,17 +268,18 @@ def _add_parts(
     texts: list[str],
     hover: list[str],
     *,
+    layers: int,
     colour: str,
     column: int,
     error_x: dict[str, object] | None = None,
 ) -> None:
-    """Draw a bar per row, with its number behind it."""
+    """Draw a bar per row, with its number behind it; those that are not one layer's are grey."""
     behind = values if error_x is None else values + np.nan_to_num(np.array(error_x["array"], dtype=float))
     figure.add_bar(
         x=values.tolist(),
         y=list(range(len(values))),
         orientation="h",
-        marker_color=colour,
+        marker_color=[colour] * layers + [GREY] * (len(values) - layers),
         error_x=error_x,
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",
