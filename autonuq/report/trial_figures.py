@@ -11,6 +11,7 @@ from autonuq.report.style import (
     BLUE,
     GREY,
     PURPLE,
+    RATIO_TICKS,
     ROW_PX,
     SATISFIED_MARKER,
     TITLE_PX,
@@ -61,7 +62,7 @@ def history_figure(data: HistoryData) -> go.Figure:
         figure.add_trace(trace)
     _add_winner(figure, data, data.numbers, data.ratios)
     if data.ratios_are_far_apart:
-        figure.update_yaxes(type="log", dtick="D2")
+        figure.update_yaxes(type="log", tickvals=RATIO_TICKS)
     else:
         figure.update_yaxes(rangemode="tozero")
     return figure
@@ -98,7 +99,7 @@ def front_figure(data: FrontData) -> go.Figure:
         figure.add_trace(trace)
     _add_winner(figure, history, history.ratios, history.metrics)
     if history.ratios_are_far_apart:
-        figure.update_xaxes(type="log", dtick="D2")
+        figure.update_xaxes(type="log", tickvals=RATIO_TICKS)
     _add_metric_line(figure, data.original_metric, "original", GREY, "dash")
     _add_metric_line(figure, data.limit, "limit", VERMILLION, "dot", below=data.larger_is_better)
     return figure
