@@ -5,7 +5,8 @@ its own, which are not run, it says which, and its needs are null. `status --jso
 to do `next`, each step with its kind (`headline.StepKind`), and adds those in `_WHEN_THERE` for studies whose metric
 means something, that must be warned of, whose trials tell which layers cause the loss (`null` for what no plan
 changes; the deviation is that of the share's logarithm), that ended early, have trials in their storage that do not
-count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads.
+count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads. In
+`compare --json` losses are in each metric's own unit, and layers have an entry for each of the `studies`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _ON_CHIP = {
     "device_bytes": _COUNT,
 }
 _MAYBE = {"type": ["number", "null"]}
+_MAYBE_COUNT = {"type": ["integer", "null"], "minimum": 0}
 _STEP = _object(
     {"kind": _TEXT, "text": _TEXT, "trials": _COUNT, "samples": _COUNT, "layers": {"type": "array", "items": _TEXT}},
     optional=("trials", "samples", "layers"),
@@ -177,6 +179,50 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             **_WHEN_THERE,
         },
         optional=tuple(_WHEN_THERE),
+    ),
+    "compare": _object(
+        {
+            "notes": {"type": "array", "items": _TEXT},
+            "studies": {
+                "type": "array",
+                "minItems": 2,
+                "items": _object(
+                    {
+                        "study": _TEXT,
+                        "label": _TEXT,
+                        "trial": _MAYBE_COUNT,
+                        "ratio": _MAYBE,
+                        "bytes": _MAYBE_COUNT,
+                        "original_bytes": _COUNT,
+                        "metric": _MAYBE,
+                        "original_metric": _MAYBE,
+                        "loss": _MAYBE,
+                        "loss_error": _MAYBE,
+                        "loss_elsewhere": _MAYBE,
+                        "loss_elsewhere_error": _MAYBE,
+                        "limit": _MAYBE,
+                        "confirmed": {"type": ["boolean", "null"]},
+                        "trials": _COUNT,
+                        "target_trials": _COUNT,
+                        "time_s": _SECONDS,
+                        "codec": _TEXT,
+                        "chip": {"type": ["string", "null"]},
+                        "meaning": _TEXT,
+                        "warning": _TEXT,
+                    }
+                ),
+            },
+            "layers": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "layer": _TEXT,
+                        "levels": {"type": "array", "items": _MAYBE_COUNT},
+                        "bytes": {"type": "array", "items": _MAYBE_COUNT},
+                    }
+                ),
+            },
+        }
     ),
     "check": _object(
         {

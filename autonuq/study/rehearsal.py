@@ -20,6 +20,8 @@ from autonuq.compress.formats import export
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.compress.quantized import refuse_observers
 from autonuq.errors import AutonuqError, StudyError
+from autonuq.evaluate.builtin import ImageEvaluator
+from autonuq.evaluate.builtin.plausible import warn_of_doubts
 from autonuq.evaluate.evaluator import (
     check_evaluator,
     data_digests,
@@ -28,6 +30,7 @@ from autonuq.evaluate.evaluator import (
     run_calibration,
     score,
 )
+from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
@@ -35,7 +38,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
-from autonuq.records import ORIGINAL_METRIC, POINTS, say_verdict
+from autonuq.records import ON_RANDOM_DATA, ORIGINAL_METRIC, POINTS, say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.runtime.memory import resident_memory
 from autonuq.storage.open import open_storage, storage_file
@@ -103,6 +106,7 @@ class Rehearsal:
             ("memory and disk", ("quantization",), self._resources),
             ("evaluator", ("network",), self._evaluator),
             ("one batch", ("evaluator",), self._one_batch),
+            ("plausibility", ("one batch",), self._plausibility),
             ("calibration", ("quantization", "one batch"), self._calibration),
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
@@ -224,6 +228,12 @@ class Rehearsal:
         grown = (resident_memory() or 0.0) - (before or 0.0)
         self._kept_bytes = max(0.0, grown) / (count - 1) if count > 1 else 0.0
         return f"metric {metric:g} of the original network"
+
+    def _plausibility(self) -> str:
+        own = self._own.here if isinstance(self._own, IsolatedEvaluator) else self._own
+        if getattr(own, "random_data", False) is True:
+            warnings.warn(f"the evaluator scores a network {ON_RANDOM_DATA}", stacklevel=2)
+        return warn_of_doubts(own) if isinstance(own, ImageEvaluator) else "an evaluator of your own is not looked into"
 
     def _calibration(self) -> str:
         self._record = self._temporary / "record.txt"
