@@ -17,10 +17,11 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -363,6 +364,13 @@ class ImageEvaluator(Evaluator, ABC):
     @cached_property
     def _original_net(self) -> Net:
         return self._net(str(self.original.model), str(self.original.weights))
+
+    def with_original(self, original: ModelPair) -> Self:
+        """Return the same evaluator where the original network lies elsewhere."""
+        found = copy(self)
+        found.original = original
+        vars(found).pop("_original_net", None)
+        return found
 
     def calibrate_model(self, model_file: str, weights_file: str, batch_num: int) -> None:
         """Run `batch_num` full batches of the calibration images."""

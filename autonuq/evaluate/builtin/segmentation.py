@@ -129,7 +129,7 @@ class Segmentation(ImageEvaluator):
     def meaning(self) -> str:
         """See `ImageEvaluator`."""
         which = f"{len(self.settings.classes)} classes" if self.settings.classes else "the classes that the masks show"
-        return f"mean intersection over union of {which}; less than {self.drop} of it may be lost"
+        return f"mean intersection over union of {which}; {self.drop.say()}"
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> list[NDArray[np.int64]]:
         """See `ImageEvaluator`: the class of each pixel, of each image, shape (height, width) of the input."""
