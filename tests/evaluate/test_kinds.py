@@ -12,7 +12,7 @@ from PIL import Image
 import autonuq as nuq
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.builtin.decisions import find_scores
-from autonuq.evaluate.builtin.images import find_items
+from autonuq.evaluate.builtin.images import check_fixed, find_items
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.segmentation import _bilinear, _nearest, count_pixels
 from autonuq.evaluate.builtin.settings import BuiltinSettings
@@ -448,6 +448,24 @@ def test_the_size_of_the_input_is_fed(tmp_path):
     evaluator = evaluator_of(tmp_path, 'kind = "agreement"')
     net = evaluator._net(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
     assert net.blobs["im_info"].data.tolist() == [[12, 16, 1]]
+
+
+def test_detections_are_no_decisions_and_no_values(tmp_path):
+    bottoms = "".join(f'bottom: "{name}" ' for name in ("boxes", "scores", "prior"))
+    parameters = "detection_output_param { num_classes: 2 nms_param { } }"
+    prior = 'bottom: "conv" bottom: "data" top: "prior" prior_box_param { min_size: 4 }'
+    text = (
+        CLASSIFIER
+        + INNER.format("boxes", "conv", 5 * 7 * 4)
+        + INNER.format("scores", "conv", 5 * 7 * 2)
+        + f'layer {{ name: "prior" type: "PriorBox" {prior} }}\n'
+        + f'layer {{ name: "found" type: "DetectionOutput" {bottoms} top: "found" {parameters} }}\n'
+    )
+    (tmp_path / "net.prototxt").write_text(text)
+    graph = load_graph(tmp_path / "net.prototxt")
+    with pytest.raises(EvaluatorError, match="blob 'found' holds a row for each detection; take kind 'detections'"):
+        check_fixed(graph, "found")
+    check_fixed(graph, "fc")
 
 
 def test_a_blob_that_mixes_images_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ class Agreement(ImageEvaluator):
     @property
     def meaning(self) -> str:
         """See `ImageEvaluator`."""
-        what = f"each image's {'x'.join(map(str, self.ends.pixels))} positions" if self.ends.pixels else "the images"
+        positions = "x".join(map(str, self.ends.pixels))
+        what = f"each image's {positions} positions" if math.prod(self.ends.pixels) > 1 else "the images"
         return f"share of {what} whose class, that of the largest score, is the original network's; {self.drop.say()}"
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> NDArray[np.int64]:

@@ -148,6 +148,20 @@ def find_items(graph: Graph, blob: str, shape: Shape, batch: int) -> int | None:
     return None
 
 
+def check_fixed(graph: Graph, blob: str) -> None:
+    """Refuse a blob that holds as many rows as are found.
+
+    Raises
+    ------
+    EvaluatorError
+        It does.
+    """
+    if any(layer.type == "DetectionOutput" and blob in layer.tops for layer in graph.layers):
+        raise EvaluatorError(
+            f"blob '{blob}' holds a row for each detection; take kind 'detections', or name a blob before it"
+        )
+
+
 def images_first(values: Array, items: int | None) -> Array:
     """Return a blob with the images along its first axis; see `find_items`."""
     return values[np.newaxis] if items is None else np.moveaxis(values, items, 0)

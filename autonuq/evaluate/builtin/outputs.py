@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.images import (
     ImageEvaluator,
+    check_fixed,
     choose_blob,
     find_entrance,
     find_items,
@@ -82,6 +83,8 @@ class Outputs(ImageEvaluator):
         """See `ImageEvaluator`."""
         entrance = find_entrance(graph, settings)
         names = tuple(choose_blob("output", name, entrance.shapes) for name in settings.outputs) or _varying(graph)
+        for name in names:
+            check_fixed(graph, name)
         items = tuple(find_items(graph, name, entrance.shapes[name], entrance.shape[0]) for name in names)
         return OutputEnds(entrance.input, entrance.shape, names, items)
 
@@ -137,8 +140,8 @@ class Outputs(ImageEvaluator):
         for name, new, old in zip(self.ends.outputs, found, original, strict=True):
             if new.shape != old.shape:
                 raise EvaluatorError(
-                    f"blob '{name}' holds {new.shape[1]} values where the original network has {old.shape[1]}: as many "
-                    "as it finds; take kind 'detections', or name blobs before it with 'outputs'"
+                    f"blob '{name}' holds {new.shape[1]} values where the original network has {old.shape[1]}; name "
+                    "blobs of a fixed size with 'outputs'"
                 )
         measure = _cosine_distances if self._is_cosine else _energies
         return np.stack([measure(new, old) for new, old in zip(found, original, strict=True)], axis=1)
