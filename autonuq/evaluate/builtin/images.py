@@ -318,6 +318,16 @@ class ImageEvaluator(Evaluator, ABC):
     def score(self, things: Sequence[Any]) -> Score:
         """Make the metric of what `compare` made for each image."""
 
+    def doubt(self, found: Sequence[Any]) -> str:
+        """Say what is implausible in what `keep` took of the original network's outputs; empty where nothing is.
+
+        Parameters
+        ----------
+        found : sequence of object
+            Of each of some batches.
+        """
+        return ""
+
     # What all have in common.
 
     @property

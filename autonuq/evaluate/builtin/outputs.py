@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
+from autonuq.evaluate.builtin.decisions import FEWEST_ALIKE
 from autonuq.evaluate.builtin.images import (
     ImageEvaluator,
     check_fixed,
@@ -27,6 +28,7 @@ from autonuq.graph.model import Array, Graph
 
 _SNR_DB = 20.0
 _COSINE = 0.99
+_DIGITS = 6  # of saturated outputs
 _LEAST_SIGNAL = 1e-4  # of an output's energy: what varies less is as good as constant
 
 
@@ -145,6 +147,18 @@ class Outputs(ImageEvaluator):
                 )
         measure = _cosine_distances if self._is_cosine else _energies
         return np.stack([measure(new, old) for new, old in zip(found, original, strict=True)], axis=1)
+
+    def doubt(self, found: Sequence[list[Array]]) -> str:
+        """See `ImageEvaluator`: outputs that hardly depend on the image, or that are at the ends of their range."""
+        for number, name in enumerate(self.ends.outputs):
+            values = np.concatenate([batch[number] for batch in found]).astype(np.float64)
+            if len(values) < FEWEST_ALIKE:
+                continue
+            if values.var(axis=0).sum() < _LEAST_SIGNAL * np.square(values).mean(axis=0).sum():
+                return f"output '{name}' of the original network is nearly the same for each of {len(values)} images"
+            if np.isin(np.round(values, _DIGITS), (-1.0, 0.0, 1.0)).all():
+                return f"output '{name}' of the original network is saturated: it holds nothing but -1, 0 and 1"
+        return ""
 
     def score(self, things: Sequence[NDArray[np.float64]]) -> Score:
         """See `ImageEvaluator`."""
