@@ -90,6 +90,16 @@ class DetectionEvaluator(ImageEvaluator):
         """Return how many objects there are to be found in the first batches, before anything is scored."""
         raise NotImplementedError
 
+    def doubt(self, found: Sequence[Seen]) -> str:
+        """See `ImageEvaluator`: nothing detected, or as much as there may be everywhere."""
+        count = sum(len(batch.starts) - 1 for batch in found)
+        objects = [int((picture.scores >= self.how.threshold).sum()) for batch in found for picture in batch.pictures()]
+        if not any(objects):
+            return f"the original network detects nothing in {count} pictures (score from {self.how.threshold:g} on)"
+        if min(objects) >= self.how.max_boxes:
+            return f"the original network detects {self.how.max_boxes} objects or more in each of {count} pictures"
+        return ""
+
     @property
     def limit(self) -> str:
         """See `ImageEvaluator`; with how detections are read and counted."""
