@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, str] = {
     "plot": "drawing",
     "report": "drawing",
     "dashboard": "drawing",
+    "compare": "comparing",
     "export": "studies",
     "unpack": "models",
     "config": "static",

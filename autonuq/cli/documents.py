@@ -5,7 +5,8 @@ its own, which are not run, it says which, and its needs are null. `status --jso
 to do `next`, each step with its kind (`headline.StepKind`), and adds those in `_WHEN_THERE` for studies whose metric
 means something, that must be warned of, whose trials tell which layers cause the loss (`null` for what no plan
 changes; the deviation is that of the share's logarithm), that ended early, have trials in their storage that do not
-count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads.
+count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads. In
+`compare --json` losses are in each metric's own unit, and layers have an entry for each of the `studies`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _ON_CHIP = {
     "device_bytes": _COUNT,
 }
 _MAYBE = {"type": ["number", "null"]}
+_MAYBE_COUNT = {"type": ["integer", "null"], "minimum": 0}
 _STEP = _object(
     {"kind": _TEXT, "text": _TEXT, "trials": _COUNT, "samples": _COUNT, "layers": {"type": "array", "items": _TEXT}},
     optional=("trials", "samples", "layers"),
@@ -122,6 +124,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                         "quantizable": _BOOL,
                         "nuq": _BOOL,
                         "reason": _TEXT,
+                        "float_bytes": _COUNT,
                         **_ON_CHIP,
                     },
                     optional=tuple(_ON_CHIP),
@@ -131,7 +134,14 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             "needs": {
                 "anyOf": [
                     {"type": "null"},
-                    _object({"memory_bytes": _COUNT, "disk_bytes": _COUNT, "curves_s": _SECONDS}),
+                    _object(
+                        {
+                            "memory_bytes": _COUNT,
+                            "disk_bytes": _COUNT,
+                            "curves_s": _SECONDS,
+                            "preparation_s": _SECONDS,
+                        }
+                    ),
                 ]
             },
             "python_layers": {
@@ -170,6 +180,50 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         },
         optional=tuple(_WHEN_THERE),
     ),
+    "compare": _object(
+        {
+            "notes": {"type": "array", "items": _TEXT},
+            "studies": {
+                "type": "array",
+                "minItems": 2,
+                "items": _object(
+                    {
+                        "study": _TEXT,
+                        "label": _TEXT,
+                        "trial": _MAYBE_COUNT,
+                        "ratio": _MAYBE,
+                        "bytes": _MAYBE_COUNT,
+                        "original_bytes": _COUNT,
+                        "metric": _MAYBE,
+                        "original_metric": _MAYBE,
+                        "loss": _MAYBE,
+                        "loss_error": _MAYBE,
+                        "loss_elsewhere": _MAYBE,
+                        "loss_elsewhere_error": _MAYBE,
+                        "limit": _MAYBE,
+                        "confirmed": {"type": ["boolean", "null"]},
+                        "trials": _COUNT,
+                        "target_trials": _COUNT,
+                        "time_s": _SECONDS,
+                        "codec": _TEXT,
+                        "chip": {"type": ["string", "null"]},
+                        "meaning": _TEXT,
+                        "warning": _TEXT,
+                    }
+                ),
+            },
+            "layers": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "layer": _TEXT,
+                        "levels": {"type": "array", "items": _MAYBE_COUNT},
+                        "bytes": {"type": "array", "items": _MAYBE_COUNT},
+                    }
+                ),
+            },
+        }
+    ),
     "check": _object(
         {
             "study": _TEXT,
@@ -182,6 +236,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                         "state": {"enum": ["passed", "failed", "skipped"]},
                         "detail": _TEXT,
                         "seconds": _SECONDS,
+                        "warnings": {"type": "array", "items": _TEXT},
                     }
                 ),
             },
@@ -196,6 +251,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                             "trial_s": _SECONDS,
                             "total_s": _SECONDS,
                             "trials": _COUNT,
+                            "ways_s": _SECONDS,
+                            "int8_s": _SECONDS,
+                            "foretelling_s": _SECONDS,
+                            "scoring_s": _SECONDS,
+                            "first_trial_s": _SECONDS,
+                            "trials_s": _SECONDS,
+                            "confirmation_s": _SECONDS,
+                            "export_s": _SECONDS,
+                            "float_search_s": _SECONDS,
+                            "memory_bytes": _COUNT,
+                            "disk_bytes": _COUNT,
                         }
                     ),
                 ]

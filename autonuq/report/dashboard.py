@@ -4,10 +4,13 @@ Nothing is written to the storage for that. The dashboard is given a view of it 
 
 - the figures as the dashboard's plotly objects, the verdict with the best plan as the study's note, and each finished
   trial's plan as the trial's note (a note that a user wrote himself wins), drawn anew when a trial has finished,
-- each trial's constraints under the old key that the dashboard reads, without which it shows infeasible trials as
-  feasible, and the best *feasible* trial where it asks for the best.
+- the objective's name,
+- each trial's constraints under the old key that the dashboard reads, without which it draws infeasible trials as
+  feasible ones, and its verdict as a user attribute: a column of the table of trials (on the page of selections), and
+  a line of each trial's page. The list of trials beside that page shows nothing but number, state and the best,
+- the best *feasible* trial where it asks for the best.
 
-Source of the keys: optuna-dashboard 0.21, through its own `save_note` and `save_plotly_graph_object`.
+Source of the keys: optuna-dashboard 0.21, through its own `save_note` and `save_plotly_graph_object`, and its page.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import copy
 import re
 import threading
+import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +32,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autonuq.errors import RuntimeFailure
+from autonuq.headline import headline
 from autonuq.masking import masked_text
-from autonuq.records import PROVENANCE, StudyRecord, TrialRecord
+from autonuq.records import PROVENANCE, StudyRecord, TrialRecord, say_verdict
 from autonuq.report.kinds import FIGURES
 from autonuq.report.page import write_report
 from autonuq.visible import visible
@@ -40,6 +45,9 @@ BOX_PX, SHRINKABLE_PX = 440, 600
 _WORDS = re.compile("[A-Za-z0-9]+([ _-][A-Za-z0-9]+)*")
 OLD_CONSTRAINTS = "constraints"
 """System attribute of a trial under which constraints stood before Optuna 5."""
+VERDICT = "verdict"
+"""User attribute that trials have in the dashboard only."""
+OBJECTIVE = "compression ratio"
 
 
 class OpenStudy(Protocol):
@@ -148,12 +156,12 @@ class StorageView:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials with their constraints where the dashboard looks for them."""
-        return [_with_old_constraints(trial) for trial in self._storage.get_all_trials(study_id, deepcopy, states)]
+        """Return the trials with their constraints where the dashboard looks for them, and with their verdicts."""
+        return [_as_seen(trial) for trial in self._storage.get_all_trials(study_id, deepcopy, states)]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial in the same way."""
-        return _with_old_constraints(self._storage.get_trial(trial_id))
+        return _as_seen(self._storage.get_trial(trial_id))
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """Return the best feasible trial; the best of all if none is feasible."""
@@ -184,12 +192,15 @@ class StorageView:
                 figure.update_layout(height=BOX_PX)
             save_plotly_graph_object(scratch, figure, graph_object_id=kind)
         save_note(scratch, _study_note(record))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it may change in a later Optuna
+            scratch.set_metric_names([OBJECTIVE])
         own = [trial for trial in trials if trial.number not in record.ignored]
         for trial, row in zip(own, record.trials, strict=False):  # one more may have begun
             if row.state == "complete":
                 trial_id = self._storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
                 owner = SimpleNamespace(storage=storage, study=scratch, _trial_id=trial_id)
-                save_note(owner, _plan_table(record, row))
+                save_note(owner, _trial_note(record, row))
         report = self._folder / "report.html"
         write_report(record, report)
         self.remove_report()
@@ -208,11 +219,14 @@ def _without_passwords(attributes: dict[str, Any]) -> dict[str, Any]:
     return {**attributes, PROVENANCE: known} if known else attributes
 
 
-def _with_old_constraints(trial: FrozenTrial) -> FrozenTrial:
-    if not trial.constraints or OLD_CONSTRAINTS in trial.system_attrs:
+def _as_seen(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial with its constraints where the dashboard looks for them, and its verdict where it shows them."""
+    if not trial.constraints:
         return trial
-    seen = copy.copy(trial)
-    seen.system_attrs = {**trial.system_attrs, OLD_CONSTRAINTS: list(trial.constraints.values())}
+    seen, values = copy.copy(trial), list(trial.constraints.values())
+    verdict = say_verdict(all(value <= 0 for value in values))
+    seen.user_attrs = {VERDICT: verdict, **trial.user_attrs}
+    seen.system_attrs = {OLD_CONSTRAINTS: values, **trial.system_attrs}
     return seen
 
 
@@ -229,16 +243,32 @@ def as_code(text: str) -> str:
 
 
 def _study_note(record: StudyRecord) -> str:
-    best = record.best
+    """Return what the study says first, and the best plan."""
+    best, first = record.best, headline(record)
+    warning = f"**{first.warning}**\n\n" if first.warning else ""
+    meaning = f"The metric: {as_code(first.meaning)}.\n\n" if first.meaning else ""
+    steps = "".join(f"1. {as_code(step.text)}\n" for step in first.steps)
+    after = f"{meaning}Next:\n\n{steps}"
     if best is None:
-        return f"# {as_code(record.name)}\n\nNo trial satisfied the constraint so far."
+        ratio = "No trial satisfied the constraint so far."
+        return f"# {as_code(record.name)}\n\n{warning}{ratio}\n\n{after}"
     chip = f" {as_code(record.say_transfer())}." if record.chip is not None else ""
+    worst = "".join(f"- {as_code(one.say())}\n" for one in first.hurting)
+    hurts = f"Layers that hurt most:\n\n{worst}\n" if worst else ""
     return (
-        f"# {as_code(record.name)}: {best.ratio:.2f}× smaller\n\n"
+        f"# {as_code(record.name)}: {best.ratio:.2f}× smaller\n\n{warning}"
         f"Trial {best.number}, codec {record.codec}: {record.original_bytes:,} → {best.size_bytes:,} bytes of weights, "
-        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {as_code(record.say_best())}.{chip}\n\n"
-        f"{_plan_table(record, best)}"
+        f"metric {record.original_metric:.6g} → {best.metric:.6g}; {as_code(first.loss)}.{chip} "
+        f"Confirmed: {as_code(first.confirmed)}.\n\n{after}\n{hurts}{_plan_table(record, best)}"
     )
+
+
+def _trial_note(record: StudyRecord, trial: TrialRecord) -> str:
+    """Return a trial's verdict, what it lost, and its plan."""
+    loss, allowed = record.loss(trial), record.allowed
+    lost = "" if loss is None else f"lost {record.unit.say(loss, trial.loss_error)}"
+    limit = "" if allowed is None or not lost else f" (limit {record.unit.say(allowed, None)})"
+    return f"**{trial.outcome}** {as_code(lost + limit)}\n\n{_plan_table(record, trial)}"
 
 
 def _plan_table(record: StudyRecord, trial: TrialRecord) -> str:

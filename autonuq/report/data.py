@@ -23,6 +23,7 @@ Flags = npt.NDArray[np.bool_]
 MOST_ROWS = 24  # layers that hurt most; the others have a row together
 REST = "what no plan changes"
 """What the loss has beside the parts of the layers: activations in int8, and layers that are not searched."""
+FAR_APART = 6.0  # the largest ratio by the median one, from which on ratios have a logarithmic axis
 LONGEST_LEVELS_TEXT = 8  # layers; a hover box with more is summarized
 
 
@@ -52,6 +53,11 @@ class HistoryData:
     best_ratios: Floats
     levels: tuple[str, ...]
     best: int | None = None
+
+    @property
+    def ratios_are_far_apart(self) -> bool:
+        """Whether the largest ratio would press most others together on an axis that is not logarithmic."""
+        return bool(len(self.ratios)) and float(self.ratios.max()) > FAR_APART * float(np.median(self.ratios))
 
 
 @dataclass(frozen=True)

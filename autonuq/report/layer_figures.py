@@ -25,6 +25,7 @@ from autonuq.report.style import (
     LONGEST_LABEL,
     ORANGE,
     PALE_BLUE,
+    RATIO_TICKS,
     ROW_PX,
     SATISFIED_MARKER,
     TEMPLATE,
@@ -46,7 +47,6 @@ TREATMENT_COLOURS = {"nuq": BLUE, "uniform": ORANGE, "float": GREY}
 TREATMENT_NAMES = {"nuq": "codebook (NUQ)", "uniform": "uniform int8", "float": "float32, left alone"}
 
 FEW_LAYERS = 12  # up to here, curves share their axes and rows of histograms are tall
-RATIO_TICKS = [step * 10**power for power in range(4) for step in (1, 2, 5)]
 ROOM_BEHIND = 1.5  # of an axis, for the numbers behind the longest bar
 HISTOGRAM_HEIGHT = 0.85  # of a row
 
@@ -198,58 +198,35 @@ def hurt_figure(data: HurtData) -> go.Figure:
     Returns
     -------
     plotly.graph_objects.Figure
-        A bar's line reaches one standard deviation of what is not known to both sides.
+        A bar's line reaches one standard deviation of what is not known to both sides. Rows that are not one layer's
+        have numbers only: many layers together would make each one's bar invisible.
     """
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, column_widths=[0.5, 0.5], horizontal_spacing=0.05)
     figure.update_layout(template=TEMPLATE, title_text=_hurt_title(data))
     if data.trial is None:
         return show_sentence(figure, NO_PARTS)
     names = [f"<b>{plotly_text(name)}</b>" for name in data.names]
-    unit = data.unit if data.unit == "%" else f" {data.unit}".rstrip()
+    unit = data.unit if data.unit == "%" else f" {plotly_text(data.unit)}".rstrip()
     shares = [f"{share:.1%}" for share in data.loss_shares]
     losses = [f"{loss:.2g}" for loss in data.losses]
     hover = [
         f"{name}<br>{loss}{unit} lost, {share} of the loss"
         for name, loss, share in zip(names, losses, shares, strict=True)
     ]
-    _add_parts(
-        figure,
-        data.losses,
-        [
-            f" {share}" if data.total is None else f" {loss} ({share})"
-            for loss, share in zip(losses, shares, strict=True)
-        ],
-        hover,
-        colour=VERMILLION,
-        column=1,
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": nullable(data.high - data.losses),
-            "arrayminus": nullable(data.losses - data.low),
-            "color": GREY,
-            "thickness": 1.5,
-            "width": 3,
-        },
+    numbers = (
+        shares if data.total is None else [f"{loss} ({share})" for loss, share in zip(losses, shares, strict=True)]
     )
+    _add_parts(figure, data, data.losses, numbers, hover, column=1)
     sizes = [
-        f" {format_bytes(size)} ({share:.1%})" for size, share in zip(data.size_bytes, data.byte_shares, strict=True)
+        f"{format_bytes(size)} ({share:.1%})" for size, share in zip(data.size_bytes, data.byte_shares, strict=True)
     ]
-    _add_parts(
-        figure,
-        100 * data.byte_shares,
-        sizes,
-        [f"{name}<br>{size:,.0f} bytes" for name, size in zip(names, data.size_bytes, strict=True)],
-        colour=BLUE,
-        column=2,
-    )
+    hover = [f"{name}<br>{size:,.0f} bytes" for name, size in zip(names, data.size_bytes, strict=True)]
+    _add_parts(figure, data, 100 * data.byte_shares, sizes, hover, column=2)
     _frame_rows(figure, axis_labels(data.names))
     figure.update_yaxes(ticklabelstandoff=6)
-    measure = "share of the loss (%)" if data.unit == "%" else f"loss ({data.unit or 'of the metric'})"
-    reach = float(np.nanmax(np.maximum(data.losses, np.nan_to_num(data.high))))
-    figure.update_xaxes(title_text=measure, range=[0, ROOM_BEHIND * max(reach, 1e-12)], col=1)
-    title, most = "share of the compressed bytes", float(data.byte_shares.max())
-    figure.update_xaxes(title_text=title, ticksuffix="%", range=[0, 100 * ROOM_BEHIND * max(most, 1e-12)], col=2)
+    measure = "share of the loss (%)" if data.unit == "%" else f"loss ({plotly_text(data.unit) or 'of the metric'})"
+    figure.update_xaxes(title_text=measure, col=1)
+    figure.update_xaxes(title_text="share of the compressed bytes", ticksuffix="%", col=2)
     return figure
 
 
@@ -261,42 +238,41 @@ def _hurt_title(data: HurtData) -> str:
 
 
 def _add_parts(
-    figure: go.Figure,
-    values: Floats,
-    texts: list[str],
-    hover: list[str],
-    *,
-    colour: str,
-    column: int,
-    error_x: dict[str, object] | None = None,
+    figure: go.Figure, data: HurtData, values: Floats, numbers: list[str], hover: list[str], *, column: int
 ) -> None:
-    """Draw a bar per row, with its number behind it."""
-    behind = values if error_x is None else values + np.nan_to_num(np.array(error_x["array"], dtype=float))
+    """Draw a bar for each layer, and behind it, or in its place, the number of each row."""
+    rows, count, place = list(range(len(values))), data.layers, {"row": 1, "col": column}
+    ends = np.concatenate([values[:count], np.zeros(len(values) - count)])
+    bar: dict[str, object] = {"marker_color": BLUE}
+    if column == 1:
+        above, below = nullable(data.high[:count] - values[:count]), nullable(values[:count] - data.low[:count])
+        spread = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+        bar = {"marker_color": VERMILLION, "error_x": {**spread, "color": GREY, "thickness": 1.5, "width": 3}}
+        ends[:count] = np.fmax(values[:count], data.high[:count])
     figure.add_bar(
-        x=values.tolist(),
-        y=list(range(len(values))),
+        x=values[:count].tolist(),
+        y=rows[:count],
         orientation="h",
-        marker_color=colour,
-        error_x=error_x,
-        hovertext=hover,
+        hovertext=hover[:count],
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
-        row=1,
-        col=column,
+        **bar,
+        **place,
     )
     figure.add_scatter(
-        x=behind.tolist(),
-        y=list(range(len(values))),
+        x=ends.tolist(),
+        y=rows,
         mode="text",
-        text=texts,
+        text=[f" {number}" for number in numbers],
         textposition="middle right",
         textfont={"size": 12},
         cliponaxis=False,
-        hoverinfo="skip",
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
-        row=1,
-        col=column,
+        **place,
     )
+    figure.update_xaxes(range=[0, ROOM_BEHIND * max(float(ends.max()), 1e-12)], col=column)
 
 
 def curves_figure(data: CurvesData) -> go.Figure:

@@ -160,7 +160,7 @@ def _hurt(record: StudyRecord) -> str:
         words = (
             f"On the data of the search, trial {parts.trial} loses {loss} by the model that learnt from all trials; "
             "each layer is charged with its part of that. A line through the end of a bar is one standard deviation "
-            "of what is not known."
+            "of what is not known; what no plan changes are activations in int8 and layers that are not searched."
         )
     worst = "".join(f"<li>{_text(one.say())}</li>" for one in hurting(record))
     return (

@@ -25,6 +25,7 @@ UNSATISFIED_MARKER = {"symbol": "x-thin-open", "size": 8, "color": VERMILLION, "
 BEST_MARKER = {"symbol": "star", "size": 13, "color": VERMILLION, "line": {"color": "#ffffff", "width": 1}}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
+RATIO_TICKS = [step * 10**power for power in range(5) for step in (1, 2, 5)]
 LONGEST_LABEL = 26  # characters of a layer's name on an axis
 ROW_PX = 19
 TITLE_PX = 44  # height of the title above everything else; a page with its own headings takes it off

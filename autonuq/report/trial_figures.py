@@ -11,6 +11,7 @@ from autonuq.report.style import (
     BLUE,
     GREY,
     PURPLE,
+    RATIO_TICKS,
     ROW_PX,
     SATISFIED_MARKER,
     TITLE_PX,
@@ -60,7 +61,10 @@ def history_figure(data: HistoryData) -> go.Figure:
     for trace in _verdict_traces(data.satisfied, data.numbers, data.ratios, _trial_hover(data)):
         figure.add_trace(trace)
     _add_winner(figure, data, data.numbers, data.ratios)
-    figure.update_yaxes(rangemode="tozero")
+    if data.ratios_are_far_apart:
+        figure.update_yaxes(type="log", tickvals=RATIO_TICKS)
+    else:
+        figure.update_yaxes(rangemode="tozero")
     return figure
 
 
@@ -94,6 +98,8 @@ def front_figure(data: FrontData) -> go.Figure:
     for trace in _verdict_traces(history.satisfied, history.ratios, history.metrics, _trial_hover(history)):
         figure.add_trace(trace)
     _add_winner(figure, history, history.ratios, history.metrics)
+    if history.ratios_are_far_apart:
+        figure.update_xaxes(type="log", tickvals=RATIO_TICKS)
     _add_metric_line(figure, data.original_metric, "original", GREY, "dash")
     _add_metric_line(figure, data.limit, "limit", VERMILLION, "dot", below=data.larger_is_better)
     return figure

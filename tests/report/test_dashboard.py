@@ -8,6 +8,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
+from autonuq.records import RANDOM_DATA
 from autonuq.report import FIGURES, dashboard
 from autonuq.report.dashboard import open_dashboard
 from autonuq.report.optimization import optuna_study
@@ -49,6 +50,34 @@ def test_infeasible_trials_are_infeasible_and_the_best_is_not(ask, finished):
     assert [trial["number"] for trial in detail["best_trials"]] == [finished.optuna.best_trial.number]
     seen = [max(trial["constraints"]) <= 0 for trial in detail["trials"]]
     assert seen == [trial.satisfied for trial in finished.record().trials]
+
+
+def test_the_objective_has_a_name_and_trials_a_verdict_to_filter_by(ask, finished):
+    detail = json.loads(ask("/api/studies/0?after=0"))
+    assert detail["objective_names"] == ["compression ratio"]
+    assert "verdict" in {attribute["key"] for attribute in detail["union_user_attrs"]}
+    shown = [{one["key"]: one["value"] for one in trial["user_attrs"]}["verdict"] for trial in detail["trials"]]
+    assert shown == [trial.outcome for trial in finished.record().trials]
+    assert {"satisfied", "not satisfied"} <= set(shown)
+    assert finished.optuna.metric_names is None
+    assert all("verdict" not in trial.user_attrs for trial in finished.optuna.get_trials())
+
+
+def test_names_and_attributes_of_the_users_win(ask, finished):
+    finished.optuna.set_metric_names(["my ratio"])
+    finished.optuna._storage.set_study_user_attr(0, "mine", 1)
+    assert json.loads(ask("/api/studies/0?after=0"))["objective_names"] == ["my ratio"]
+
+
+def test_the_note_says_what_to_do_next_and_warns_of_random_data(lenet):
+    record = replace(lenet, provenance={RANDOM_DATA: "yes"})
+    for one in (record, replace(record, trials=())):
+        note = dashboard._study_note(one)
+        assert note.index("on random data: this says nothing about the network's task") < note.index("Next:")
+        assert "score real data first" in note
+    assert lenet.loss_parts.layers[0].layer in dashboard._study_note(lenet).partition("Layers that hurt most")[2]
+    worst = next(trial for trial in lenet.trials if trial.satisfied is False)
+    assert dashboard._trial_note(lenet, worst).startswith("**not satisfied** ` lost ")
 
 
 def test_figures_notes_and_report_are_there_and_the_storage_is_as_before(ask, finished, tmp_path):

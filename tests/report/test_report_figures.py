@@ -361,3 +361,10 @@ def test_importance_says_of_which_value(lenet):
     figure = FIGURES["importance"](lenet)
     assert "for the metric" in figure.layout.title.text
     assert "for the metric" in figure.layout.xaxis.title.text
+
+
+def test_a_ratio_far_beyond_all_others_does_not_press_them_together():
+    near = study(trial(0, 9.6, 0.9, True), trial(1, 29.0, 0.5, False), trial(2, 13.0, 0.88, True))
+    far = replace(near, trials=(*near.trials, trial(3, 1700.0, 0.0, False)))
+    assert [FIGURES["history"](one).layout.yaxis.type for one in (near, far)] == [None, "log"]
+    assert [FIGURES["front"](one).layout.xaxis.type for one in (near, far)] == [None, "log"]

@@ -200,7 +200,8 @@ def test_random_data_are_said_before_anything_else(lenet, empty):
 def test_layers_that_hurt_are_named_in_words_for_who_sees_no_picture(lenet):
     text = Elements(build_page(replace(lenet, unit=Unit("points", 100.0, "images")))).text
     worst = lenet.loss_parts.layers[0]
-    assert f"{worst.layer}: {60 * worst.share / 100:.3g} points, {worst.share:.0%} of the loss (" in text
+    assert f"{worst.layer}: {60 * worst.share / 100:.3g} points, {worst.share:.0%} (" in text
+    assert "of the loss, " in text
     assert "trial loses" not in text
     assert "Loss, points" in text
     bare = Elements(build_page(replace(lenet, loss_parts=None))).text
