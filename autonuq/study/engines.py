@@ -316,7 +316,7 @@ class WorkerBug(Exception):
 
 
 def is_killed(error: Exception) -> bool:
-    """Say whether an engine's error is that a worker's process was killed, or died; not that it cannot read its task."""
+    """Say whether a worker's process was killed, or died, by an engine's error; not that it cannot read its task."""
     return _UNREADABLE not in str(error) and any(kind.__name__ in _KILLED for kind in type(error).__mro__)
 
 
