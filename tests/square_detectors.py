@@ -77,7 +77,7 @@ def draw(folder: Path, count: int, size: tuple[int, int] = (32, 32), corner: tup
     step = ((size[0] - 2 * corner[0]) // 4, (size[1] - 2 * corner[1]) // 4)
     for number in range(count):
         pixels, own = random.integers(0, 20, (*size, 3)).astype(np.uint8), []
-        for place in random.permutation(16)[: number % 4]:
+        for place in random.permutation(16)[: number % 4].tolist():
             y, x, colour = corner[0] + place // 4 * step[0], corner[1] + place % 4 * step[1], int(random.integers(2))
             pixels[y : y + step[0], x : x + step[1], colour] = random.integers(160, 256)
             own.append((colour, x, y, x + step[1], y + step[0]))

@@ -124,6 +124,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                         "quantizable": _BOOL,
                         "nuq": _BOOL,
                         "reason": _TEXT,
+                        "float_bytes": _COUNT,
                         **_ON_CHIP,
                     },
                     optional=tuple(_ON_CHIP),
@@ -133,7 +134,14 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             "needs": {
                 "anyOf": [
                     {"type": "null"},
-                    _object({"memory_bytes": _COUNT, "disk_bytes": _COUNT, "curves_s": _SECONDS}),
+                    _object(
+                        {
+                            "memory_bytes": _COUNT,
+                            "disk_bytes": _COUNT,
+                            "curves_s": _SECONDS,
+                            "preparation_s": _SECONDS,
+                        }
+                    ),
                 ]
             },
             "python_layers": {
@@ -228,6 +236,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                         "state": {"enum": ["passed", "failed", "skipped"]},
                         "detail": _TEXT,
                         "seconds": _SECONDS,
+                        "warnings": {"type": "array", "items": _TEXT},
                     }
                 ),
             },
@@ -242,6 +251,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
                             "trial_s": _SECONDS,
                             "total_s": _SECONDS,
                             "trials": _COUNT,
+                            "ways_s": _SECONDS,
+                            "int8_s": _SECONDS,
+                            "foretelling_s": _SECONDS,
+                            "scoring_s": _SECONDS,
+                            "first_trial_s": _SECONDS,
+                            "trials_s": _SECONDS,
+                            "confirmation_s": _SECONDS,
+                            "export_s": _SECONDS,
+                            "float_search_s": _SECONDS,
+                            "memory_bytes": _COUNT,
+                            "disk_bytes": _COUNT,
                         }
                     ),
                 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from autonuq.cli.console import (
     shown,
     unknown,
 )
+from autonuq.cli.layer_table import Reasons, float_bytes, show_layers
 from autonuq.compress.chip import ChipView, view_on_chip
 from autonuq.compress.needs import StudyNeeds, study_needs
 from autonuq.compress.outputs import unpack as write_unpacked
@@ -36,16 +38,23 @@ from autonuq.graph.passes import capabilities
 from autonuq.quant.atc.chips import DDR_RATES
 from autonuq.quant.config import QuantizationConfig
 
+_IMAGES = 200
+"""With so many that calibrate it is said how long a study is prepared."""
+_REASONS = 3  # the commonest ones, that are said in words
+
 
 def inspect(
     model: ModelArgument,
     weights: WeightsArgument,
     chip: Annotated[str | None, typer.Option(help=f"What ATC would do on: {', '.join(DDR_RATES)}.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every layer in the network's order, not only those with weights.")
+    ] = False,
     level: LevelOption = 0,
     stage: StageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say of each layer what can be quantized and why not.
+    """Say of each layer with weights what can be quantized and why not, the widest first.
 
     Example: `autonuq inspect net.prototxt net.caffemodel --chip ascend310`
     """
@@ -58,26 +67,20 @@ def inspect(
     searched = [layer.name for layer in found if layer.nuq]
     refused = [layer for layer in graph.layers if is_refused(layer)]
     needs = None if refused else study_needs(graph, quantized, searched, QuantizationConfig.batch_num)
+    sizes = float_bytes(graph, found)
     if as_json:
-        rows = [_inspected(layer, views.get(layer.name)) for layer in found]
+        rows = [_inspected(layer, sizes[layer.name], views.get(layer.name)) for layer in found]
         document = {"layers": rows, "weights": sum(layer.weights for layer in found), "needs": _needed(needs)}
         typer.echo(json.dumps(document | ({"python_layers": list(map(_not_run, refused))} if refused else {})))
         return
-    table = Table(title=f"{model}", title_justify="left")
-    for column, justify in (("layer", "left"), ("type", "left"), ("shape", "left"), ("weights", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for column in ("int8", "codebook", "why not", *((f"marked on {chip}", "int8 kept compressed") if chip else ())):
-        table.add_column(column)
-    for layer in found:
-        shape = "x".join(map(str, layer.shape))
-        marks = ["yes" if able else "-" for able in (layer.quantizable, layer.nuq)]
-        count = f"{layer.weights:,}" if layer.weights else ""
-        seen = _chip_cells(views.get(layer.name)) if chip else ()
-        table.add_row(layer.name, layer.type, shape, count, *marks, layer.reason, *seen)
-    show(table)
-    out.print(f"{sum(layer.weights for layer in found):,} weights; {len(searched)} layers can carry a codebook")
+    heavy = sorted((layer for layer in found if sizes[layer.name]), key=lambda layer: -sizes[layer.name])
+    show_layers(found if every else heavy, sizes, views, chip)
+    _print_totals(heavy, sizes)
     if needs is not None:
-        say(f"a study takes {needs.say()}; its curves about {duration(needs.curves_s)} on one core")
+        prepared, curves = duration(needs.preparation_s(_IMAGES)), duration(needs.curves_s)
+        out.print(f"a study takes {needs.say()}")
+        out.print(f"before its trials: about {prepared} on one core with {_IMAGES} images (curves {curves})")
+        out.print("what a trial takes depends on the data: 'autonuq check' measures it")
     for one in refused:
         say(f"not run: {refusal(one, model)}; behind it shapes are those of the weights, and needs are not known")
     if chip:
@@ -85,7 +88,34 @@ def inspect(
         say(f"ATC on {chip} would mark {len(marked)}: {', '.join(marked) or 'none'}")
 
 
-def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
+def _print_totals(layers: Sequence[Capability], sizes: Mapping[str, int]) -> None:
+    """Print how many layers and bytes can become what, and why others are left alone."""
+    whole = sum(sizes[layer.name] for layer in layers)
+    kinds = {
+        "with weights": layers,
+        "can be int8": [layer for layer in layers if layer.quantizable],
+        "can carry a codebook": [layer for layer in layers if layer.nuq],
+        "left alone": [layer for layer in layers if not layer.quantizable],
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    for words, own in kinds.items():
+        size = sum(sizes[layer.name] for layer in own)
+        count = f"{len(own)} layer{'s' * (len(own) != 1)}"
+        table.add_row(words, count, f"{size:,} bytes", f"{size / whole:.1%}" if whole else "")
+    out.print()
+    show(table)
+    reasons = Reasons()
+    for layer in kinds["left alone"]:
+        reasons.number(layer.reason)
+    commonest = sorted(reasons.said(), key=lambda one: -one[1])[:_REASONS]
+    if commonest:
+        say(f"left alone because: {'; '.join(f'{reason} ({count})' for reason, count in commonest)}")
+
+
+def _inspected(layer: Capability, size: int, view: ChipView | None) -> dict[str, object]:
     """Describe one layer for --json."""
     row: dict[str, object] = {
         "name": layer.name,
@@ -95,6 +125,7 @@ def _inspected(layer: Capability, view: ChipView | None) -> dict[str, object]:
         "quantizable": layer.quantizable,
         "nuq": layer.nuq,
         "reason": layer.reason,
+        "float_bytes": size,
     }
     if view is not None:
         row["marked"], row["mark_reason"] = view.mark.is_marked, view.mark.reason
@@ -108,20 +139,13 @@ def _needed(needs: StudyNeeds | None) -> dict[str, float] | None:
     if needs is None:
         return None
     sizes = {"memory_bytes": round(needs.memory_bytes), "disk_bytes": round(needs.disk_bytes)}
-    return {**sizes, "curves_s": needs.curves_s}
+    return {**sizes, "curves_s": needs.curves_s, "preparation_s": needs.preparation_s(_IMAGES)}
 
 
 def _not_run(layer: Layer) -> dict[str, str]:
     """Describe a layer whose code was not run for --json."""
     parameters = layer.message.python_param
     return {"name": layer.name, "module": parameters.module, "class": parameters.layer}
-
-
-def _chip_cells(view: ChipView | None) -> tuple[str, str]:
-    if view is None:
-        return "", ""
-    kept = "yes" if view.judgement.is_kept else "no"
-    return f"{'yes' if view.mark.is_marked else 'no'}: {view.mark.reason}", f"{kept}: {view.judgement.ratio:.2f}"
 
 
 def unpack(

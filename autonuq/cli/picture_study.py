@@ -73,7 +73,7 @@ Ask = Callable[[str, Any], Any]
 """Is told a key of the transform and what is guessed, and says what is right; None keeps the guess."""
 
 
-def picture_study(graph: Graph, net: Net, values: Mapping[str, str], images: Path, folder: Path, ask: Ask) -> str:
+def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images: Path, folder: Path, ask: Ask) -> str:
     """Return the text of a study file for a network and pictures.
 
     Parameters

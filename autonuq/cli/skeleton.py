@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from autonuq.atomic import replace_text, say_system_error
-from autonuq.cli.picture_study import Ask, picture_study
+from autonuq.cli.picture_study import Ask, picture_study_text
 from autonuq.errors import StudyError
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
@@ -158,7 +158,7 @@ def write_skeleton(
         texts = {targets[0]: _STUDY.substitute(values), targets[1]: _EVALUATOR.substitute(values)} | network
     else:
         net = Net(str(model), TEST, level=level, stages=list(stages), weights=str(weights))
-        texts = {targets[0]: picture_study(graph, net, values, images, folder, ask)} | network
+        texts = {targets[0]: picture_study_text(graph, net, values, images, folder, ask)} | network
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for target, text in texts.items():

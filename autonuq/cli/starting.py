@@ -24,6 +24,7 @@ from autonuq.cli.console import (
     alarms,
     duration,
     err,
+    out,
     say,
     show,
     show_error,
@@ -170,16 +171,16 @@ def _print_estimate(estimate: Estimate, task: Task) -> None:
             continue
         words = f"{PARTS[part]} ({estimate.trials_run})" if part == "trials_s" else PARTS[part]
         table.add_row(words, duration(seconds), f"{seconds / estimate.total_s:.0%}")
+    out.print()
     show(table)
     if estimate.trials_run:
-        say(f"one trial takes about {duration(estimate.trial_s)}; the others of its study that many times more")
+        scoring = duration(estimate.scoring_s)
+        out.print(f"\none trial costs about {duration(estimate.trial_s)}; of it the evaluator takes {scoring}")
     if estimate.float_search_s:
-        say(
-            f"where int8 does not keep the limit, finding layers to leave float takes up to "
-            f"{duration(estimate.float_search_s)} more"
-        )
+        extra = duration(estimate.float_search_s)
+        out.print(f"if int8 does not keep the limit: up to {extra} more, to find layers to leave float")
     memory, disk = say_bytes(estimate.memory_bytes), say_bytes(estimate.disk_bytes)
-    say(f"about {memory} of memory at most with one worker, {disk} of disk in {shown(task.out)}")
+    out.print(f"at most {memory} of memory with one worker, {disk} of disk in {shown(task.out)}", soft_wrap=True)
 
 
 def _show_failures(failed: list[Check]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from autonuq.compress.output_side import BUDGET, MOST_IMAGES, image_cost
 from autonuq.compress.ways import GRADIENTS_UP_TO
 from autonuq.graph.layers import blob_shapes, infer_shapes, input_window
 from autonuq.graph.model import Graph, Shape
@@ -20,6 +21,12 @@ from autonuq.runtime.inputs import MOST_BYTES
 _PROCESS, _REMEMBERED, _COPIES = 0.3e9, 4e6, 5.0
 _SIDES = 24.0  # bytes for each pair of outputs: two forms, and what is made of one
 _COMPARED = 24.0  # bytes for each weight of a network that is compared with others: its points, and its own twice
+# What comes before the trials takes so many times the curves, so many seconds a layer, and for each image of three
+# parts so many seconds a multiplication: within a factor of 1.7 on six networks (studies/LOG.md).
+_CURVES_IN_ALL, _LAYER_S, _MULTIPLICATION_S = 5.0, 0.6, 2.5e-11
+# At the end: the winner's files over the weights', and the report.
+_EXPORTED, _REPORT = 1.6, 5.5e6
+_GRADIENT_SEEDS = 4  # two temperatures, two draws
 _NOTABLE = 0.2  # of all: a layer that is worth a word
 
 
@@ -43,6 +50,8 @@ class StudyNeeds:
         Memory of what is worked on beside a layer, on the other cores that this process may use.
     samples_bytes : float
         What the original network's layers meet where networks are built in order: in a temporary file.
+    image_multiplications : float
+        Of the gradients of one image; 0 for a network too large for them.
     """
 
     layers: tuple[LayerNeeds, ...]
@@ -52,6 +61,7 @@ class StudyNeeds:
     sides_bytes: float
     beside_bytes: float
     samples_bytes: float
+    image_multiplications: float
 
     @property
     def memory_bytes(self) -> float:
@@ -67,16 +77,28 @@ class StudyNeeds:
 
     @property
     def disk_bytes(self) -> float:
-        """At most: in the calibration, or with the points, the network's copy for workers and a trial's network."""
+        """At most: in the calibration, among the trials, or at the end."""
         inputs = sum(layer.inputs_bytes for layer in self.layers)
         points = sum(layer.points_bytes for layer in self.layers)
-        trials = 2 * self.weights_bytes + points + self.samples_bytes
-        return self.kept_bytes + max(self.weights_bytes + inputs, trials, inputs + points)
+        calibration = self.weights_bytes + inputs
+        building = points + max(inputs, 2 * self.samples_bytes)
+        published = self.weights_bytes + self.kept_bytes + points  # points are linked
+        trials = published + self.weights_bytes + self.samples_bytes
+        end = published + _EXPORTED * self.weights_bytes + _REPORT
+        return self.kept_bytes + max(calibration, building, trials, end)
 
     @property
     def curves_s(self) -> float:
         """About the time that all points take, in seconds."""
         return sum(layer.seconds for layer in self.layers)
+
+    def preparation_s(self, images: int) -> float:
+        """About the seconds of all that comes before the trials, with so many images, on one core."""
+        if not self.image_multiplications:
+            return self.curves_s + _LAYER_S * len(self.layers)
+        gradients = min(BUDGET, min(images, MOST_IMAGES) * self.image_multiplications)
+        builds = 2 * min(BUDGET, images * self.image_multiplications)
+        return _CURVES_IN_ALL * self.curves_s + _LAYER_S * len(self.layers) + _MULTIPLICATION_S * (gradients + builds)
 
     @property
     def notable(self) -> tuple[LayerNeeds, ...]:
@@ -148,7 +170,14 @@ def study_needs(
     reads = [sum(math.prod(shapes[blob]) for blob in {*layer.bottoms, *layer.tops}) for layer in graph.layers]
     beside = _beside_bytes(layers, weights, 4.0 * passes * max(reads, default=0))
     kept = min(4.0 * passes * sum(math.prod(shapes[blob]) for blob in graph.inputs), float(MOST_BYTES))
-    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, beside, 4.0 * met)
+    has_gradients = weights <= GRADIENTS_UP_TO and any(layer.blobs for layer in graph.layers)
+    per_image = image_cost(graph, (), _GRADIENT_SEEDS) / _batch(graph) if has_gradients else 0.0
+    return StudyNeeds(tuple(layers), 4.0 * weights, 4.0 * observed, kept, sides, beside, 4.0 * met, per_image)
+
+
+def _batch(graph: Graph) -> int:
+    """Return how many images a forward pass takes as the graph has it."""
+    return max(1, next((shape[0] for shape in graph.inputs.values() if shape), 1))
 
 
 def _beside_bytes(layers: Collection[LayerNeeds], weights: int, values_bytes: float) -> float:

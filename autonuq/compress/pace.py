@@ -100,14 +100,15 @@ def time_sides(model: QuantizedModel, passes: Passes, trying: Trying) -> tuple[f
         found = collect_output_sides(model.graph, passes, temperatures=trying.temperatures, images=range(images))
         return time.monotonic() - started, found
 
-    wanted = max(trying.images(model.graph))
+    images = trying.images(model.graph)
     first_s, sides = timed(1)
-    more = min(wanted, max(2, int(_PIECE_S / max(first_s, 1e-3))))
-    total_s = first_s
+    more = min(max(images), max(2, int(_PIECE_S / max(first_s, 1e-3))))
+    more_s, each_s = first_s, 0.0
     if more > 1:
         more_s, sides = timed(more)
-        total_s = max(first_s, more_s + (wanted - more) * max(0.0, more_s - first_s) / (more - 1))
-    return in_turns(len(trying.halves)) * total_s, sides
+        each_s = max(0.0, more_s - first_s) / (more - 1)
+    halves_s = sum(max(first_s, more_s + (own - more) * each_s) for own in images)
+    return halves_s * in_turns(len(images)) / len(images), sides
 
 
 def known_costs(model: QuantizedModel, record_file: Path, sides: OutputSides | None) -> dict[str, NDArray[np.float64]]:
@@ -283,7 +284,8 @@ def ways_s(trying: Trying, sides_s: float, points_s: float, build: BuildPace, si
 
 def count_ways(trying: Trying) -> float:
     """Return how many ways are tried, in the middle between those that follow where gradients help and where not."""
-    return float(np.mean([sum(1 for _ in trying.ways(Way(), lambda: best)) for best in (Way(), PLAIN)]))
+    helped, not_helped = (len(list(trying.ways(Way(), best))) for best in (Way, lambda: PLAIN))
+    return (helped + not_helped) / 2
 
 
 def time_sizes(model: QuantizedModel) -> float:

@@ -99,6 +99,11 @@ class IsolatedEvaluator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
+    @property
+    def here(self) -> Any:
+        """The evaluator that it stands for."""
+        return self._here
+
     def fingerprint(self) -> str:
         """Return the digest of the evaluator that runs."""
         return evaluator_fingerprint(self._here)

@@ -31,8 +31,10 @@ class Estimate:
     baseline_s, calibration_s, ways_s, curves_s, int8_s, foretelling_s : float
         Seconds, once in a study's life: scoring the original network, calibrating, choosing how layers are rounded,
         their operating points, scoring int8, measuring what plans do to the results; 0 where it is done already.
-    trial_s : float
-        Of each trial.
+    trial_s, scoring_s : float
+        Of each trial, and of that the evaluator's.
+    first_trial_s : float
+        What the first one takes more.
     trials : int
         Still to run; what int8 scores is the first of a new study.
     confirmation_s : float
@@ -52,6 +54,8 @@ class Estimate:
     int8_s: float
     foretelling_s: float
     trial_s: float
+    scoring_s: float
+    first_trial_s: float
     trials: int
     confirmation_s: float
     export_s: float
@@ -67,7 +71,7 @@ class Estimate:
     @property
     def trials_s(self) -> float:
         """All trials that score a network of their own."""
-        return self.trials_run * self.trial_s
+        return self.trials_run * self.trial_s + (self.first_trial_s if self.trials_run else 0.0)
 
     @property
     def total_s(self) -> float:

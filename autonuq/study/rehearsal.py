@@ -20,6 +20,8 @@ from autonuq.compress.formats import export
 from autonuq.compress.outputs import write_fake_quant
 from autonuq.compress.quantized import refuse_observers
 from autonuq.errors import AutonuqError, StudyError
+from autonuq.evaluate.builtin import ImageEvaluator
+from autonuq.evaluate.builtin.plausible import warn_of_doubts
 from autonuq.evaluate.evaluator import (
     check_evaluator,
     data_digests,
@@ -28,6 +30,7 @@ from autonuq.evaluate.evaluator import (
     run_calibration,
     score,
 )
+from autonuq.evaluate.isolation import IsolatedEvaluator
 from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
@@ -35,7 +38,7 @@ from autonuq.graph.files import ModelPair, load_graph
 from autonuq.graph.hosted.permission import check_permission
 from autonuq.graph.model import Graph
 from autonuq.masking import masked
-from autonuq.records import ORIGINAL_METRIC, POINTS, say_verdict
+from autonuq.records import ON_RANDOM_DATA, ORIGINAL_METRIC, POINTS, say_verdict
 from autonuq.runtime.inputs import count_images, load_inputs, request_inputs
 from autonuq.runtime.memory import resident_memory
 from autonuq.storage.open import open_storage, storage_file
@@ -103,6 +106,7 @@ class Rehearsal:
             ("memory and disk", ("quantization",), self._resources),
             ("evaluator", ("network",), self._evaluator),
             ("one batch", ("evaluator",), self._one_batch),
+            ("plausibility", ("one batch",), self._plausibility),
             ("calibration", ("quantization", "one batch"), self._calibration),
             ("curves", ("calibration",), self._curves),
             ("int8 batch", ("calibration",), self._int8_batch),
@@ -148,6 +152,8 @@ class Rehearsal:
             int8_s=float_s if scores_int8 else 0.0,
             foretelling_s=0.0 if done.is_prepared else self._foretelling_s,
             trial_s=trial_s,
+            scoring_s=self._int8_pace.of(batches),
+            first_trial_s=self._first_build_s,
             trials=trials,
             confirmation_s=self._confirmation_s(done) if confirms else 0.0,
             export_s=self._export_s + _REPORT_S,
@@ -174,7 +180,7 @@ class Rehearsal:
         own = resident_memory()
         if own is None:
             return self._needs.memory_bytes
-        batches = self._task.evaluator.evaluate_batch_num
+        batches = int(self._task.evaluator.evaluate_batch_num)
         kept = min(self._kept_bytes * max(0, batches - BATCHES_TIMED), float(_KEPT_AT_MOST))
         return own + kept + self._needs.beyond_process_bytes
 
@@ -223,14 +229,15 @@ class Rehearsal:
         self._kept_bytes = max(0.0, grown) / (count - 1) if count > 1 else 0.0
         return f"metric {metric:g} of the original network"
 
+    def _plausibility(self) -> str:
+        own = self._own.here if isinstance(self._own, IsolatedEvaluator) else self._own
+        if getattr(own, "random_data", False) is True:
+            warnings.warn(f"the evaluator scores a network {ON_RANDOM_DATA}", stacklevel=2)
+        return warn_of_doubts(own) if isinstance(own, ImageEvaluator) else "an evaluator of your own is not looked into"
+
     def _calibration(self) -> str:
         self._record = self._temporary / "record.txt"
-        first_s, passes = self._calibrate(1), 2
-        self._calibration_once_s, self._pass_s = 0.0, first_s
-        if self._config.batch_num > 1 and first_s < SECONDS_TO_TIME_IN:
-            several_s, one_s = self._calibrate(passes), self._calibrate(1)
-            self._pass_s = max(0.0, several_s - one_s) / (passes - 1)
-            self._calibration_once_s = max(0.0, one_s - self._pass_s)
+        self._calibration_once_s, self._pass_s = self._timed_calibration()
         self._model = calibrated(self._model, self._record)
         kept = load_inputs(self._record)
         self._images = count_images(kept) if _takes_images(self._model.graph) else 0
@@ -246,11 +253,22 @@ class Rehearsal:
             return ""
         return f"; {images} images (batch_num {self._config.batch_num}) are few: {_WHAT_MORE_BRINGS}"
 
-    def _calibrate(self, passes: int) -> float:
-        """Calibrate with so many passes, and return the seconds."""
+    def _timed_calibration(self) -> tuple[float, float]:
+        """Return the seconds of a calibration, once and for each pass; the last one that is timed is complete."""
+        if self._config.batch_num == 1:
+            return 0.0, self._calibrate(1)
+        first_s = self._calibrate(1, of=2)  # without the search for ranges at the end
+        if first_s > SECONDS_TO_TIME_IN:
+            return max(0.0, self._calibrate(1) - first_s), first_s
+        several_s, one_s = self._calibrate(2), self._calibrate(1)
+        pass_s = max(0.0, several_s - one_s)
+        return max(0.0, one_s - pass_s), pass_s
+
+    def _calibrate(self, passes: int, of: int | None = None) -> float:
+        """Run so many passes, of as many by default, and return the seconds."""
         started = time.monotonic()
         pair = ModelPair(self._temporary / "model.prototxt", self._temporary / "weights.caffemodel")
-        model = replace(self._model, config=replace(self._config, batch_num=passes))
+        model = replace(self._model, config=replace(self._config, batch_num=of or passes))
         write_calibration_model(model, pair, self._record, model.weights, python_layers=self._task.python_layers)
         request_inputs(self._record)
         run_calibration(self._own, pair, passes)
@@ -261,7 +279,7 @@ class Rehearsal:
             warnings.warn(f"{unsearched}; 'tune' will end with int8", stacklevel=2)
         pace = PreparationPace.timed(self._model, self._record)
         self._ways_s, self._curves_s, self._foretelling_s = pace.ways_s, pace.curves_s, pace.foretelling_s
-        self._build_s, self._sizes_s = pace.build_s, pace.sizes_s
+        self._build_s, self._first_build_s, self._sizes_s = pace.build_s, pace.first_build_s, pace.sizes_s
         return f"{pace.found} operating points of layer '{pace.first}'" if pace.first else "none"
 
     def _int8_batch(self) -> str:

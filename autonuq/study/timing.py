@@ -92,8 +92,8 @@ class PreparationPace:
     Attributes
     ----------
     ways_s, curves_s, foretelling_s : float
-    build_s, sizes_s : float
-        Of each trial: its network, and its bytes.
+    build_s, first_build_s, sizes_s : float
+        Of each trial: its network, what that of a process's first one takes more, and its bytes.
     first : str
         A layer with a codebook that was looked at; empty where there is none.
     found : int
@@ -104,6 +104,7 @@ class PreparationPace:
     curves_s: float
     foretelling_s: float
     build_s: float
+    first_build_s: float
     sizes_s: float
     first: str
     found: int
@@ -133,13 +134,14 @@ class PreparationPace:
         if passes and is_buildable(model.graph):
             wanted = sorted({compared, len(foretold), len(passes)} - {0})
             builds |= dict(zip(wanted, time_builds(model, costs, passes[0], wanted), strict=True))
-        own = builds.get(len(foretold), BuildPace())
+        own, trials = (builds.get(len(images), BuildPace()) for images in (foretold, passes))
         turns = in_turns(count_plans(len(model.nuq_layers)))
         return PreparationPace(
             ways_s=ways_s(trying, sides_s, points.of(COARSE), builds[compared], sizes_s) if trying else 0.0,
             curves_s=points.of(Tuning()),
             foretelling_s=own.first_s + SEARCHES * (own.each_s + sizes_s) + turns * own.each_s if foretold else 0.0,
-            build_s=builds.get(len(passes), BuildPace()).each_s,
+            build_s=trials.each_s,
+            first_build_s=trials.first_s,
             sizes_s=sizes_s,
             first=points.first,
             found=points.found,

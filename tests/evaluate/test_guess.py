@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autonuq.evaluate.builtin.guess import PREPARATIONS, doubt, guess_transform, prepared
+from autonuq.evaluate.builtin.guess import PREPARATIONS, doubt_preparation, guess_transform, prepared
 from autonuq.evaluate.builtin.transform import TransformSettings
 from autonuq.graph.files import fill_weights, parse_graph
 from autonuq.graph.lowering import lower
@@ -87,8 +87,8 @@ def test_grey_pictures_have_one_mean_and_no_colours():
 def test_doubts_about_what_batch_norm_never_saw():
     right, wrong = PREPARATIONS[0], PREPARATIONS[4]
     graph, plain = trained_with(3, right, "RGB"), plain_values(3, 0)
-    assert doubt(graph, "data", prepared(plain, right, "RGB"), plain) == ""
-    said = doubt(graph, "data", prepared(plain, wrong, "RGB"), plain)
+    assert doubt_preparation(graph, "data", prepared(plain, right, "RGB"), plain) == ""
+    said = doubt_preparation(graph, "data", prepared(plain, wrong, "RGB"), plain)
     assert "BatchNorm layers see quite other values" in said
     assert 'mean = [127.5, 127.5, 127.5], scale = 0.007843, channels = "RGB"' in said
 
@@ -102,8 +102,8 @@ def test_without_batch_norm_values_must_not_drown_in_biases():
     assert guess.transform.scale == 1
     assert "of smaller values they hardly do" in guess.why
     plain = plain_values(3, 0)
-    assert "hardly depend on the picture" in doubt(large, "data", plain / 255, plain)
-    assert doubt(large, "data", plain - 128, plain) == ""
+    assert "hardly depend on the picture" in doubt_preparation(large, "data", plain / 255, plain)
+    assert doubt_preparation(large, "data", plain - 128, plain) == ""
     small = with_blobs(graph, conv=(conv[0], noise / 300), fc=fc)
     assert guess_transform(small, "data", pictures(3), "RGB", TransformSettings(crop=(12, 12))).transform.scale < 0.1
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
+from autonuq.evaluate.builtin.decisions import doubt_decisions
 from autonuq.evaluate.builtin.images import ImageEvaluator, choose_output, find_entrance
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.evaluate.samples import Score
@@ -90,6 +91,12 @@ class Accuracy(ImageEvaluator):
         """See `ImageEvaluator`: whether each is right."""
         labels = self.scored.labels[start : start + len(found)]
         return are_correct(found, labels, TOPS[self.settings.kind])
+
+    def doubt(self, found: Sequence[Array]) -> str:
+        """See `ImageEvaluator`: one class for everything, unless the labels say so, too."""
+        decisions = np.concatenate(found).argmax(axis=1)
+        same = (self.scored.labels[: len(decisions)] == self.scored.labels[0]).all()
+        return "" if same else doubt_decisions(decisions)
 
     def score(self, things: Sequence[np.bool_]) -> Score:
         """See `ImageEvaluator`."""

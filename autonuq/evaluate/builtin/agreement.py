@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.evaluate.builtin.decisions import ScoreEnds, find_scores
+from autonuq.evaluate.builtin.decisions import ScoreEnds, doubt_decisions, find_scores
 from autonuq.evaluate.builtin.images import ImageEvaluator
 from autonuq.evaluate.builtin.settings import BuiltinSettings, Drop
 from autonuq.evaluate.samples import Score
@@ -49,6 +49,10 @@ class Agreement(ImageEvaluator):
         """See `ImageEvaluator`: the share of each image's positions where both decide alike."""
         same = (found == original) & (found >= 0)
         return np.asarray(same.reshape(len(same), -1).mean(axis=1))
+
+    def doubt(self, found: Sequence[NDArray[np.int64]]) -> str:
+        """See `ImageEvaluator`: one class for everything."""
+        return doubt_decisions(np.concatenate(found))
 
     def score(self, things: Sequence[np.float64]) -> Score:
         """See `ImageEvaluator`."""

@@ -13,6 +13,22 @@ from autonuq.evaluate.builtin.images import choose_output, find_entrance, find_i
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.model import Array, Graph, Layer, Shape
 
+FEWEST_ALIKE = 8
+"""Pictures of which it is strange if all get the same class."""
+
+
+def doubt_decisions(decisions: NDArray[np.int64]) -> str:
+    """Say that pictures are all alike to a network, where they are.
+
+    Parameters
+    ----------
+    decisions : ndarray of int64, shape (images, ...)
+    """
+    if len(decisions) < FEWEST_ALIKE or (decisions != decisions.flat[0]).any():
+        return ""
+    where = "" if decisions[0].size == 1 else ", all over"
+    return f"the original network sees class {decisions.flat[0]} in each of {len(decisions)} pictures{where}"
+
 
 @dataclass(frozen=True)
 class ScoreEnds:

@@ -86,10 +86,19 @@ class DetectionEvaluator(ImageEvaluator):
         """Detections below it are not looked at."""
         return _MIN_SCORE if self.how.min_score is None else self.how.min_score
 
-    @property
-    def object_count(self) -> int | None:
-        """How many objects there are to be found; None before that is known."""
+    def count_objects(self, batch_num: int) -> int:
+        """Return how many objects there are to be found in the first batches, before anything is scored."""
         raise NotImplementedError
+
+    def doubt(self, found: Sequence[Seen]) -> str:
+        """See `ImageEvaluator`: nothing detected, or as much as there may be everywhere."""
+        count = sum(len(batch.starts) - 1 for batch in found)
+        objects = [int((picture.scores >= self.how.threshold).sum()) for batch in found for picture in batch.pictures()]
+        if not any(objects):
+            return f"the original network detects nothing in {count} pictures (score from {self.how.threshold:g} on)"
+        if min(objects) >= self.how.max_boxes:
+            return f"the original network detects {self.how.max_boxes} objects or more in each of {count} pictures"
+        return ""
 
     @property
     def limit(self) -> str:
@@ -119,12 +128,11 @@ class DetectionAgreement(DetectionEvaluator):
         """See `DetectionEvaluator`."""
         return self.how.threshold / 2 if self.how.min_score is None else self.how.min_score
 
-    @property
-    def object_count(self) -> int | None:
-        """How many objects the original network sees in the pictures; None before it has looked at all of them."""
-        return self._object_count
-
-    _object_count: int | None = None
+    def count_objects(self, batch_num: int) -> int:
+        """See `DetectionEvaluator`."""
+        size, count = self.ends.shape[0], len(self.scored.names)
+        batches = [(start, min(start + size, count)) for start in range(0, min(batch_num * size, count), size)]
+        return len(self._truth([Seen(*self.of_original(*batch)) for batch in batches]))
 
     @property
     def meaning(self) -> str:
@@ -140,13 +148,9 @@ class DetectionAgreement(DetectionEvaluator):
 
     def score(self, things: Sequence[tuple[Seen, Seen]]) -> Score:
         """See `ImageEvaluator`."""
-        found, truth = (join_pictures([own[side] for own in things]) for side in (0, 1))
-        truth = truth[truth.scores >= np.float32(self.how.threshold)]
+        found, truth = join_pictures([own for own, _ in things]), self._truth([own for _, own in things])
+        found = found[have_area(found.boxes)]
         is_all = len(things) == min(self.evaluate_batch_num * self.ends.shape[0], len(self.scored.names))
-        self._check_truth(truth, len(things))
-        found, truth = found[have_area(found.boxes)], truth[have_area(truth.boxes)]
-        if is_all:
-            self._object_count = len(truth)
         if not len(truth):
             if is_all:
                 raise EvaluatorError(
@@ -159,21 +163,28 @@ class DetectionAgreement(DetectionEvaluator):
         wanted = Objects(truth.images, truth.classes, truth.boxes, np.zeros(len(truth), bool))
         return as_score(mean_precision(class_precisions(found, wanted, len(things), self.how.iou or _IOU)))
 
-    def _check_truth(self, truth: Detections, count: int) -> None:
-        """Refuse what can be no detections: scores above 1, and boxes most of which are inside out or elsewhere."""
-        blobs = ", ".join(self.ends.outputs)
-        if len(truth) and truth.scores.max() > _LARGEST_SCORE:
+    def _truth(self, seen: Sequence[Seen]) -> Detections:
+        """Return the original network's detections that are objects.
+
+        Raises
+        ------
+        EvaluatorError
+            They can be no detections: scores above 1, or boxes most of which are inside out or elsewhere.
+        """
+        found, blobs = join_pictures(seen), ", ".join(self.ends.outputs)
+        found = found[found.scores >= np.float32(self.how.threshold)]
+        if len(found) and found.scores.max() > _LARGEST_SCORE:
             raise EvaluatorError(
-                f"scores in {blobs} reach {truth.scores.max():g}: they are no probabilities. Take the blob behind the "
+                f"scores in {blobs} reach {found.scores.max():g}: they are no probabilities. Take the blob behind the "
                 "softmax or sigmoid, or say in [evaluator.detections] how they are to be read"
             )
-        empty = int((~have_area(truth.boxes)).sum())
-        if empty * 2 > len(truth):
+        own = found[have_area(found.boxes)]
+        if 2 * len(own) < len(found):
             raise EvaluatorError(
-                f"{empty:,} of {len(truth):,} boxes that the original network finds in {count} pictures have no "
-                f"area inside the picture: say in [evaluator.detections] how {blobs} are to be read (box_format, "
-                "box_unit, priors)"
+                f"{len(found) - len(own):,} of {len(found):,} boxes that the original network finds have no area in "
+                f"the picture: say in [evaluator.detections] how {blobs} are to be read (box_format, box_unit, priors)"
             )
+        return own
 
 
 class LabelledPrecision(DetectionEvaluator):
@@ -199,10 +210,9 @@ class LabelledPrecision(DetectionEvaluator):
         """Whether the labels are COCO's."""
         return self.how.annotations is not None and not self.how.annotations.is_dir()
 
-    @property
-    def object_count(self) -> int:
-        """How many labelled objects count."""
-        return int((~self._objects.ignored).sum())
+    def count_objects(self, batch_num: int) -> int:
+        """See `DetectionEvaluator`."""
+        return int((~self._objects.first(batch_num * self.ends.shape[0]).ignored).sum())
 
     def label_digests(self) -> dict[str, str]:
         """See `ImageEvaluator`: of the objects that the network is to find."""
@@ -216,8 +226,9 @@ class LabelledPrecision(DetectionEvaluator):
         """See `ImageEvaluator`."""
         overlap = f"{self.how.iou or _IOU:g}" if self.how.iou or not self.is_coco else "0.5 to 0.95"
         counted = "as pycocotools counts COCO's" if self.is_coco else "PASCAL VOC's, the area under the curve"
+        objects = self.count_objects(self.evaluate_batch_num)
         return (
-            f"mean average precision (IoU {overlap}, {counted}) against {self.object_count} labelled objects; "
+            f"mean average precision (IoU {overlap}, {counted}) against {objects} labelled objects; "
             f"less than {self.drop} of it may be lost"
         )
 

@@ -74,6 +74,7 @@ PREPARATIONS = (  # what networks for Caffe are trained with, the usual first
     Preparation((128.0, 128.0, 128.0), 1.0),
 )
 """What is tried."""
+_RAW = PREPARATIONS[3]
 _GREYS = tuple(PREPARATIONS[place] for place in (1, 0, 4, 5))
 
 
@@ -122,7 +123,8 @@ def guess_transform(
     **Cost**: 12 passes over 32 pictures at most, of fewer where that takes more than 20 seconds.
     **Source**: own measurements on nine networks (studies/LOG.md).
     """
-    candidates, seen = _candidates_seen(graph, blob, sized(graph, blob, pictures[:MOST_PICTURES], order, geometry))
+    plain = sized(graph, blob, pictures[:MOST_PICTURES], order, geometry)
+    candidates, seen = _candidates_seen(_Look(graph, blob), plain)
     place, why = _best(candidates, seen)
     preparation, colours = candidates[place]
     ordered = preparation.mean if colours == "RGB" else preparation.mean[::-1]
@@ -132,7 +134,7 @@ def guess_transform(
     return Guess(own, why)
 
 
-def doubt(graph: Graph, blob: str, values: Array, plain: Array) -> str:
+def doubt_preparation(graph: Graph, blob: str, values: Array, plain: Array) -> str:
     """Say what speaks against a preparation; empty where nothing does.
 
     Parameters
@@ -148,28 +150,29 @@ def doubt(graph: Graph, blob: str, values: Array, plain: Array) -> str:
 
     Notes
     -----
-    Preparations differ by factors, pictures of another kind than the training's by less. **Cost**: see
-    `guess_transform`.
+    Preparations differ by factors, pictures of another kind than the training's by less. **Cost**: two passes over the
+    pictures; where something is found, see `guess_transform`.
     """
-    own = _Look(graph, blob).at(values)
-    candidates, seen = _candidates_seen(graph, blob, plain)
-    place, _ = _best(candidates, seen)
-    best = seen[place]
-    if own.distance is not None and best.distance is not None:
-        if own.distance < _FAR or own.distance < _FACTOR * best.distance:
-            return ""
-        what = "the first BatchNorm layers see quite other values than in training"
-    elif own.dependence < _ALIVE * best.dependence:
-        what = "the results hardly depend on the picture"
+    look = _Look(graph, blob)
+    own, size = look.at(values), look.affordable(plain, 1)
+    if own.distance is not None:
+        what = "the first BatchNorm layers see quite other values than in training" if own.distance > _FAR else ""
     else:
+        is_dead = own.dependence < _ALIVE * look.at(prepared(plain[:size], _RAW, "BGR")).dependence
+        what = "the results hardly depend on the picture" if is_dead else ""
+    if not what:
         return ""
-    preparation, colours = candidates[place]
-    return f"{what}; with {preparation.say(colours)} they would not be so: see [evaluator.transform]"
+    candidates, seen = _candidates_seen(look, plain)
+    place, _ = _best(candidates, seen)
+    best, (preparation, colours) = seen[place], candidates[place]
+    if best.distance is not None and own.distance is not None and own.distance < _FACTOR * best.distance:
+        return ""  # pictures of another kind than the training's
+    return f"{what}; not so with {preparation.say(colours)}"
 
 
-def _candidates_seen(graph: Graph, blob: str, plain: Array) -> tuple[list[_Candidate], list[_Seen]]:
+def _candidates_seen(look: _Look, plain: Array) -> tuple[list[_Candidate], list[_Seen]]:
     """Return the preparations, and what the network makes of pictures under each."""
-    look, is_grey = _Look(graph, blob), graph.inputs[blob][1] == 1
+    is_grey = plain.shape[1] == 1
     preparations, orders = (_GREYS, _COLOURS[:1]) if is_grey else (PREPARATIONS, _COLOURS)
     candidates = [(preparation, colours) for preparation in preparations for colours in orders]
     plain = plain[: look.affordable(plain, len(candidates))]
@@ -196,7 +199,7 @@ def sized(
         They have not that size after all.
     """
     size, *shape = graph.inputs[blob]
-    plain = Transform(replace(geometry, channels="RGB"), (shape[0], shape[1], shape[2]))
+    plain = Transform(TransformSettings(geometry.resize, geometry.crop, "RGB"), (shape[0], shape[1], shape[2]))
     values = plain.apply(list(pictures), order, "RGB")
     return np.resize(values, (-(-len(values) // size) * size, *shape))  # the last batch is filled up from the first
 

@@ -95,9 +95,13 @@ def find_entrance(graph: Graph, settings: BuiltinSettings) -> Entrance:
 
 def choose_output(graph: Graph, settings: BuiltinSettings, shapes: Mapping[str, Shape]) -> str:
     """Return the blob that `output` names, any one of the network's, or its only output."""
-    return choose_blob(
-        "output", settings.output, shapes if settings.output else {name: shapes[name] for name in graph.outputs}
-    )
+    blobs = shapes if settings.output else {name: shapes[name] for name in made_outputs(graph)}
+    return choose_blob("output", settings.output, blobs)
+
+
+def made_outputs(graph: Graph) -> tuple[str, ...]:
+    """Return the network's outputs, without inputs that no layer reads."""
+    return tuple(name for name in graph.outputs if name not in graph.inputs)
 
 
 def choose_blob(key: str, name: str | None, blobs: Mapping[str, Shape]) -> str:
@@ -298,6 +302,16 @@ class ImageEvaluator(Evaluator, ABC):
     @abstractmethod
     def score(self, things: Sequence[Any]) -> Score:
         """Make the metric of what `compare` made for each image."""
+
+    def doubt(self, found: Sequence[Any]) -> str:
+        """Say what is implausible in what `keep` took of the original network's outputs; empty where nothing is.
+
+        Parameters
+        ----------
+        found : sequence of object
+            Of each of some batches.
+        """
+        return ""
 
     # What all have in common.
 

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.images import ImageEvaluator, choose_blob, find_entrance, find_items, images_first
+from autonuq.evaluate.builtin.decisions import FEWEST_ALIKE
+from autonuq.evaluate.builtin.images import (
+    ImageEvaluator,
+    choose_blob,
+    find_entrance,
+    find_items,
+    images_first,
+    made_outputs,
+)
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.evaluate.samples import Score
@@ -19,6 +27,7 @@ from autonuq.graph.model import Array, Graph
 
 _SNR_DB = 20.0
 _COSINE = 0.99
+_DIGITS = 6  # of saturated outputs
 _LEAST_SIGNAL = 1e-4  # of an output's energy: what varies less is as good as constant
 
 
@@ -136,6 +145,18 @@ class Outputs(ImageEvaluator):
         measure = _cosine_distances if self._is_cosine else _energies
         return np.stack([measure(new, old) for new, old in zip(found, original, strict=True)], axis=1)
 
+    def doubt(self, found: Sequence[list[Array]]) -> str:
+        """See `ImageEvaluator`: outputs that hardly depend on the image, or that are at the ends of their range."""
+        for number, name in enumerate(self.ends.outputs):
+            values = np.concatenate([batch[number] for batch in found]).astype(np.float64)
+            if len(values) < FEWEST_ALIKE:
+                continue
+            if values.var(axis=0).sum() < _LEAST_SIGNAL * np.square(values).mean(axis=0).sum():
+                return f"output '{name}' of the original network is nearly the same for each of {len(values)} images"
+            if np.isin(np.round(values, _DIGITS), (-1.0, 0.0, 1.0)).all():
+                return f"output '{name}' of the original network is saturated: it holds nothing but -1, 0 and 1"
+        return ""
+
     def score(self, things: Sequence[NDArray[np.float64]]) -> Score:
         """See `ImageEvaluator`."""
         lost = np.array(things)
@@ -188,5 +209,5 @@ def _varying(graph: Graph) -> tuple[str, ...]:
     try:
         axes = find_batch(graph).axes
     except MixesItems:
-        return tuple(graph.outputs)
-    return tuple(name for name in graph.outputs if name in axes) or tuple(graph.outputs)
+        return made_outputs(graph)
+    return tuple(name for name in made_outputs(graph) if name in axes) or made_outputs(graph)

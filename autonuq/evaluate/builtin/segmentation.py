@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.decisions import ScoreEnds, find_scores
+from autonuq.evaluate.builtin.decisions import ScoreEnds, doubt_decisions, find_scores
 from autonuq.evaluate.builtin.images import ImageEvaluator
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.settings import BuiltinSettings
@@ -136,6 +136,10 @@ class Segmentation(ImageEvaluator):
         scores, size = self.ends.scores(outputs[self.ends.output], count), self.ends.shape[2:]
         resize = _nearest if self.ends.axis is None else _bilinear
         return [self.ends.decide(resize(own, size)[np.newaxis]).reshape(size) for own in scores]
+
+    def doubt(self, found: Sequence[list[NDArray[np.int64]]]) -> str:
+        """See `ImageEvaluator`: one class for every pixel."""
+        return doubt_decisions(np.stack([picture for batch in found for picture in batch]))
 
     def compare(self, found: list[NDArray[np.int64]], original: object, start: int) -> Iterator[NDArray[np.int64]]:
         """See `ImageEvaluator`: the pixels of mask and network of each class, shape (2, classes), and of both."""
