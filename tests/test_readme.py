@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from picture_network import write_picture_network
 
+from autonuq.study.study_file import load_task
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -57,6 +59,27 @@ def test_examples_of_contributing(tiny):
     bodies = [body for kind, body in blocks(".github/CONTRIBUTING.md") if kind == "python"]
     assert len(bodies) == 4  # layer type, codec, storage, evaluator
     run([sys.executable, "-c", "\n".join(bodies)], tiny)
+
+
+BASE = """name = "x"
+[model]
+prototxt = "net.prototxt"
+weights = "net.caffemodel"
+[evaluator]
+class = "evaluate.py:Top1"
+evaluate_batch_num = 8
+"""
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "examples/many_workers/README.md", "examples/face_detector/README.md"]
+)
+def test_every_piece_of_a_study_file_is_one(document, tmp_path):
+    for kind, body in blocks(document):
+        if kind == "toml":
+            path = tmp_path / "study.toml"
+            path.write_text(body if body.startswith("# ") else BASE + body)
+            load_task(path)
 
 
 @pytest.mark.slow
