@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import lmdb
 import numpy as np
@@ -193,3 +194,11 @@ def test_pictures_without_labels_do_not_count(tmp_path):
     (labels / "003.xml").unlink()
     evaluator = made(tmp_path, "map", annotations=labels, classes=("red", "green"))
     assert len(metric(evaluator, tmp_path).samples) == 9
+
+
+def test_pycocotools_is_asked_for_where_it_counts(tmp_path, monkeypatch):
+    write_ssd(tmp_path)
+    coco = write_coco(tmp_path / "labels.json", draw(tmp_path / "pictures", 6))
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(EvaluatorError, match=r"pip install 'autonuq\[coco\]'"):
+        made(tmp_path, "map", annotations=coco)
