@@ -7,12 +7,11 @@ sent by value: its class with all that it uses of the user's own modules, which 
 from __future__ import annotations
 
 import atexit
-import copyreg
 import sys
 import sysconfig
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,14 +25,32 @@ from autonuq.file_names import RULE, file_below
 _HERE = Path(__file__).parent.parent
 
 
-def _cached_property(function: Any, name: str | None) -> cached_property[Any]:
+def _made_cached_property(function: Any, name: str | None) -> cached_property[Any]:
     made: cached_property[Any] = cached_property(function)
     made.attrname = name
     return made
 
 
-# Before Python 3.12 it has a lock, and no class with one could be sent.
-copyreg.pickle(cached_property, lambda made: (_cached_property, (made.func, made.attrname)))
+def _made_cache(function: Any, parameters: Mapping[str, Any]) -> Any:
+    return lru_cache(**parameters)(function)
+
+
+def _reduce_cache(cached: Any) -> Any:
+    """Pickle a function behind a cache by value, as cloudpickle does with others of a prompt or of the user's."""
+    module = cached.__module__
+    by_name = getattr(sys.modules.get(module), cached.__qualname__, None) is cached
+    if by_name and module not in {"__main__", *cloudpickle.list_registry_pickle_by_value()}:
+        return cached.__reduce__()
+    return _made_cache, (cached.__wrapped__, cached.cache_parameters())
+
+
+# What cloudpickle, joblib's, too, leaves out: before Python 3.12 a cached property has a lock, and a cache is sent as a
+# name that nobody knows there.
+cloudpickle.CloudPickler.dispatch_table[cached_property] = lambda made: (
+    _made_cached_property,
+    (made.func, made.attrname),
+)
+cloudpickle.CloudPickler.dispatch_table[type(cache(len))] = _reduce_cache
 
 
 def read_own_files(main: Path) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from autonuq.evaluate.sending import is_installed
 
+_CACHED: Any = type(functools.cache(len))
 _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
 
 
@@ -136,7 +137,7 @@ def _unwrapped(value: Any) -> Any:
     """Return what is inside of a method, or behind a cache."""
     if isinstance(value, functools.cached_property):
         return value.func
-    if isinstance(value, functools._lru_cache_wrapper):
+    if isinstance(value, _CACHED):
         return value.__wrapped__
     return getattr(value, "__func__", value) if isinstance(value, staticmethod | classmethod) else value
 
@@ -189,9 +190,10 @@ def _function_text(function: FunctionType) -> str | None:
     if function.__name__ == "<lambda>":
         return None
     try:
-        return inspect.getsource(function)
+        text = inspect.getsource(function)
     except (OSError, TypeError, SyntaxError, IndexError):
         return None
+    return text if f"def {function.__name__}" in text else None  # "<string>" is the file name of many
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -79,8 +79,10 @@ def check_workers(task: Task, engine: Engine, *, is_begun: bool = True) -> None:
     Raises
     ------
     StudyError, EvaluatorError
-        One of them cannot; or the evaluator cannot be sent.
+        One of them cannot; or the evaluator, or the sampler, cannot be sent.
     """
+    if engine.jobs > 1 or not engine.is_here:
+        _check_sampler_travels(task)
     if not engine.is_here:
         parcel = dumps_parcel(Parcel(task, selection(), WorkerSession().lease))
         allowed = python_layers_allowed()
@@ -98,7 +100,6 @@ def dumps_parcel(parcel: Parcel) -> bytes:
     try:
         return dumps_by_value(parcel)
     except Exception as error:
-        _check_sampler_travels(parcel.task)
         raise EvaluatorError(
             f"{evaluator_name(parcel.task.evaluator)} cannot be sent to workers: {type(error).__name__}: {error}; keep "
             "what cannot be pickled out of it, or name its file and class in a study file, and workers make their own"
@@ -111,7 +112,7 @@ def _check_sampler_travels(task: Task) -> None:
     except Exception as error:
         raise StudyError(
             f"its sampler, {stored_sampler(task.sampler)}, cannot be sent to workers: {type(error).__name__}: {error}; "
-            "run it without --jobs, or name a sampler",
+            "run one worker, jobs=1, or name a sampler",
             study=task.name,
         ) from error
 

@@ -31,6 +31,7 @@ from autonuq.visible import visible
 
 _STARTING = Progress("starting", "", 0, 1)
 _POLL_S = 1.0
+_SHARE = 0.05  # of the time, at most, is spent on looking
 _RECENT = 20  # trials whose durations tell how long the others will take
 _NAMED = 3  # trials that run now and are named
 _NARROW = 100  # columns; the bar is shorter on a terminal that has fewer
@@ -320,8 +321,11 @@ class Display:
         self._screen.step(step)
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_POLL_S):
+        took_s = 0.0
+        while not self._stopped.wait(max(_POLL_S, took_s / _SHARE)):
+            began_s = time.monotonic()
             self._look()
+            took_s = time.monotonic() - began_s
             self._screen.refresh()
         self._look()
         self._record = self._ended

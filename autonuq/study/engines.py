@@ -41,6 +41,7 @@ _RAY_SETTINGS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600", "RAY_BACKEND_L
 
 _KILLED = ("BrokenProcessPool", "KilledWorker", "RayActorError", "WorkerCrashedError", "WorkerKilled")
 """What joblib's loky, Dask and Ray call a worker that was killed, or what that is a kind of."""
+_UNREADABLE = "un-serialize"  # says loky of such an error where a worker cannot make its task of what it was sent
 
 
 @dataclass(frozen=True)
@@ -315,8 +316,8 @@ class WorkerBug(Exception):
 
 
 def is_killed(error: Exception) -> bool:
-    """Say whether an engine's error is that a worker's process was killed, or died."""
-    return any(kind.__name__ in _KILLED for kind in type(error).__mro__)
+    """Say whether a worker's process was killed, or died, by an engine's error; not that it cannot read its task."""
+    return _UNREADABLE not in str(error) and any(kind.__name__ in _KILLED for kind in type(error).__mro__)
 
 
 def engine_error(error: Exception, study: str) -> StudyError:

@@ -32,6 +32,11 @@ def limited(limit):
     return judge
 
 
+@functools.lru_cache(maxsize=3)
+def kept(x):
+    return x + 1
+
+
 class Base(nuq.Evaluator):
     evaluate_batch_num = 3
 
@@ -46,7 +51,7 @@ class Typed(Base):
         global calls
         calls += 1
         Typed.count += 1
-        return helper(1.0) if model_file in {"x", "y", "z"} else 0.5
+        return kept(helper(0.0)) + helper(1.0) if model_file in {"x", "y", "z"} else 0.5
 
     is_satisfied = limited(0.1)
 
@@ -68,6 +73,7 @@ CHANGES = {
     "a default": ('word="word"', 'word="other"'),
     "a function that it names": ("x * math.pi", "x / math.pi"),
     "what a function encloses": ("limited(0.1)", "limited(0.2)"),
+    "a function behind a cache": ("x + 1", "x + 2"),
     "a lambda": ("q + 1", "q + 2"),
     "a static method": ("return path", "return path.strip()"),
     "a property": ("return 1, 2", "return 1, 3"),
@@ -116,7 +122,7 @@ def test_the_same_text_is_the_same_evaluator(make):
 def test_using_it_does_not_change_it(make):
     evaluator = make(TEXT)
     before = evaluator_fingerprint(evaluator)
-    assert evaluator.eval_model("x", "w", 1) > 3
+    assert evaluator.eval_model("x", "w", 1) > 4
     assert evaluator.data == 3
     assert evaluator_fingerprint(evaluator) == before
 
@@ -170,6 +176,8 @@ def test_a_class_of_a_file_is_that_file(tiny):
 @WAYS
 def test_it_can_be_sent(make):
     sent = pickle.loads(dumps_by_value(make(TEXT)))
+    assert sent.eval_model("x", "w", 1) > 4
+    assert sent.data == 3
     assert sent.eval_model("none", "w", 1) == 0.5
     assert sent.is_satisfied(1.0, 0.95)
     assert not sent.is_satisfied(1.0, 0.85)

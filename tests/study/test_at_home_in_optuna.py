@@ -1,6 +1,7 @@
 """What a user of Optuna expects of `tune`: callbacks, sampler and pruner objects, trials of one's own, attributes."""
 
 import sys
+import threading
 
 import optuna
 import pytest
@@ -94,6 +95,7 @@ def test_stop_in_a_callback_ends_the_search_in_order(tuned, tiny):
     assert nuq.resume("out", evaluator=Fixed(tiny)).record().counts.finished == 9
 
 
+@pytest.mark.slow
 def test_optunas_own_callbacks_work(tuned):
     study = tuned(n_trials=9, callbacks=[optuna.study.MaxTrialsCallback(3, states=None)])
     assert study.record().counts.finished == 3
@@ -155,20 +157,40 @@ SAMPLERS = {
 @pytest.mark.parametrize("name", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "nsga"))])
 def test_sampler_objects(tuned, tiny, name):
     make = SAMPLERS[name]
-    study = tuned(n_trials=9, sampler=make())
+    study = tuned(n_trials=7, sampler=make())
     first = plans(study)
-    assert study.record().counts.complete == 9
+    assert study.record().counts.complete == 7
     assert type(study.optuna.sampler) is type(make())
     assert study.record().provenance["sampler"] == f"{type(make()).__name__} object"
-    again = tuned(n_trials=9, sampler=make(), out="again")
+    again = tuned(n_trials=7, sampler=make(), out="again")
     assert plans(again) == first, "its seed counts"
     with pytest.raises(StudyError, match=rf"sampler={type(make()).__name__}\(\.\.\.\).*sampler='rate-distortion'"):
-        nuq.resume("out", evaluator=Fixed(tiny), trials=12)
-    after = nuq.resume("out", evaluator=Fixed(tiny), trials=12, sampler=make())
-    assert plans(after)[:9] == first
-    assert after.record().counts.complete == 12
+        nuq.resume("out", evaluator=Fixed(tiny), trials=9)
+    after = nuq.resume("out", evaluator=Fixed(tiny), trials=9, sampler=make())
+    assert plans(after)[:7] == first
+    assert after.record().counts.complete == 9
 
 
+class Odd(optuna.samplers.RandomSampler):
+    """Cannot be sent, and raises when it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def sample_independent(self, *arguments):
+        raise ZeroDivisionError("mine")
+
+
+def test_a_sampler_that_raises_leaves_a_study_that_goes_on(tuned, tiny):
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        tuned(n_trials=8, sampler=Odd())
+    with pytest.raises(StudyError, match="its sampler, Odd object, cannot be sent to workers: TypeError"):
+        nuq.resume("out", evaluator=Fixed(tiny), sampler=Odd(), jobs=2)
+    assert nuq.resume("out", evaluator=Fixed(tiny), sampler="random").record().counts.complete == 8
+
+
+@pytest.mark.slow
 def test_another_sampler_goes_on_and_the_provenance_tells(tuned, tiny):
     study = tuned(sampler=optuna.samplers.RandomSampler(seed=1))
     for sampler in ("rate-distortion", "rate-distortion", "tpe"):
@@ -176,6 +198,7 @@ def test_another_sampler_goes_on_and_the_provenance_tells(tuned, tiny):
     assert study.record().provenance["sampler"] == "RandomSampler object, then rate-distortion, then tpe"
 
 
+@pytest.mark.slow
 def test_a_grid_sampler_that_is_exhausted_ends_the_search(tuned):
     space = {f"ratio/{name}": [8.0, 12.0] for name in ("conv", "fc")}
     study = tuned(n_trials=30, sampler=optuna.samplers.GridSampler(space, seed=0))
@@ -183,6 +206,7 @@ def test_a_grid_sampler_that_is_exhausted_ends_the_search(tuned):
     assert study.record().stopped == BY_CALLBACK
 
 
+@pytest.mark.slow
 def test_a_sampler_of_other_curves_does_no_harm(tuned):
     import numpy as np
 
@@ -324,6 +348,7 @@ def test_load_if_exists(tuned, tiny):
         tuned(load_if_exists=True, storage=f"sqlite:///{tiny}/other.db", out="other", name="out")
 
 
+@pytest.mark.slow
 def test_from_a_study_file(tiny_study):
     found = nuq.tune_file(tiny_study, trials=3, sampler=optuna.samplers.RandomSampler(seed=1), load_if_exists=True)
     seen = []
