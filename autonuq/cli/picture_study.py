@@ -202,7 +202,9 @@ def _outputs(net: Net, blob: str, values: Array) -> tuple[dict[str, Array], floa
         net.blobs[blob].data[...] = np.resize(values[start : start + shape[0]], shape)
         parts.append({name: np.array(array) for name, array in net.forward().items()})
     seconds = (time.monotonic() - started) / max(1, len(values))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, seconds
+    # a batch of a detector has as many rows as there are boxes
+    axes = {name: 2 if len({part[name].shape for part in parts}) > 1 else 0 for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts], axis) for name, axis in axes.items()}, seconds
 
 
 def _batch_size(graph: Graph, blob: str, count: int) -> int:

@@ -13,6 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 from picture_network import write_picture_network
+from square_detectors import draw, write_ssd
 
 import autonuq as nuq
 from autonuq.cli.documents import SCHEMAS
@@ -117,6 +118,17 @@ def test_new_refuses_pictures_for_a_network_that_takes_none(run, tiny):
     refused = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel", "--images", ".")
     assert refused.returncode == 7
     assert "no input of the network takes pictures, which have 1 or 3 channels" in refused.stderr
+
+
+def test_new_for_a_detector(run_in, tmp_path):
+    write_ssd(tmp_path)
+    draw(tmp_path / "pictures", 24)  # of no square up to three: rows of its output differ in number
+    made = run_in(tmp_path, "new", "mine", *OWN, "--images", "pictures", "--mean", "0", "--scale", "0.00392157")
+    assert made.returncode == 0, made.stderr
+    study = tomllib.loads((tmp_path / "mine/study.toml").read_text())
+    assert study["evaluator"]["kind"] == "detections"
+    checked = run_in(tmp_path, "check", "mine/study.toml")
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.slow
