@@ -528,6 +528,9 @@ class ChipRecord:
         return replace(self, layers=tuple((known | floats).values()))
 
 
+_LARGE_SHARE = 0.1  # of the loss: below, tenths of per cents count
+
+
 @dataclass(frozen=True)
 class LossPart:
     """What one layer contributes to the loss of a plan.
@@ -578,7 +581,10 @@ class LossParts:
         """Put a part into words: `0.12 points` and `34% (24% to 48%)`; the first is empty where no margin tells."""
         low, high = self.bounds(part)
         loss = self.loss_of(part)
-        return "" if loss is None else unit.say(loss, None), f"{part.share:.0%} ({low:.0%} to {high:.0%})"
+        pattern = ".0%" if part.share >= _LARGE_SHARE else ".1%"
+        return "" if loss is None else unit.say(
+            loss, None
+        ), f"{part.share:{pattern}} ({low:{pattern}} to {high:{pattern}})"
 
     def bounds(self, part: LossPart) -> tuple[float, float]:
         """Return the share within which a part lies with one standard deviation, above and below."""

@@ -39,6 +39,50 @@ def write_yolo(folder: Path, batch: int = 1) -> None:
     write(folder, INPUT % batch + CONVOLUTION % ("map", "map", 14), map=kernels)
 
 
+SIDES = {8: 3, 16: 2, 32: 2, 64: 3}  # boxes of each pixel of the maps of a stride
+
+
+def write_face_detector(folder: Path) -> None:
+    """Write deploy.prototxt and weights.caffemodel with inputs and outputs as Ultra-Light-Fast's RFB-320.
+
+    The smallest box of every pixel, of 8 to 64 pixels, sees what is not dark.
+    """
+    random = np.random.default_rng(0)
+    text = [
+        'layer { name: "input" type: "Input" top: "input" input_param { shape { dim: [1, 3, 240, 320] } } }',
+        'layer { name: "pool" type: "Pooling" bottom: "input" top: "pool" '
+        "pooling_param { pool: AVE kernel_size: 8 stride: 8 } }",
+    ]
+    for stride, count in SIDES.items():
+        for kind, width in (("scores", 2), ("boxes", 4)):
+            name, side = f"{kind}_{stride}", stride // 8
+            text.append(
+                f'layer {{ name: "{name}" type: "Convolution" bottom: "pool" top: "{name}" convolution_param {{ '
+                f"num_output: {width * count} kernel_size: {side} stride: {side} pad: {int(side > 2)} }} }}"
+                f'layer {{ name: "{name}_turned" type: "Permute" bottom: "{name}" top: "{name}_turned" '
+                "permute_param { order: [0, 2, 3, 1] } }"
+                f'layer {{ name: "{name}_rows" type: "Reshape" bottom: "{name}_turned" top: "{name}_rows" '
+                f"reshape_param {{ shape {{ dim: [1, -1, {width}] }} }} }}"
+            )
+    for kind, top in (("scores", "logits"), ("boxes", "boxes")):
+        bottoms = " ".join(f'bottom: "{kind}_{stride}_rows"' for stride in SIDES)
+        text.append(f'layer {{ name: "{top}" type: "Concat" {bottoms} top: "{top}" concat_param {{ axis: 1 }} }}')
+    text.append('layer { name: "scores" type: "Softmax" bottom: "logits" top: "scores" softmax_param { axis: 2 } }')
+    (folder / "deploy.prototxt").write_text("\n".join(text))
+    graph, layers = load_graph(folder / "deploy.prototxt"), []
+    for layer in graph.layers:
+        if layer.type == "Convolution":
+            kind, side = layer.name.split("_")[0], layer.message.convolution_param.kernel_size[0]
+            shape = (layer.message.convolution_param.num_output, 3, side, side)
+            weights, bias = random.normal(0, 0.1 / np.prod(shape[1:]), shape), np.zeros(shape[0])
+            if kind == "scores":
+                weights[1] += random.uniform(0.5, 1.5, shape[1:]) * 12 / np.prod(shape[1:])
+                bias[1], bias[2::2] = 8, 4  # black is -1
+            layer = layer.with_(blobs=[weights.astype(np.float32), bias.astype(np.float32)])
+        layers.append(layer)
+    write_caffemodel(graph.with_layers(layers), folder / "weights.caffemodel")
+
+
 def write(folder: Path, text: str, **strengths: list[float]) -> None:
     """Write a network whose kernels answer red and green squares; the last class of each is green."""
     random = np.random.default_rng(0)

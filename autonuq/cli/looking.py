@@ -137,11 +137,12 @@ def _hurting_table(layers: tuple[Hurting, ...]) -> Table:
     """Describe the layers that hurt most."""
     table = Table(box=None, pad_edge=False, title="layers that hurt most", title_justify="left", title_style="")
     table.add_column("layer", overflow="fold")
-    for column in ("loss", "of the loss", "bytes", "of all bytes"):
+    has_losses = any(one.loss for one in layers)
+    for column in (*(["loss"] if has_losses else []), "of the loss", "bytes", "of all bytes"):
         table.add_column(column, justify="right")
     for one in layers:
-        size = (f"{one.size_bytes:,}", f"{one.byte_share:.1%}")
-        table.add_row(Text(one.part.layer), one.loss, one.share, *size)
+        loss = [one.loss] if has_losses else []
+        table.add_row(Text(one.part.layer), *loss, one.share, f"{one.size_bytes:,}", f"{one.byte_share:.1%}")
     return table
 
 

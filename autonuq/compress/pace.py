@@ -2,7 +2,9 @@
 
 What a part takes is put together as the part itself is: `ways.what_is_tried` says of how many images and networks. A
 piece is timed as large as it will be where that takes about a second; otherwise at two sizes, and the rest follows from
-the line through them.
+the line through them, which must not rise faster than the pieces themselves. Pieces are timed by the processor's time,
+for other programs may hold up any one of them; what all pieces of a kind took by the clock, over that, makes clock time
+of it again.
 """
 
 from __future__ import annotations
@@ -41,6 +43,18 @@ _FEW_STEPS, _MORE_STEPS = 1, 4  # widths of a layer's grids with which its point
 SEARCHES = 3
 """Networks that are built to find the size at which others are compared, about."""
 _STEP, _PRICE = 4.0, 1e-9  # of the networks that are built: in int8 steps, and of a bit
+
+
+class _Clock:
+    """Compares what goes by on the wall with what this process has of the processors."""
+
+    def __init__(self) -> None:
+        self._wall, self._own = time.monotonic(), time.process_time()
+
+    def ratio(self) -> float:
+        """Return seconds on the wall for each of the processors', since this was made."""
+        own = time.process_time() - self._own
+        return (time.monotonic() - self._wall) / own if own > 0 else 1.0
 
 
 def in_turns(items: int) -> int:
@@ -86,29 +100,29 @@ class BuildPace:
     first_s: float = 0.0
     each_s: float = 0.0
 
-    def grown(self, other: BuildPace, share: float) -> BuildPace:
-        """Return what is so many times as far beyond this one as another one is; never less than this one."""
-        first, each = other.first_s - self.first_s, other.each_s - self.each_s
-        return BuildPace(self.first_s + share * max(0.0, first), self.each_s + share * max(0.0, each))
-
 
 def time_sides(model: QuantizedModel, passes: Passes, trying: Trying) -> tuple[float, OutputSides]:
     """Return the seconds of all gradients, and those of a few images."""
 
     def timed(images: int) -> tuple[float, OutputSides]:
-        started = time.monotonic()
+        started = time.process_time()
         found = collect_output_sides(model.graph, passes, temperatures=trying.temperatures, images=range(images))
-        return time.monotonic() - started, found
+        return time.process_time() - started, found
 
-    images = trying.images(model.graph)
+    images, clock = trying.images(model.graph), _Clock()
     first_s, sides = timed(1)
     more = min(max(images), max(2, int(_PIECE_S / max(first_s, 1e-3))))
     more_s, each_s = first_s, 0.0
     if more > 1:
         more_s, sides = timed(more)
-        each_s = max(0.0, more_s - first_s) / (more - 1)
+        each_s = _slope(1, first_s, more, more_s)
     halves_s = sum(max(first_s, more_s + (own - more) * each_s) for own in images)
-    return halves_s * in_turns(len(images)) / len(images), sides
+    return halves_s * in_turns(len(images)) / len(images) * clock.ratio(), sides
+
+
+def _slope(few: int, few_s: float, more: int, more_s: float) -> float:
+    """Return what one item more takes, which is not more than an item takes of many."""
+    return min(max(0.0, more_s - few_s) / (more - few), more_s / more)
 
 
 def known_costs(model: QuantizedModel, record_file: Path, sides: OutputSides | None) -> dict[str, NDArray[np.float64]]:
@@ -149,33 +163,36 @@ def time_points(
 
     def points(name: str, steps: int) -> tuple[float, int]:
         single: QuantizedModel = replace(model, weights={name: model.weights[name]})
-        tuning, started = replace(COARSE, steps=steps), time.monotonic()
+        tuning, started = replace(COARSE, steps=steps), time.process_time()
         found = dict(build_network_points(single, record_file, costs=costs, tuning=tuning))[name]
-        return time.monotonic() - started, len(found.curve.rates_bytes)
+        return time.process_time() - started, len(found.curve.rates_bytes)
 
     once_s = grid_s = 0.0
     first, count = "", 0
+    clock: _Clock | None = None
     for names in ([n for n in model.weights if n in searched], [n for n in model.weights if n not in searched]):
         if not names:
             continue
         timed: dict[str, tuple[float, float]] = {}
         ordered = _spread_out(names, expected)
         points(ordered[0], _FEW_STEPS)  # what is only done the first time
-        began = time.monotonic()
+        clock = clock or _Clock()
+        began = time.process_time()
         for name in [*ordered, *ordered]:  # by what is known then, some are quicker than they seemed
-            if name in timed or timed and _soon(timed, expected, name) > _LAYERS_S - (time.monotonic() - began):
+            if name in timed or timed and _soon(timed, expected, name) > _LAYERS_S - (time.process_time() - began):
                 continue
             few_s, found = points(name, _FEW_STEPS)
             many_s = few_s
             if name in searched:
                 many_s, found = points(name, _MORE_STEPS)
                 first, count = (first, count) if first else (name, found)
-            each_s = max(0.0, many_s - few_s) / (_MORE_STEPS - _FEW_STEPS)
+            each_s = _slope(_FEW_STEPS, few_s, _MORE_STEPS, many_s)
             timed[name] = max(0.0, few_s - _FEW_STEPS * each_s), each_s
         for name in names:
             own = _between(timed, expected, name)
             once_s, grid_s = once_s + grows[name] * own[0], grid_s + grows[name] * own[1]
-    return PointsPace(once_s, grid_s, count, first)
+    ratio = clock.ratio() if clock else 1.0
+    return PointsPace(ratio * once_s, ratio * grid_s, count, first)
 
 
 def _spread_out(names: Sequence[str], expected: Mapping[str, float]) -> list[str]:
@@ -230,23 +247,31 @@ def time_builds(
         if passes not in known:
             builder, seconds = NetworkBuilder(model, [one] * passes), []
             for _ in range(2):
-                started = time.monotonic()
+                started = time.process_time()
                 builder.build(candidate)
-                seconds.append(time.monotonic() - started)
+                seconds.append(time.process_time() - started)
             known[passes] = BuildPace(max(0.0, seconds[0] - seconds[1]), seconds[1])
         return known[passes]
 
     if timed(1).each_s < _PIECE_S:  # what is only done the first time is seen there
         known.clear()
-    return [_of_passes(timed, passes) for passes in wanted]
+    clock = _Clock()
+    found = [_of_passes(timed, passes) for passes in wanted]
+    ratio = clock.ratio()
+    return [BuildPace(ratio * one.first_s, ratio * one.each_s) for one in found]
 
 
 def _of_passes(timed: Callable[[int], BuildPace], passes: int) -> BuildPace:
-    """Return what a network of some passes takes: as timed, or by the line through one and two."""
+    """Return what a network of some passes takes: as timed, or by the line through one pass and several."""
     single = timed(1)
-    if passes <= 2 or passes * (single.first_s + 2 * single.each_s) < 2 * _PIECE_S:
+    several = max(2, int(2 * _PIECE_S / max(single.first_s + 2 * single.each_s, 1e-3)))
+    if passes <= several:
         return timed(passes)
-    return single.grown(timed(2), passes - 1)
+    found, more = timed(several), passes - several
+    return BuildPace(
+        found.first_s + more * _slope(1, single.first_s, several, found.first_s),
+        found.each_s + more * _slope(1, single.each_s, several, found.each_s),
+    )
 
 
 def _stand_in(model: QuantizedModel, name: str, costs: NDArray[np.float64] | None) -> OperatingPoints:

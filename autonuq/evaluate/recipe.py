@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autonuq.evaluate.builtin import BuiltinSettings, make_builtin
+from autonuq.evaluate.builtin import BuiltinSettings, ImageEvaluator, make_builtin
 from autonuq.evaluate.builtin.sources import Part
 from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.evaluate.isolation import IsolatedEvaluator
@@ -15,13 +15,15 @@ from autonuq.graph.files import ModelPair
 
 
 def make_evaluator(evaluator: Any, original: ModelPair) -> Any:
-    """Return an evaluator made from its recipe for a network; one that is there already stays.
+    """Return an evaluator made from its recipe for a network; one that is there already stays, wherever that lies now.
 
     Raises
     ------
     EvaluatorError, ModelError
         See `EvaluatorRecipe.make`.
     """
+    if isinstance(evaluator, ImageEvaluator):
+        return evaluator.with_original(original)
     return evaluator.make(original) if isinstance(evaluator, EvaluatorRecipe) else evaluator
 
 

@@ -158,6 +158,62 @@ def test_check_of_the_evaluator(run, tiny_study, old, new, words):
     assert "skipped" in result.stdout
 
 
+def test_check_says_time_memory_and_disk_in_a_narrow_terminal(run, tiny_study):
+    lines = run("check", tiny_study).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert re.search(r"about .* with one worker *\n *part +time +share", text)
+    for part in ("baseline", "calibration", "curves", "all layers at int8", "trials (7)", "export and report"):
+        assert re.search(rf"{re.escape(part)} +[\d.]+ \w+ .*%", text), part
+    assert re.search(r"one trial costs about .*; of it the evaluator takes", text)
+    assert re.search(r"if int8 does not keep the limit: up to .* more", text)
+    assert re.search(r"at most .* of memory with one worker, .* of disk", text)
+
+
+def test_check_of_a_finished_study_foretells_its_end_only(run, tiny_study):
+    assert run("tune", tiny_study, "--trials", "2").returncode == 0
+    tiny_study.write_text(tiny_study.read_text().replace("trials = 8", "trials = 2"))
+    found = json.loads(run("check", tiny_study, "--json").stdout)["estimate"]
+    assert found["trials"] == 0
+    parts = (
+        "baseline_s",
+        "calibration_s",
+        "ways_s",
+        "curves_s",
+        "int8_s",
+        "foretelling_s",
+        "trials_s",
+        "float_search_s",
+    )
+    assert [found[part] for part in parts] == [0] * len(parts)
+    assert found["total_s"] == found["export_s"] > 0
+
+
+def test_what_warns_comes_after_the_table_and_what_fails_last(run, tiny_study):
+    prototxt, evaluator = (tiny_study.parent / name for name in ("tiny.prototxt", "evaluate.py"))
+    prototxt.write_text(prototxt.read_text().replace("kernel_size: 3 pad: 1", "kernel_size: 3 pad: 2 dilation: 2"))
+    tiny_study.write_text(tiny_study.read_text() + 'float_layers = ["fc"]\n')
+    warned = run("check", tiny_study)
+    assert warned.returncode == 0
+    assert warned.stderr.startswith("warning: no layer can carry a codebook")
+    document = json.loads(run("check", tiny_study, "--json").stdout)
+    jsonschema.validate(document, SCHEMAS["check"])
+    (curves,) = (row for row in document["checks"] if row["name"] == "curves")
+    assert "no layer can carry a codebook" in curves["warnings"][0]
+
+    evaluator.write_text(
+        evaluator.read_text().replace("return original_metric - new_metric <", "return 0 * new_metric >")
+    )
+    broken = run("check", tiny_study)
+    assert broken.returncode == 7
+    assert "see below" in broken.stdout
+    assert "with one worker" not in broken.stdout
+    lines = broken.stderr.strip().splitlines()
+    assert lines[0] == "a step failed; nothing was started"
+    assert lines[1].startswith("error: one batch: is_satisfied(")
+    assert lines[-1] == "mend it, and check again"
+
+
 def test_check_refuses_another_model(run, tiny_study):
     assert run("tune", tiny_study, "--trials", "2").returncode == 0
     prototxt = tiny_study.parent / "tiny.prototxt"

@@ -1,8 +1,10 @@
 """Built-in evaluators that need no labels, or masks: what they keep, compare and score."""
 
 import pickle
+from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,15 +12,17 @@ from PIL import Image
 import autonuq as nuq
 from autonuq.errors import EvaluatorError, StudyError
 from autonuq.evaluate.builtin.decisions import find_scores
-from autonuq.evaluate.builtin.images import find_items
+from autonuq.evaluate.builtin.images import check_fixed, find_items
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.segmentation import _bilinear, _nearest, count_pixels
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.evaluate.builtin.sources import DataSettings, open_images
 from autonuq.evaluate.builtin.transform import TransformSettings, place, place_mask
+from autonuq.evaluate.recipe import make_evaluator
 from autonuq.evaluate.samples import paired_error
 from autonuq.evaluate.verdict import margin
-from autonuq.graph.files import load_graph, write_caffemodel
+from autonuq.graph import caffe_pb2
+from autonuq.graph.files import ModelPair, load_graph, write_caffemodel
 from autonuq.graph.layers import infer_shapes
 from autonuq.study.study_file import load_task
 
@@ -109,7 +113,7 @@ def test_agreement_is_the_share_of_equal_decisions(tmp_path):
     assert new.samples.tolist() == (decisions[0] == decisions[1]).tolist()
     assert 0 < new < 1
     assert new.samples.dtype == bool
-    assert evaluator.is_satisfied(1.0, 1.0 - 0.009)
+    assert (evaluator.is_satisfied(1.0, 0.9701), evaluator.is_satisfied(1.0, 0.9699)) == (True, False)
     assert "less than" in evaluator.meaning
 
 
@@ -446,9 +450,55 @@ def test_the_size_of_the_input_is_fed(tmp_path):
     assert net.blobs["im_info"].data.tolist() == [[12, 16, 1]]
 
 
+def test_detections_are_no_decisions_and_no_values(tmp_path):
+    bottoms = "".join(f'bottom: "{name}" ' for name in ("boxes", "scores", "prior"))
+    parameters = "detection_output_param { num_classes: 2 nms_param { } }"
+    prior = 'bottom: "conv" bottom: "data" top: "prior" prior_box_param { min_size: 4 }'
+    text = (
+        CLASSIFIER
+        + INNER.format("boxes", "conv", 5 * 7 * 4)
+        + INNER.format("scores", "conv", 5 * 7 * 2)
+        + f'layer {{ name: "prior" type: "PriorBox" {prior} }}\n'
+        + f'layer {{ name: "found" type: "DetectionOutput" {bottoms} top: "found" {parameters} }}\n'
+    )
+    (tmp_path / "net.prototxt").write_text(text)
+    graph = load_graph(tmp_path / "net.prototxt")
+    with pytest.raises(EvaluatorError, match="blob 'found' holds a row for each detection; take kind 'detections'"):
+        check_fixed(graph, "found")
+    check_fixed(graph, "fc")
+
+
 def test_a_blob_that_mixes_images_is_refused(tmp_path):
     (tmp_path / "net.prototxt").write_text(input_layer(2, 3, 4, 5) + reshaped(1, 120))
     graph = load_graph(tmp_path / "net.prototxt")
     with pytest.raises(EvaluatorError, match=r"\(1, 120\) does not tell the 2 images of a batch apart"):
         find_items(graph, "x", (1, 120), 2)
     assert find_items(graph, "x", (7, 120), 1) is None
+
+
+def test_studies_of_earlier_versions_know_their_evaluator(tmp_path):
+    """Its fingerprint as the version had it that knew top1 and top5 alone."""
+    images = (
+        'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 6 } }\n'
+    )
+    (tmp_path / "net.prototxt").write_text(input_layer(2, 3, 4, 5) + images)
+    with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
+        for number in range(7):
+            datum = caffe_pb2.Datum(channels=3, height=4, width=5, data=bytes(60), label=number % 6)
+            transaction.put(f"{number:08}".encode(), datum.SerializeToString())
+    data = 'data = {lmdb = "db", start = 1}\ntransform = {mean = [1, 2, 3], scale = 0.5}'
+    known = "3030b41220864bb762d06104b8021d02478e675893455a0fe88b36f8d43a490d"
+    assert evaluator_of(tmp_path, 'kind = "top5"', data).fingerprint() == known
+
+
+def test_the_original_may_lie_elsewhere(tmp_path):
+    """As on a worker that fetched it: a made evaluator looks for it there."""
+    write_pictures(tmp_path / "pictures", 4)
+    pair = write_network(tmp_path, TWO_OUTPUTS)
+    other = write_network(tmp_path, TWO_OUTPUTS, seed=3, name="other")
+    made = evaluator_of(tmp_path, 'kind = "outputs"')
+    expected = float(scored(evaluator_of(tmp_path, 'kind = "outputs"'), other))
+    moved = [Path(file).rename(tmp_path / f"moved{Path(file).suffix}") for file in pair]
+    with pytest.raises(Exception, match="net.prototxt"):
+        scored(made, other)
+    assert float(scored(make_evaluator(made, ModelPair(*moved)), other)) == expected

@@ -12,11 +12,9 @@ from autonuq.graph.files import parse_graph
 from autonuq.graph.layers import infer_shapes
 
 
-def network(*layers, size=(32, 64)):
+def network(*layers, size=(32, 64), batch=2):
     """A network whose blobs have the shapes of `layers`, (type and parameters)."""
-    head = (
-        f'layer {{ name: "d" type: "Input" top: "d" input_param {{ shape {{ dim: [2, 3, {size[0]}, {size[1]}] }} }} }}'
-    )
+    head = f'layer {{ name: "d" type: "Input" top: "d" input_param {{ shape {{ dim: [{batch}, 3, {size[0]}, {size[1]}] }} }} }}'
     return parse_graph("\n".join([head, *layers]).encode(), Path("made.prototxt"))
 
 
@@ -125,6 +123,17 @@ def test_pairs_of_maps():
     found = layout_of(graph, boxes=("b",), scores=("s",)).read({"b": boxes, "s": scores}, 0.5)
     assert found.images.tolist() == [1]
     assert found.boxes[0] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_pairs_of_one_picture_without_an_axis_for_it():
+    graph = network(given("b", 5, 4), given("s", 5, 2), batch=1)
+    boxes, scores = np.zeros((5, 4), np.float32), np.zeros((5, 2), np.float32)
+    boxes[3], scores[3] = (0.1, 0.2, 0.3, 0.4), (0.3, 0.7)
+    found = layout_of(graph, boxes=("b",), scores=("s",)).read({"b": boxes, "s": scores}, 0.5)
+    assert found.images.tolist() == [0]
+    assert found.boxes[0] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(EvaluatorError, match=r"does not tell the 2 images of a batch apart; set 'batch_size' to 1"):
+        layout_of(network(given("b", 5, 4), given("s", 5, 2)), boxes=("b",), scores=("s",))
 
 
 def logit(share):

@@ -80,7 +80,7 @@ class Accuracy(ImageEvaluator):
     def meaning(self) -> str:
         """See `ImageEvaluator`."""
         largest = "score" if self.settings.kind == "top1" else "five scores"
-        return f"share of the images whose label has the largest {largest}; less than {self.drop} of it may be lost"
+        return f"share of the images whose label has the largest {largest}; {self.drop.say()}"
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> Array:
         """See `ImageEvaluator`: the scores, shape (images, classes)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,13 +20,14 @@ class Agreement(ImageEvaluator):
 
     Notes
     -----
-    An accuracy cannot fall by more than the share of the decisions that change. It falls by far less: many that change
-    were wrong before, or become right (measured, see `drop_unsaid`).
+    An accuracy cannot fall by more than the share of the decisions that change. It falls by far less, as many of them
+    were wrong before, or become right: in studies of four classifiers by up to 0.5 points where 2 % changed, 0.8 where
+    3 % did, 1.9 where 5 % did. So the limit is 3 points.
     """
 
     compares = True
     keys = ("drop", "output", "axis")
-    drop_unsaid = Drop(2.0)
+    drop_unsaid = Drop(3.0)
     ends: ScoreEnds
 
     @classmethod
@@ -36,10 +38,9 @@ class Agreement(ImageEvaluator):
     @property
     def meaning(self) -> str:
         """See `ImageEvaluator`."""
-        return (
-            "share of decisions (the class with the largest score) that are the original network's, of each image that "
-            f"of its positions; less than {self.drop} of it may be lost"
-        )
+        positions = "x".join(map(str, self.ends.pixels))
+        what = f"each image's {positions} positions" if math.prod(self.ends.pixels) > 1 else "the images"
+        return f"share of {what} whose class, that of the largest score, is the original network's; {self.drop.say()}"
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> NDArray[np.int64]:
         """See `ImageEvaluator`: the decisions, shape (images, ...)."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.images import choose_output, find_entrance, find_items, images_first
+from autonuq.evaluate.builtin.images import check_fixed, choose_output, find_entrance, find_items, images_first
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.model import Array, Graph, Layer, Shape
 
@@ -95,6 +95,7 @@ def find_scores(graph: Graph, settings: BuiltinSettings) -> ScoreEnds:
     """
     entrance = find_entrance(graph, settings)
     output = choose_output(graph, settings, entrance.shapes)
+    check_fixed(graph, output)
     shape = entrance.shapes[output]
     items = find_items(graph, output, shape, entrance.shape[0])
     maker = next((layer for layer in reversed(graph.layers) if output in layer.tops), None)

@@ -139,7 +139,7 @@ class DetectionAgreement(DetectionEvaluator):
         """See `ImageEvaluator`."""
         return (
             f"mean average precision (IoU {self.how.iou or _IOU:g}) against the original network's own detections of a "
-            f"score from {self.how.threshold:g} on, no labels; less than {self.drop} of it may be lost"
+            f"score from {self.how.threshold:g} on, no labels; {self.drop.say()}"
         )
 
     def compare(self, found: Seen, original: Seen, start: int) -> list[tuple[Seen, Seen]]:
@@ -228,8 +228,7 @@ class LabelledPrecision(DetectionEvaluator):
         counted = "as pycocotools counts COCO's" if self.is_coco else "PASCAL VOC's, the area under the curve"
         objects = self.count_objects(self.evaluate_batch_num)
         return (
-            f"mean average precision (IoU {overlap}, {counted}) against {objects} labelled objects; "
-            f"less than {self.drop} of it may be lost"
+            f"mean average precision (IoU {overlap}, {counted}) against {objects} labelled objects; {self.drop.say()}"
         )
 
     def compare(self, found: Seen, original: None, start: int) -> list[Seen]:

@@ -17,10 +17,11 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +146,20 @@ def find_items(graph: Graph, blob: str, shape: Shape, batch: int) -> int | None:
             f"blob '{blob}' of shape {shape} does not tell the {batch} images of a batch apart; set 'batch_size' to 1"
         )
     return None
+
+
+def check_fixed(graph: Graph, blob: str) -> None:
+    """Refuse a blob that holds as many rows as are found.
+
+    Raises
+    ------
+    EvaluatorError
+        It does.
+    """
+    if any(layer.type == "DetectionOutput" and blob in layer.tops for layer in graph.layers):
+        raise EvaluatorError(
+            f"blob '{blob}' holds a row for each detection; take kind 'detections', or name a blob before it"
+        )
 
 
 def images_first(values: Array, items: int | None) -> Array:
@@ -373,6 +388,13 @@ class ImageEvaluator(Evaluator, ABC):
     @cached_property
     def _original_net(self) -> Net:
         return self._net(str(self.original.model), str(self.original.weights))
+
+    def with_original(self, original: ModelPair) -> Self:
+        """Return the same evaluator where the original network lies elsewhere."""
+        found = copy(self)
+        found.original = original
+        vars(found).pop("_original_net", None)
+        return found
 
     def calibrate_model(self, model_file: str, weights_file: str, batch_num: int) -> None:
         """Run `batch_num` full batches of the calibration images."""

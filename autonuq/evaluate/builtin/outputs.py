@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.decisions import FEWEST_ALIKE
 from autonuq.evaluate.builtin.images import (
     ImageEvaluator,
+    check_fixed,
     choose_blob,
     find_entrance,
     find_items,
@@ -23,6 +23,7 @@ from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.evaluate.samples import Score
 from autonuq.graph.batch import MixesItems, find_batch
+from autonuq.graph.files import ModelPair
 from autonuq.graph.model import Array, Graph
 
 _SNR_DB = 20.0
@@ -75,15 +76,17 @@ class Outputs(ImageEvaluator):
     keys = ("outputs", "measure", "snr", "cosine")
     ends: OutputEnds
 
-    def __init__(self, *made: object) -> None:
-        super().__init__(*made)  # type: ignore[arg-type]
-        self._signals = cache(self._signals_anew)
+    def __init__(self, settings: BuiltinSettings, ends: OutputEnds, original: ModelPair) -> None:
+        super().__init__(settings, ends, original)
+        self._signals: dict[int, NDArray[np.float64]] = {}
 
     @classmethod
     def find_ends(cls, graph: Graph, settings: BuiltinSettings) -> OutputEnds:
         """See `ImageEvaluator`."""
         entrance = find_entrance(graph, settings)
         names = tuple(choose_blob("output", name, entrance.shapes) for name in settings.outputs) or _varying(graph)
+        for name in names:
+            check_fixed(graph, name)
         items = tuple(find_items(graph, name, entrance.shapes[name], entrance.shape[0]) for name in names)
         return OutputEnds(entrance.input, entrance.shape, names, items)
 
@@ -139,8 +142,8 @@ class Outputs(ImageEvaluator):
         for name, new, old in zip(self.ends.outputs, found, original, strict=True):
             if new.shape != old.shape:
                 raise EvaluatorError(
-                    f"blob '{name}' holds {new.shape[1]} values where the original network has {old.shape[1]}: as many "
-                    "as it finds; take kind 'detections', or name blobs before it with 'outputs'"
+                    f"blob '{name}' holds {new.shape[1]} values where the original network has {old.shape[1]}; name "
+                    "blobs of a fixed size with 'outputs'"
                 )
         measure = _cosine_distances if self._is_cosine else _energies
         return np.stack([measure(new, old) for new, old in zip(found, original, strict=True)], axis=1)
@@ -166,15 +169,21 @@ class Outputs(ImageEvaluator):
         if self._is_cosine:
             mean = lost.mean(axis=0)
             return Score(float(mean.max()), samples=lost[:, mean.argmax()])
-        signals = self._signals(len(lost))
+        signals = self._signals_of(len(lost))
         totals = signals.sum(axis=0)
         ratios = lost.sum(axis=0) / totals
         worst_one = int(ratios.argmax())
         slopes = (lost[:, worst_one] - ratios[worst_one] * signals[:, worst_one]) / totals[worst_one]
         return jackknifed(float(ratios[worst_one]), slopes)
 
-    def _signals_anew(self, count: int) -> NDArray[np.float64]:
-        """Return the signal in each output of the first images, shape (images, outputs): two passes over them."""
+    def _signals_of(self, count: int) -> NDArray[np.float64]:
+        """Return the signal in each output of the first images, shape (images, outputs)."""
+        if count not in self._signals:
+            self._signals[count] = self._measured(count)
+        return self._signals[count]
+
+    def _measured(self, count: int) -> NDArray[np.float64]:
+        """Go over the original's outputs twice: for their means, and for what differs from these."""
         size = self.ends.shape[0]
         batches = [(start, min(start + size, count)) for start in range(0, count, size)]
         sums = [np.zeros(values.shape[1]) for values in self.of_original(*batches[0])]

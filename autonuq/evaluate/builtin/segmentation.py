@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -50,7 +51,7 @@ class Segmentation(ImageEvaluator):
     def find_ends(cls, graph: Graph, settings: BuiltinSettings) -> ScoreEnds:
         """See `ImageEvaluator`."""
         ends = find_scores(graph, settings)
-        if len(ends.pixels) != 2:
+        if len(ends.pixels) != 2 or math.prod(ends.pixels) == 1:
             raise EvaluatorError(
                 f"blob '{ends.output}' holds no scores of classes for each pixel: beside images and classes its axes "
                 f"are {ends.pixels}, and should be height and width; name another with 'output'"
@@ -129,7 +130,7 @@ class Segmentation(ImageEvaluator):
     def meaning(self) -> str:
         """See `ImageEvaluator`."""
         which = f"{len(self.settings.classes)} classes" if self.settings.classes else "the classes that the masks show"
-        return f"mean intersection over union of {which}; less than {self.drop} of it may be lost"
+        return f"mean intersection over union of {which}; {self.drop.say()}"
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> list[NDArray[np.int64]]:
         """See `ImageEvaluator`: the class of each pixel, of each image, shape (height, width) of the input."""

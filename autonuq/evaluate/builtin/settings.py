@@ -37,6 +37,13 @@ class Drop:
     def __str__(self) -> str:
         return f"{self.limit:g} {self.unit}"
 
+    def say(self) -> str:
+        """Put the limit into words."""
+        if self.limit == 0:
+            return "nothing of it may be lost"
+        many = {"%": " % of it", "points": " point" if self.limit == 1 else " points"}[self.unit]
+        return f"less than {self.limit:g}{many} may be lost"
+
 
 def parse_drop(value: float | str) -> Drop:
     """Read `1.5` (points) or `"1.5 %"` (of the original metric).
