@@ -179,7 +179,7 @@ def _print_estimate(estimate: Estimate, task: Task) -> None:
         out.print(f"\none trial costs about {duration(estimate.trial_s)}; of it the evaluator takes {scoring}")
     if estimate.float_search_s:
         extra = duration(estimate.float_search_s)
-        out.print(f"if int8 does not keep the limit: up to {extra} more, to find layers to leave float")
+        out.print(f"if int8 does not keep the limit: up to {extra} more, to find float layers")
     memory, disk = say_bytes(estimate.memory_bytes), say_bytes(estimate.disk_bytes)
     out.print(f"at most {memory} of memory with one worker, {disk} of disk in {shown(task.out)}", soft_wrap=True)
 
