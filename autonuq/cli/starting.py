@@ -49,7 +49,8 @@ def new(
     model: Annotated[Path, typer.Option(help="The network's prototxt.", show_default=False)],
     weights: Annotated[Path, typer.Option(help="Its caffemodel.", show_default=False)],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz, or an LMDB.")
+        Path | None,
+        typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz[:ARRAY], or an LMDB."),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Subtracted from pictures: 127.5 or 104,117,123.")] = None,
     scale: Annotated[float | None, typer.Option(help="Pictures are multiplied by it afterwards.")] = None,
