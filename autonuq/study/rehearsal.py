@@ -262,7 +262,7 @@ class Rehearsal:
         if first_s > SECONDS_TO_TIME_IN:
             return max(0.0, self._calibrate(1) - first_s), first_s
         several_s, one_s = self._calibrate(2), self._calibrate(1)
-        pass_s = max(0.0, several_s - one_s)
+        pass_s = min(max(0.0, several_s - one_s), several_s / 2)
         return max(0.0, one_s - pass_s), pass_s
 
     def _calibrate(self, passes: int, of: int | None = None) -> float:
