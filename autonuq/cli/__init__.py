@@ -2,8 +2,8 @@
 
 Results go to stdout, progress and messages to stderr. Exit codes are those of `errors`, and 8 where a study finished
 without a satisfied trial, 9 where its best is not confirmed, 130 where it was interrupted. `COMMANDS` says which module
-has which command; `console` has the consoles and what every command takes, `display` the progress of a study,
-`documents` the schemas of `--json`.
+has which command; `console` has the consoles and what every command takes, `documents` the schemas of `--json`. The
+progress of a study is shown by `study.display`, as from Python.
 """
 
 from __future__ import annotations

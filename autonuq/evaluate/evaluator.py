@@ -46,7 +46,7 @@ class Evaluator:
     -----
     An evaluator may offer more, derived from this class or not: `calibrate_model`, called like `eval_model` for the
     calibration pass alone; `fingerprint() -> str`, a digest of all that its metric depends on, instead of one of its
-    source file; `data_digests() -> dict`, of str, a digest of each file that it reads, by what the file is called:
+    code; `data_digests() -> dict`, of str, a digest of each file that it reads, by what the file is called:
     whoever goes on with a study is told which has changed; `standard_error(metric) -> float`; `name`, a str for the
     report; `unit`, what losses are said in, a tuple like ("points", 100, "images"): its name, how many are 1 of the
     metric, and what is scored; `meaning`, a str that says in a line what the metric means; `random_data`, True where it

@@ -83,7 +83,7 @@ class Curve:
             raise ValueError(f"The curve of layer '{self.layer}' must have a codebook per point, or none.")
         if not (np.all(np.isfinite(rates)) and np.all(np.isfinite(distortions))):
             raise ValueError(f"The curve of layer '{self.layer}' must be finite.")
-        if np.any(np.diff(rates) >= 0) or np.any(np.diff(distortions) < 0):
+        if np.any(rates[1:] >= rates[:-1]) or np.any(distortions[1:] < distortions[:-1]):  # unsigned ones, too
             raise ValueError(f"The curve of layer '{self.layer}' must have falling rates and rising distortions.")
 
     @property

@@ -5,8 +5,9 @@ study left. `rehearsal` takes every step once before hours are spent, `resources
 makes what is made once, `points_cache` keeps its largest part, `artifacts` hand it to other machines; `float_layers`
 finds the layers that int8 is not good enough for, `foretelling` what plans do to the network's results. `runner` is one
 worker and `workers` are several; `claims` decides which trial each runs next, `plan_networks` builds its network,
-`scoring` scores it, `trial_log` writes it down. `resolution` says before what the data
-can tell, `confirmation` scores the winner on other data. `stored` is a study as its storage holds it.
+`scoring` scores it, `trial_log` writes it down, `display` shows how far the study is. `resolution` says before what the
+data can tell, `confirmation` scores the winner on other data. `stored` is a study as its storage holds it, `frame` its
+trials as a table of pandas.
 """
 
 import warnings

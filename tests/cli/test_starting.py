@@ -10,6 +10,7 @@ import tomllib
 from functools import partial
 
 import jsonschema
+import numpy as np
 import pytest
 from picture_network import write_picture_network
 from square_detectors import draw, write_ssd
@@ -81,6 +82,20 @@ def test_new_takes_labels_and_what_is_said_of_the_preparation(pictures, tmp_path
     assert "GUESS" not in text
     assert pictures("new", "other", *OWN, "--images", "val", *said).returncode == 0
     assert "# Channels: a GUESS" in (tmp_path / "other/study.toml").read_text()
+
+
+def test_new_takes_the_array_of_an_npz_that_is_named(pictures, tmp_path):
+    arrays = dict(np.load(tmp_path / "images.npz"))
+    np.savez(tmp_path / "named.npz", test=(arrays["images"] * 127.5 + 127.5).astype(np.uint8), labels=arrays["labels"])
+    assert "it has: test, labels" in pictures("new", "mine", *OWN, "--images", "named.npz").stderr
+    assert pictures("new", "mine", *OWN, "--images", "named.npz:test").returncode == 0
+    study = tomllib.loads((tmp_path / "mine/study.toml").read_text())
+    assert study["evaluator"]["kind"] == "top1"
+    assert study["evaluator"]["data"] == {"npz": "../named.npz", "images": "test", "start": 16}
+    assert study["evaluator"]["transform"]["channels"] == "RGB"
+    assert pictures("check", "mine/study.toml").returncode == 0
+    assert pictures("new", "floats", *OWN, "--images", "images.npz").returncode == 0  # prepared already
+    assert tomllib.loads((tmp_path / "floats/study.toml").read_text())["evaluator"]["transform"]["scale"] == 1.0
 
 
 @pytest.mark.parametrize(

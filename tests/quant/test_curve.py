@@ -90,3 +90,10 @@ def test_a_curve_checks_its_order(rates, distortions):
     with pytest.raises(ValueError, match="'fc'"):
         Curve("fc", np.array(rates), np.array(distortions))
     assert Curve("fc", np.array([3.0, 2.0]), np.array([0.0, 1.0])).levels == ()
+
+
+def test_the_sizes_of_a_curve_may_be_unsigned():
+    """Their differences would not be negative."""
+    assert Curve("fc", np.array([200, 40, 10], np.uint8), np.array([0, 1, 9], np.uint16)).levels == ()
+    with pytest.raises(ValueError, match="falling rates"):
+        Curve("fc", np.array([10, 40], np.uint8), np.array([0, 1], np.uint8))
