@@ -7,6 +7,10 @@ means something, that must be warned of, whose trials tell which layers cause th
 changes; the deviation is that of the share's logarithm), that ended early, have trials in their storage that do not
 count, confirmed their winner, left layers float or found that nothing helps, or count what a chip loads. In
 `compare --json` losses are in each metric's own unit, and layers have an entry for each of the `studies`.
+
+In `check --json` the parts of `estimate` are seconds and add up to `total_s`, but for `trial_s`, that of each trial,
+`scoring_s`, the evaluator's share of it, `first_trial_s`, which is in `trials_s`, and `float_search_s`, which is at
+most and comes only where int8 does not keep the limit.
 """
 
 from __future__ import annotations

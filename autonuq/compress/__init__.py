@@ -16,5 +16,6 @@ asks for; a record file that somebody else made takes the place of both (`record
 `quantized` has the model, `calibration` the calibration pass, `output_side` and `head_metrics` what errors do to the
 network's end, `ways` the choice between ways to use that, `operating_points` the points, `candidate` a plan's network,
 `in_order` how it is built, `outputs` and `formats` the files it is written as, `packed_file` one of them, `chip` what a
-chip makes of it. `needs` says what all that takes before it is done, `sensitivity` what a layer costs alone.
+chip makes of it. `needs` says what all that takes before it is done, `pace` measures it on pieces, `sensitivity` finds
+what a layer costs alone.
 """

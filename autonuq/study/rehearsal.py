@@ -142,7 +142,7 @@ class Rehearsal:
         trials = max(0, self._task.n_trials - done.finished)
         scores_int8 = self._task.float_layers == "auto" and not done.is_prepared
         if say_unsearched(self._model):
-            trials = min(trials, 1)
+            trials = 0 if done.finished else min(trials, 1)
         confirms = self._confirming is not None and (trials > 0 or not done.is_confirmed)
         return Estimate(
             baseline_s=0.0 if done.has_baseline else self._pace.first_of(batches),
