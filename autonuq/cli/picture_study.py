@@ -102,26 +102,28 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
     data = _data_settings(images)
     source = open_images(data, labelled=False)
     pictures = source.read(0, min(MOST_PICTURES, len(source.names)), graph.inputs[blob][1])
-    guess = guess_transform(graph, blob, pictures, source.order, TransformSettings(resize=graph.inputs[blob][2:]))
-    transform, doubt = _answered(guess, ask)
     channels, height, width = graph.inputs[blob][1:]
+    sized = TransformSettings(resize=(height, width))
+    if all(picture.dtype == np.uint8 for picture in pictures):
+        transform, doubt = _answered(guess_transform(graph, blob, pictures, source.order, sized), ask)
+    else:
+        transform, doubt = replace(sized, mean=(0.0,)), "Arrays of other numbers than 0..255 stay as they are."
     shown = Transform(transform, (channels, height, width)).apply(pictures, source.order, source.wanted)
     found, each_s = _outputs(net, blob, shown)
     suggestion = suggest_evaluator(graph, infer_known_shapes(graph), found)
-    labels = _labels(data, suggestion)
+    is_labelled = suggestion.classifies and _is_labelled(data)
     size = _batch_size(graph, blob, len(source.names))
     spans = _spans(len(source.names), size, each_s)
-    place: dict[str, object] = {data.kind: os.path.relpath(images.resolve(), folder.resolve())}
-    kind = suggestion.kind if labels is None else "top1"
+    kind = "top1" if is_labelled else suggestion.kind
     keys = {"kind": kind, **_limit(kind), **suggestion.keys, "batch_size": size}
-    own: dict[str, object] = {} if labels is None else {"labels": os.path.relpath(labels, folder.resolve())}
+    place = _data_keys(data, folder, is_labelled)
     return _STUDY.substitute(
         values,
         why=_comment(f"{suggestion.why}; {_KINDS[kind]}."),
         evaluator=_lines(keys),
         apart=": pictures that are not scored" if spans.calibrating else "",
-        data=_lines({**place, **own, **spans.scored}),
-        calibration=_lines({**place, **own, **spans.calibrating}),
+        data=_lines({**place, **spans.scored}),
+        calibration=_lines({**place, **spans.calibrating}),
         guessed=_comment(doubt),
         transform=_lines(_transform_keys(_geometry(transform, suggestion))),
         detections=f"\n[evaluator.detections]\n{_lines(suggestion.detections)}\n" if suggestion.detections else "",
@@ -130,10 +132,10 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
 
 
 _KINDS = {
-    "agreement": "counted are pictures whose decision stays the original's",
+    "agreement": "counted are decisions that stay the original's",
     "detections": "its own detections are what the smaller network must find again",
     "outputs": "its outputs must stay what they are, but for some noise",
-    "top1": "the folder has labels",
+    "top1": "the pictures have labels",
 }
 
 
@@ -150,14 +152,35 @@ def _picture_input(graph: Graph) -> str:
 
 
 def _data_settings(images: Path) -> DataSettings:
-    kind = "npz" if images.suffix == ".npz" else "lmdb" if (images / "data.mdb").exists() else "folder"
-    return DataSettings(kind=kind, path=images)  # type: ignore[arg-type]
+    """Tell what a place with images is; `FILE.npz:NAME` says which array of an npz."""
+    archive, _, name = str(images).rpartition(":")
+    if archive.endswith(".npz"):
+        return DataSettings("npz", Path(archive), images=name)
+    if images.suffix == ".npz":
+        return DataSettings("npz", images)
+    if (images / "data.mdb").exists():
+        return DataSettings("lmdb", images)
+    return DataSettings("folder", images, labels=str(images / "labels.txt"))
 
 
-def _labels(data: DataSettings, suggestion: Suggestion) -> Path | None:
-    """Return the file that labels a classifier's pictures, where there is one in their folder."""
-    file = data.path.resolve() / "labels.txt"
-    return file if suggestion.classifies and data.kind == "folder" and file.is_file() else None
+def _is_labelled(data: DataSettings) -> bool:
+    """Say whether the images have labels that tell them apart."""
+    if data.kind == "folder":
+        return Path(data.labels).is_file()
+    try:
+        return len(np.unique(open_images(data, labelled=True).labels)) > 1
+    except EvaluatorError:  # an npz that has none
+        return False
+
+
+def _data_keys(data: DataSettings, folder: Path, is_labelled: bool) -> dict[str, object]:
+    """Return the keys of a study file in `folder` that name the images, and their labels."""
+    keys: dict[str, object] = {data.kind: os.path.relpath(data.path.resolve(), folder.resolve())}
+    if data.images != DataSettings.images:
+        keys["images"] = data.images
+    if is_labelled and data.kind == "folder":
+        keys["labels"] = os.path.relpath(Path(data.labels).resolve(), folder.resolve())
+    return keys
 
 
 def _answered(guess: Guess, ask: Ask) -> tuple[TransformSettings, str]:
@@ -179,7 +202,9 @@ def _outputs(net: Net, blob: str, values: Array) -> tuple[dict[str, Array], floa
         net.blobs[blob].data[...] = np.resize(values[start : start + shape[0]], shape)
         parts.append({name: np.array(array) for name, array in net.forward().items()})
     seconds = (time.monotonic() - started) / max(1, len(values))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, seconds
+    # a batch of a detector has as many rows as there are boxes
+    axes = {name: 2 if len({part[name].shape for part in parts}) > 1 else 0 for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts], axis) for name, axis in axes.items()}, seconds
 
 
 def _batch_size(graph: Graph, blob: str, count: int) -> int:

@@ -49,7 +49,8 @@ def new(
     model: Annotated[Path, typer.Option(help="The network's prototxt.", show_default=False)],
     weights: Annotated[Path, typer.Option(help="Its caffemodel.", show_default=False)],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz, or an LMDB.")
+        Path | None,
+        typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz[:ARRAY], or an LMDB."),
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Subtracted from pictures: 127.5 or 104,117,123.")] = None,
     scale: Annotated[float | None, typer.Option(help="Pictures are multiplied by it afterwards.")] = None,
@@ -178,7 +179,7 @@ def _print_estimate(estimate: Estimate, task: Task) -> None:
         out.print(f"\none trial costs about {duration(estimate.trial_s)}; of it the evaluator takes {scoring}")
     if estimate.float_search_s:
         extra = duration(estimate.float_search_s)
-        out.print(f"if int8 does not keep the limit: up to {extra} more, to find layers to leave float")
+        out.print(f"if int8 does not keep the limit: up to {extra} more, to find float layers")
     memory, disk = say_bytes(estimate.memory_bytes), say_bytes(estimate.disk_bytes)
     out.print(f"at most {memory} of memory with one worker, {disk} of disk in {shown(task.out)}", soft_wrap=True)
 

@@ -49,7 +49,7 @@ from autonuq.study.estimate import Estimate
 from autonuq.study.float_layers import IMAGES, most_scored
 from autonuq.study.locate import task_of_study
 from autonuq.study.preparation import check_original, warn_of_resolution
-from autonuq.study.resources import check_resources, needs_of
+from autonuq.study.resources import check_resources, needs_of, warn_of_resources
 from autonuq.study.run import WINNER_FORMATS
 from autonuq.study.stored import FINISHED, Study, check_fingerprint, stored_confirmation
 from autonuq.study.task import Task, check_folder, check_name, fingerprint_of, quantized_model
@@ -200,7 +200,7 @@ class Rehearsal:
     def _resources(self) -> str:
         self._needs = needs_of(self._model)
         check_resources(self._task, self._needs)
-        return self._needs.say()
+        return f"{self._needs.say()}, by the prototxt's batch"
 
     def _evaluator(self) -> str:
         self._own = make_evaluator(self._task.evaluator, self._task.source)
@@ -244,6 +244,7 @@ class Rehearsal:
         if kept:
             shapes = {blob: values.shape for blob, values in kept[0].items()}
             self._needs = needs_of(self._model, shapes)
+            warn_of_resources(self._task, self._needs)
         return f"ranges of {len(self._model.factors)} layers from one batch{self._hint_of_images()}"
 
     def _hint_of_images(self) -> str:

@@ -56,13 +56,14 @@ def resolution_warning(evaluator: Any, original: float, samples: int, confidence
     Notes
     -----
     Of samples that are right or wrong, a network that loses a share A of n changes some CHANGED A n, so that its loss
-    has the error sqrt(CHANGED A / n).
+    has the error sqrt(CHANGED A / n); beside the original network's own decisions none is gained, and it changes A n.
     """
     allowed = allowed_loss(evaluator, original) if isinstance(original, Score) else None
     if not isinstance(original, Score) or original.samples.dtype != bool or allowed is None or confidence <= 0:
         return ""
     quantile = NormalDist().inv_cdf(max(confidence, 0.5))
-    needed = math.ceil(CHANGED * (quantile / WIDEST) ** 2 / allowed)
+    changed = 1.0 if getattr(evaluator, "compares", False) is True else CHANGED
+    needed = math.ceil(changed * (quantile / WIDEST) ** 2 / allowed)
     if samples >= needed:
         return ""
     unit, count = loss_unit(evaluator), allowed * samples

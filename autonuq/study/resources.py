@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 
-from autonuq.compress.needs import StudyNeeds, study_needs
+from autonuq.compress.needs import StudyNeeds, say_bytes, study_needs
 from autonuq.compress.quantized import QuantizedModel
 from autonuq.errors import StudyError
 from autonuq.graph.model import Shape
@@ -38,6 +39,16 @@ def check_resources(task: Task, needs: StudyNeeds) -> None:
     place = next(folder for folder in (task.out, *task.out.parents) if folder.exists())
     _check(task, needs, "memory", needs.memory_bytes, available_memory(), "", "or a machine with more")
     _check(task, needs, "disk", needs.disk_bytes, shutil.disk_usage(place).free, f" in {place}", "or make room there")
+
+
+def warn_of_resources(task: Task, needs: StudyNeeds) -> None:
+    """Warn of a study whose evaluator's batches make it too large, when they are known."""
+    free, place = available_memory(), next(folder for folder in (task.out, *task.out.parents) if folder.exists())
+    room = {"memory": (needs.memory_bytes, free), "disk": (needs.disk_bytes, float(shutil.disk_usage(place).free))}
+    for what, (wanted, left) in room.items():
+        if left is not None and wanted > left:
+            size = f"{say_bytes(wanted)} of {what}; {say_bytes(left)} are free"
+            warnings.warn(f"with batches of this size the study takes about {size}: use smaller ones", stacklevel=2)
 
 
 def _check(task: Task, needs: StudyNeeds, what: str, wanted: float, free: float | None, where: str, more: str) -> None:

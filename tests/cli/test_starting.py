@@ -10,8 +10,10 @@ import tomllib
 from functools import partial
 
 import jsonschema
+import numpy as np
 import pytest
 from picture_network import write_picture_network
+from square_detectors import draw, write_ssd
 
 import autonuq as nuq
 from autonuq.cli.documents import SCHEMAS
@@ -82,6 +84,20 @@ def test_new_takes_labels_and_what_is_said_of_the_preparation(pictures, tmp_path
     assert "# Channels: a GUESS" in (tmp_path / "other/study.toml").read_text()
 
 
+def test_new_takes_the_array_of_an_npz_that_is_named(pictures, tmp_path):
+    arrays = dict(np.load(tmp_path / "images.npz"))
+    np.savez(tmp_path / "named.npz", test=(arrays["images"] * 127.5 + 127.5).astype(np.uint8), labels=arrays["labels"])
+    assert "it has: test, labels" in pictures("new", "mine", *OWN, "--images", "named.npz").stderr
+    assert pictures("new", "mine", *OWN, "--images", "named.npz:test").returncode == 0
+    study = tomllib.loads((tmp_path / "mine/study.toml").read_text())
+    assert study["evaluator"]["kind"] == "top1"
+    assert study["evaluator"]["data"] == {"npz": "../named.npz", "images": "test", "start": 16}
+    assert study["evaluator"]["transform"]["channels"] == "RGB"
+    assert pictures("check", "mine/study.toml").returncode == 0
+    assert pictures("new", "floats", *OWN, "--images", "images.npz").returncode == 0  # prepared already
+    assert tomllib.loads((tmp_path / "floats/study.toml").read_text())["evaluator"]["transform"]["scale"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
@@ -102,6 +118,17 @@ def test_new_refuses_pictures_for_a_network_that_takes_none(run, tiny):
     refused = run("new", "mine", "--model", "tiny.prototxt", "--weights", "tiny.caffemodel", "--images", ".")
     assert refused.returncode == 7
     assert "no input of the network takes pictures, which have 1 or 3 channels" in refused.stderr
+
+
+def test_new_for_a_detector(run_in, tmp_path):
+    write_ssd(tmp_path)
+    draw(tmp_path / "pictures", 24)  # of no square up to three: rows of its output differ in number
+    made = run_in(tmp_path, "new", "mine", *OWN, "--images", "pictures", "--mean", "0", "--scale", "0.00392157")
+    assert made.returncode == 0, made.stderr
+    study = tomllib.loads((tmp_path / "mine/study.toml").read_text())
+    assert study["evaluator"]["kind"] == "detections"
+    checked = run_in(tmp_path, "check", "mine/study.toml")
+    assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.slow

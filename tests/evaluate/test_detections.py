@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import sys
+import warnings
 
 import lmdb
 import numpy as np
@@ -12,6 +14,7 @@ from square_detectors import draw, write_ssd, write_yolo
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin import BuiltinSettings, DataSettings, TransformSettings, make_builtin
 from autonuq.evaluate.builtin.boxes import DetectionSettings
+from autonuq.evaluate.builtin.plausible import warn_of_doubts
 from autonuq.evaluate.samples import paired_error
 from autonuq.graph import caffe_pb2
 from autonuq.graph.files import ModelPair, attach_weights, load_graph, write_caffemodel
@@ -86,6 +89,17 @@ def test_nothing_detected(tmp_path):
     with pytest.raises(EvaluatorError, match=r"detects nothing in 8 pictures .* see whether \[evaluator.transform\]"):
         metric(evaluator, tmp_path)
     assert metric(evaluator, tmp_path, batches=3) == 1  # a part of the pictures may show nothing
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warn_of_doubts(evaluator)
+    assert "detects nothing in 8 pictures (score from 0.5 on). Is [evaluator.transform]" in str(said[0].message)
+
+
+def test_what_is_plausible_is_not_doubted(tmp_path):
+    write_ssd(tmp_path)
+    draw(tmp_path / "pictures", 8)
+    evaluator = made(tmp_path)
+    assert evaluator.doubt([evaluator.of_original(0, 6), evaluator.of_original(6, 8)]) == ""
 
 
 def test_what_can_be_no_detections(tmp_path):
@@ -193,3 +207,11 @@ def test_pictures_without_labels_do_not_count(tmp_path):
     (labels / "003.xml").unlink()
     evaluator = made(tmp_path, "map", annotations=labels, classes=("red", "green"))
     assert len(metric(evaluator, tmp_path).samples) == 9
+
+
+def test_pycocotools_is_asked_for_where_it_counts(tmp_path, monkeypatch):
+    write_ssd(tmp_path)
+    coco = write_coco(tmp_path / "labels.json", draw(tmp_path / "pictures", 6))
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(EvaluatorError, match=r"pip install 'autonuq\[coco\]'"):
+        made(tmp_path, "map", annotations=coco)

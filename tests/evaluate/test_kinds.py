@@ -361,6 +361,16 @@ def test_pictures_without_labels_are_all_below_the_folder(tmp_path):
     assert open_images(DataSettings("folder", tmp_path / "pictures"), labelled=False).digest() != before
 
 
+def test_a_database_whose_labels_nobody_wants(tmp_path):
+    with lmdb.open(str(tmp_path / "db")) as database, database.begin(write=True) as transaction:
+        for number in range(3):
+            datum = caffe_pb2.Datum(channels=3, height=4, width=5, data=bytes(60), label=-number)
+            transaction.put(f"{number:08}".encode(), datum.SerializeToString())
+    source = open_images(DataSettings("lmdb", tmp_path / "db", start=1), labelled=False)
+    assert (source.names, len(source.labels)) == (["00000001", "00000002"], 0)
+    assert source.read(0, 2, 3)[0].shape == (4, 5, 3)
+
+
 MISTAKES = [
     ('kind = "top1"', "labels.txt: label file cannot be read"),
     ('kind = "agreement"\nsnr = 3', "'evaluator.snr' belongs to kind outputs; 'agreement' does not take it"),

@@ -14,8 +14,7 @@ from autonuq.graph.layers import infer_shapes
 
 def network(*layers, size=(32, 64), batch=2):
     """A network whose blobs have the shapes of `layers`, (type and parameters)."""
-    head = f'layer {{ name: "d" type: "Input" top: "d" input_param {{ shape {{ dim: [{batch}, 3, {size[0]}, {size[1]}] }} }} }}'
-    return parse_graph("\n".join([head, *layers]).encode(), Path("made.prototxt"))
+    return parse_graph("\n".join([given("d", batch, 3, *size), *layers]).encode(), Path("made.prototxt"))
 
 
 def given(name, *shape):

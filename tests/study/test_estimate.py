@@ -13,8 +13,9 @@ from autonuq.errors import StudyError
 from autonuq.graph.files import load_graph
 from autonuq.quant.needs import LayerNeeds
 from autonuq.quant.points import Tuning
-from autonuq.study import rehearsal, timing
+from autonuq.study import rehearsal, resources, timing
 from autonuq.study.estimate import PARTS, Estimate
+from autonuq.study.run import StudyRun
 from autonuq.study.timing import ScoringPace
 
 ONCE = {part: 1.0 for part in PARTS if part != "trials_s"}
@@ -160,6 +161,16 @@ def test_what_a_step_warns_of_is_part_of_what_came_of_it():
     assert (found.state, found.detail, found.warnings) == ("passed", "done", ("beware",))
     found = rehearsal._taken("two", fails)
     assert (found.state, found.warnings) == ("failed", ("of this",))
+
+
+def test_batches_that_are_too_large_are_warned_of(task, monkeypatch):
+    needs = resources.needs_of(StudyRun(task).model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resources.warn_of_resources(task, needs)
+    monkeypatch.setattr(resources, "available_memory", lambda: 2e8)
+    with pytest.warns(UserWarning, match=r"takes about 0\.3 GB of memory; 0\.2 GB are free: use smaller"):
+        resources.warn_of_resources(task, needs)
 
 
 def test_needs_grow_with_the_inputs_that_a_pass_has(tiny):

@@ -43,6 +43,13 @@ def test_too_few_samples_are_named_with_how_many_would_do():
     assert resolution_warning(POINT, right(100), 1000, 0.8) == ""  # one batch of ten
 
 
+def test_beside_the_original_networks_own_decisions_fewer_do():
+    """Of those none is gained: each decision that changes is lost."""
+    own = Limited(POINT.is_satisfied, POINT.unit)
+    own.compares = True
+    assert "; 284 images would do" in resolution_warning(own, right(100, 1), 100, 0.8)
+
+
 def test_nothing_is_said_of_what_is_not_known():
     assert resolution_warning(POINT, 0.9, 100, 0.8) == ""
     assert resolution_warning(POINT, right(100), 100, 0.0) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin.decisions import doubt_decisions
 from autonuq.evaluate.builtin.images import ImageEvaluator, choose_output, find_entrance
 from autonuq.evaluate.builtin.settings import BuiltinSettings
+from autonuq.evaluate.builtin.sources import Images, Part
 from autonuq.evaluate.samples import Score
 from autonuq.graph.model import Array, Graph
 
@@ -65,6 +67,14 @@ class Accuracy(ImageEvaluator):
                 "with 'output', or write an evaluator of your own ('autonuq new' makes one)"
             )
         return Ends(entrance.input, output, entrance.shape, shape[1])
+
+    @classmethod
+    def open_scored(cls, settings: BuiltinSettings, part: Part) -> Images:
+        """See `ImageEvaluator`."""
+        if settings.data.kind == "folder" and not Path(settings.data.labels).exists():
+            words = "label file cannot be read: No such file; pictures without labels are for kind 'agreement'"
+            raise EvaluatorError(words, path=settings.data.labels)
+        return super().open_scored(settings, part)
 
     def check_data(self) -> None:
         """Check the labels."""

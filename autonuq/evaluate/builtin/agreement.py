@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autonuq.evaluate.builtin.decisions import ScoreEnds, doubt_decisions, find_scores
+from autonuq.evaluate.builtin.decisions import Decisions, ScoreEnds, doubt_decisions, find_scores
 from autonuq.evaluate.builtin.images import ImageEvaluator
 from autonuq.evaluate.builtin.settings import BuiltinSettings, Drop
 from autonuq.evaluate.samples import Score
@@ -42,16 +42,16 @@ class Agreement(ImageEvaluator):
         what = f"each image's {positions} positions" if math.prod(self.ends.pixels) > 1 else "the images"
         return f"share of {what} whose class, that of the largest score, is the original network's; {self.drop.say()}"
 
-    def keep(self, outputs: Mapping[str, Array], count: int) -> NDArray[np.int64]:
+    def keep(self, outputs: Mapping[str, Array], count: int) -> Decisions:
         """See `ImageEvaluator`: the decisions, shape (images, ...)."""
         return self.ends.decide(self.ends.scores(outputs[self.ends.output], count))
 
-    def compare(self, found: NDArray[np.int64], original: NDArray[np.int64], start: int) -> NDArray[np.float64]:
+    def compare(self, found: Decisions, original: Decisions, start: int) -> NDArray[np.float64]:
         """See `ImageEvaluator`: the share of each image's positions where both decide alike."""
         same = (found == original) & (found >= 0)
         return np.asarray(same.reshape(len(same), -1).mean(axis=1))
 
-    def doubt(self, found: Sequence[NDArray[np.int64]]) -> str:
+    def doubt(self, found: Sequence[Decisions]) -> str:
         """See `ImageEvaluator`: one class for everything."""
         return doubt_decisions(np.concatenate(found))
 

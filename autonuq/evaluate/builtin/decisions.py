@@ -13,11 +13,14 @@ from autonuq.evaluate.builtin.images import check_fixed, choose_output, find_ent
 from autonuq.evaluate.builtin.settings import BuiltinSettings
 from autonuq.graph.model import Array, Graph, Layer, Shape
 
+Decisions = NDArray[np.int16 | np.int32]
+"""Numbers of classes; those of many pictures' pixels are kept."""
+_FEW = np.iinfo(np.int16).max
 FEWEST_ALIKE = 8
 """Pictures of which it is strange if all get the same class."""
 
 
-def doubt_decisions(decisions: NDArray[np.int64]) -> str:
+def doubt_decisions(decisions: NDArray[np.integer]) -> str:
     """Say that pictures are all alike to a network, where they are.
 
     Parameters
@@ -73,7 +76,7 @@ class ScoreEnds:
         """Return where an axis is once the images have come first."""
         return axis + 1 if self.items is None or axis < self.items else axis
 
-    def decide(self, scores: Array) -> NDArray[np.int64]:
+    def decide(self, scores: Array) -> Decisions:
         """Return the class with the largest score, the first of several; -1 where one is not a number.
 
         Parameters
@@ -82,7 +85,9 @@ class ScoreEnds:
         """
         numbers = scores if self.axis is None else scores.argmax(axis=1)
         holes = np.isnan(scores if self.axis is None else scores.max(axis=1))
-        return np.where(holes, -1, numbers).astype(np.int64)
+        return np.where(holes, -1, numbers).astype(
+            np.int32 if self.classes is None or self.classes > _FEW else np.int16
+        )
 
 
 def find_scores(graph: Graph, settings: BuiltinSettings) -> ScoreEnds:
@@ -115,14 +120,14 @@ def find_scores(graph: Graph, settings: BuiltinSettings) -> ScoreEnds:
 def _class_axis(given: int | None, maker: Layer | None, shape: Shape, items: int | None, output: str) -> int | None:
     """Return the axis of the classes: the given one, a softmax's, or that which blobs of so many axes have."""
     others = [axis for axis in range(len(shape)) if axis != items]
+    if not others:
+        raise EvaluatorError(f"blob '{output}' of shape {shape} holds no scores of classes; take kind 'outputs'")
     if given is not None:
         if given % len(shape) not in others or not -len(shape) <= given < len(shape):
             raise EvaluatorError(f"'axis' must be one of {others} for blob '{output}' of shape {shape}. Got {given}.")
         return given % len(shape)
     if maker is not None and maker.type == "ArgMax" and not maker.message.argmax_param.out_max_val:
         return None
-    if not others:
-        raise EvaluatorError(f"blob '{output}' of shape {shape} holds no scores of classes; take kind 'outputs'")
     if maker is not None and maker.type == "Softmax" and maker.message.softmax_param.axis % len(shape) in others:
         return int(maker.message.softmax_param.axis % len(shape))
     if len(shape) == 3:

@@ -92,6 +92,7 @@ class DetectionEvaluator(ImageEvaluator):
 
     def doubt(self, found: Sequence[Seen]) -> str:
         """See `ImageEvaluator`: nothing detected, or as much as there may be everywhere."""
+        self.truth(found)
         count = sum(len(batch.starts) - 1 for batch in found)
         objects = [int((picture.scores >= self.how.threshold).sum()) for batch in found for picture in batch.pictures()]
         if not any(objects):
@@ -104,6 +105,29 @@ class DetectionEvaluator(ImageEvaluator):
     def limit(self) -> str:
         """See `ImageEvaluator`; with how detections are read and counted."""
         return f"{self.drop} {replace(self.how, annotations=None)}"
+
+    def truth(self, seen: Sequence[Seen]) -> Detections:
+        """Return the original network's detections that are objects.
+
+        Raises
+        ------
+        EvaluatorError
+            They can be no detections: scores above 1, or boxes most of which are inside out or elsewhere.
+        """
+        found, blobs = join_pictures(seen), ", ".join(self.ends.outputs)
+        found = found[found.scores >= np.float32(self.how.threshold)]
+        if len(found) and found.scores.max() > _LARGEST_SCORE:
+            raise EvaluatorError(
+                f"scores in {blobs} reach {found.scores.max():g}: they are no probabilities. Take the blob behind the "
+                "softmax or sigmoid, or say in [evaluator.detections] how they are to be read"
+            )
+        own = found[have_area(found.boxes)]
+        if 2 * len(own) < len(found):
+            raise EvaluatorError(
+                f"{len(found) - len(own):,} of {len(found):,} boxes that the original network finds have no area in "
+                f"the picture: say in [evaluator.detections] how {blobs} are to be read (box_format, box_unit, priors)"
+            )
+        return own
 
     def keep(self, outputs: Mapping[str, Array], count: int) -> Seen:
         """See `ImageEvaluator`."""
@@ -132,7 +156,7 @@ class DetectionAgreement(DetectionEvaluator):
         """See `DetectionEvaluator`."""
         size, count = self.ends.shape[0], len(self.scored.names)
         batches = [(start, min(start + size, count)) for start in range(0, min(batch_num * size, count), size)]
-        return len(self._truth([Seen(*self.of_original(*batch)) for batch in batches]))
+        return len(self.truth([Seen(*self.of_original(*batch)) for batch in batches]))
 
     @property
     def meaning(self) -> str:
@@ -148,7 +172,7 @@ class DetectionAgreement(DetectionEvaluator):
 
     def score(self, things: Sequence[tuple[Seen, Seen]]) -> Score:
         """See `ImageEvaluator`."""
-        found, truth = join_pictures([own for own, _ in things]), self._truth([own for _, own in things])
+        found, truth = join_pictures([own for own, _ in things]), self.truth([own for _, own in things])
         found = found[have_area(found.boxes)]
         is_all = len(things) == min(self.evaluate_batch_num * self.ends.shape[0], len(self.scored.names))
         if not len(truth):
@@ -162,29 +186,6 @@ class DetectionAgreement(DetectionEvaluator):
             return Score(1.0, samples=np.ones(len(things)))  # a part of the pictures, in which there is nothing to lose
         wanted = Objects(truth.images, truth.classes, truth.boxes, np.zeros(len(truth), bool))
         return as_score(mean_precision(class_precisions(found, wanted, len(things), self.how.iou or _IOU)))
-
-    def _truth(self, seen: Sequence[Seen]) -> Detections:
-        """Return the original network's detections that are objects.
-
-        Raises
-        ------
-        EvaluatorError
-            They can be no detections: scores above 1, or boxes most of which are inside out or elsewhere.
-        """
-        found, blobs = join_pictures(seen), ", ".join(self.ends.outputs)
-        found = found[found.scores >= np.float32(self.how.threshold)]
-        if len(found) and found.scores.max() > _LARGEST_SCORE:
-            raise EvaluatorError(
-                f"scores in {blobs} reach {found.scores.max():g}: they are no probabilities. Take the blob behind the "
-                "softmax or sigmoid, or say in [evaluator.detections] how they are to be read"
-            )
-        own = found[have_area(found.boxes)]
-        if 2 * len(own) < len(found):
-            raise EvaluatorError(
-                f"{len(found) - len(own):,} of {len(found):,} boxes that the original network finds have no area in "
-                f"the picture: say in [evaluator.detections] how {blobs} are to be read (box_format, box_unit, priors)"
-            )
-        return own
 
 
 class LabelledPrecision(DetectionEvaluator):

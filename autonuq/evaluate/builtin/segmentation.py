@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin.decisions import ScoreEnds, doubt_decisions, find_scores
+from autonuq.evaluate.builtin.decisions import Decisions, ScoreEnds, doubt_decisions, find_scores
 from autonuq.evaluate.builtin.images import ImageEvaluator
 from autonuq.evaluate.builtin.jackknife import jackknifed
 from autonuq.evaluate.builtin.settings import BuiltinSettings
@@ -132,17 +132,17 @@ class Segmentation(ImageEvaluator):
         which = f"{len(self.settings.classes)} classes" if self.settings.classes else "the classes that the masks show"
         return f"mean intersection over union of {which}; {self.drop.say()}"
 
-    def keep(self, outputs: Mapping[str, Array], count: int) -> list[NDArray[np.int64]]:
+    def keep(self, outputs: Mapping[str, Array], count: int) -> list[Decisions]:
         """See `ImageEvaluator`: the class of each pixel, of each image, shape (height, width) of the input."""
         scores, size = self.ends.scores(outputs[self.ends.output], count), self.ends.shape[2:]
         resize = _nearest if self.ends.axis is None else _bilinear
         return [self.ends.decide(resize(own, size)[np.newaxis]).reshape(size) for own in scores]
 
-    def doubt(self, found: Sequence[list[NDArray[np.int64]]]) -> str:
+    def doubt(self, found: Sequence[list[Decisions]]) -> str:
         """See `ImageEvaluator`: one class for every pixel."""
         return doubt_decisions(np.stack([picture for batch in found for picture in batch]))
 
-    def compare(self, found: list[NDArray[np.int64]], original: object, start: int) -> Iterator[NDArray[np.int64]]:
+    def compare(self, found: list[Decisions], original: object, start: int) -> Iterator[NDArray[np.int64]]:
         """See `ImageEvaluator`: the pixels of mask and network of each class, shape (2, classes), and of both."""
         for name, size, own in zip(self.scored.names[start:], self.sizes[start:], found, strict=False):
             mask = self._load(name)
@@ -167,12 +167,12 @@ class Segmentation(ImageEvaluator):
         return jackknifed(float(ratios.mean()), ((both - ratios * either) / unions).mean(axis=1))
 
 
-def count_pixels(mask: NDArray[np.int64], found: NDArray[np.int64], classes: int, ignore: int) -> NDArray[np.int64]:
+def count_pixels(mask: NDArray[np.int64], found: NDArray[np.integer], classes: int, ignore: int) -> NDArray[np.int64]:
     """Count the pixels of each class that both mask and network give it, the mask does, the network does.
 
     Parameters
     ----------
-    mask, found : ndarray of int64, same shape
+    mask, found : ndarray of whole numbers, same shape
         Classes; `found` may hold -1, which is none.
     classes : int
     ignore : int
