@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
-from autonuq.records import LayerRecord, LossPart, StudyRecord, TrialRecord
+from autonuq.records import MOST_NAMED, LayerRecord, LossPart, StudyRecord, TrialRecord
 
 StepKind = Literal["data", "mend", "resume", "wait", "trials", "samples", "confirm", "relax", "limit", "done"]
 
@@ -345,8 +345,10 @@ def _is_cheap(part: LossPart, layer: LayerRecord, size_bytes: int, whole_bytes: 
 
 
 def _leave_float(record: StudyRecord, names: tuple[str, ...], why: str) -> Step:
-    every = ", ".join(f'"{name}"' for name in (*record.float_layers.layers, *names))
-    return Step("relax", f"try a study with float_layers = [{every}] in [search]: {why}", layers=names)
+    already = record.float_layers.layers
+    wanted = ", ".join(f'"{name}"' for name in (names if len(already) > MOST_NAMED else (*already, *names)))
+    how = f"the {len(already)} that stay float now and {wanted}" if len(already) > MOST_NAMED else f"[{wanted}]"
+    return Step("relax", f"try a study with float_layers = {how} in [search]: {why}", layers=names)
 
 
 def _count(number: int, what: str) -> str:

@@ -351,6 +351,16 @@ class Confirmation:
         return f"{words}{say_probability(self.probability)}{tried}: {'confirmed' if self.holds else 'not confirmed'}"
 
 
+MOST_NAMED = 5
+"""Of what there may be hundreds."""
+
+
+def say_few(names: Sequence[str]) -> str:
+    """Name the first few, and say how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """What one layer costs alone: the others are float.
@@ -404,7 +414,7 @@ class FloatLayers:
         if not self.layers:
             return ""
         count = "1 layer stays" if len(self.layers) == 1 else f"{len(self.layers)} layers stay"
-        return f"{count} float: {', '.join(self.layers)}, because {self.reason}"
+        return f"{count} float: {say_few(self.layers)}, because {self.reason}"
 
     def say_cost(self, cost: float | None) -> str:
         """Put one layer's cost into words."""
@@ -592,14 +602,9 @@ class LossParts:
         return part.share / spread, min(1.0, part.share * spread)
 
 
-_MOST_NAMED = 5
-
-
 def _say_trials(numbers: Sequence[int]) -> str:
     """Name a few trials, and say how many more there are."""
-    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
-    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
-    return f"trial{'s' if len(numbers) > 1 else ''} {named}{more}"
+    return f"trial{'s' if len(numbers) > 1 else ''} {say_few(list(map(str, numbers)))}"
 
 
 @dataclass(frozen=True)

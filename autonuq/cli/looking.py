@@ -32,7 +32,9 @@ def folder_and_study(study: Path, storage: str | None, out: Path | None) -> tupl
 def status(
     study: StudyArgument, storage: StorageOption = None, out: OutOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say what a study reached, what to do next, which layers hurt, and how far it is.
+    """Say what a study reached and what to do next.
+
+    Also which layers hurt most, and how far the study is.
 
     In place of its file, here and in plot, report and dashboard, the folder that a study left will do, too.
 

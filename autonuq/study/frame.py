@@ -28,7 +28,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
         raise StudyError("trials_dataframe needs pandas; pip install pandas", study=record.name) from error
 
     frame = pd.DataFrame([_row(record, trial) for trial in record.trials], columns=_columns(record))
-    frame["started"] = pd.to_datetime(frame["started"].replace("", None), utc=True, format="ISO8601")
+    frame["started"] = pd.to_datetime(frame["started"], utc=True, format="ISO8601")
     kinds = {"satisfied": "boolean", "size_bytes": "Int64"}
     kinds |= dict.fromkeys(("ratio", "metric", "loss", "loss_error", "probability", "duration_s"), "float64")
     kinds |= {name: "Int64" for name in frame.columns if name.startswith(LEVELS)}
@@ -53,7 +53,7 @@ def _row(record: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
         "size_bytes": trial.size_bytes,
         "origin": trial.origin,
         "worker": trial.worker,
-        "started": trial.started,
+        "started": trial.started or None,
         "duration_s": trial.duration_s,
         "error": trial.error,
     }

@@ -172,6 +172,21 @@ def test_yolo_maps(version, classes, values, box, activated):
     assert found.boxes[0] == pytest.approx(corners, abs=1e-6)
 
 
+def test_yolo_of_several_maps():
+    graph = network(given("fine", 2, 12, 4, 8), given("coarse", 2, 12, 1, 2))
+    anchors = (((4, 4), (8, 8)), ((32, 32), (64, 32)))
+    layout = layout_of(graph, layout="yolo", outputs=("fine", "coarse"), anchors=anchors)
+    fine, coarse = np.full((2, 12, 4, 8), -9, np.float32), np.full((2, 12, 1, 2), -9, np.float32)
+    fine[0, 6:, 3, 5], coarse[1, :6, 0, 1] = (0, 0, 0, 0, 9, 9), (0, 0, 0, 0, 9, 9)
+    found = layout.read({"fine": fine, "coarse": coarse}, 0.5)
+    assert (layout.classes, found.images.tolist()) == (1, [0, 1])
+    assert found.boxes[0] == pytest.approx([40 / 64, 24 / 32, 48 / 64, 32 / 32])
+    assert found.boxes[1] == pytest.approx([32 / 64, 0, 64 / 64, 32 / 32])
+    stated = layout_of(graph, layout="yolo", outputs=("fine", "coarse"), anchors=anchors, strides=(8, 32))
+    assert (stated.read({"fine": fine, "coarse": coarse}, 0.5).boxes == found.boxes).all()
+    assert "array" not in repr(stated)  # what is digested is the same with every NumPy
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 7), (2, 1, 6, 7), (2, 2, 3, 7)])
 def test_yolo_rows(shape):
     graph, rows = network(given("y", *shape)), np.zeros((2, 6, 7), np.float32)

@@ -191,6 +191,12 @@ def test_where_nothing_is_satisfied_the_layers_that_cost_most_are_named(done):
     step = only(measured, "relax")
     assert step.layers == ("fc",)
     assert 'float_layers = ["conv2", "fc"]' in step.text
+    many = replace(measured.float_layers, layers=tuple(f"layer{number}" for number in range(95)))
+    assert many.say().startswith(
+        "95 layers stay float: layer0, layer1, layer2, layer3, layer4 and 90 more, because int8"
+    )
+    step = only(replace(measured, float_layers=many), "relax")
+    assert 'float_layers = the 95 that stay float now and "conv2", "fc" in [search]' in step.text
     hopeless = replace(measured, float_layers=FloatLayers((), "int8 breaks it", OUTPUT_ERROR, costs, hopeless=True))
     assert kinds(hopeless) == ["limit"]
     assert headline(record).ratio == "no trial satisfied the constraint"

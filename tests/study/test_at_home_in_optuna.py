@@ -101,6 +101,7 @@ def test_optunas_own_callbacks_work(tuned):
     assert study.record().counts.finished == 3
 
 
+@pytest.mark.slow
 def test_what_a_callback_raises_leaves_a_study_that_goes_on(tuned, tiny):
     def fail(study, trial):
         raise ZeroDivisionError("mine")
@@ -182,6 +183,7 @@ class Odd(optuna.samplers.RandomSampler):
         raise ZeroDivisionError("mine")
 
 
+@pytest.mark.slow
 def test_a_sampler_that_raises_leaves_a_study_that_goes_on(tuned, tiny):
     with pytest.raises(ZeroDivisionError, match="mine"):
         tuned(n_trials=8, sampler=Odd())
@@ -229,6 +231,7 @@ def test_what_is_no_sampler_no_pruner_and_no_callback_is_refused_before_anything
     check_sampler("gp")
 
 
+@pytest.mark.slow
 def test_a_pruner_is_for_trials_of_ones_own(tuned, tiny):
     study = tuned(pruner=optuna.pruners.ThresholdPruner(upper=1.0))
 
@@ -288,6 +291,7 @@ def test_ask_and_tell_and_an_objective_of_ones_own_stay_apart(tuned, tiny):
     assert after.optuna.trials[4].user_attrs["note"] == "mine"
 
 
+@pytest.mark.slow
 def test_attributes_of_the_user_break_no_seal(tuned, tiny):
     study = tuned()
     study.optuna.set_user_attr("owner", {"name": "me", "since": 2020})
@@ -318,6 +322,7 @@ PLOTS = {
 }
 
 
+@pytest.mark.slow
 def test_optunas_figures(tuned, tiny):
     study = tuned(n_trials=8)
     for name, options in PLOTS.items():
@@ -375,6 +380,7 @@ def test_an_evaluator_whose_first_call_failed_may_be_corrected(tuned, tiny):
         nuq.resume("out", evaluator=typed(TYPED.format("return 1"))(tiny), trials=5)
 
 
+@pytest.mark.slow
 def test_a_corrected_evaluator_is_accepted_if_it_measures_as_before(tuned, tiny):
     tuned(typed(TYPED.format("return 1"))(tiny))
     other = typed(TYPED.format("return 2"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,11 @@ Items = tuple[int | None, ...]
 
 
 class Layout(Protocol):
-    """How detections are read from a network's outputs."""
+    """How detections are read from a network's outputs.
+
+    Its `repr` is digested, so that arrays are not in it: NumPy's versions write them differently, and they are made of
+    settings and shapes that are digested, too.
+    """
 
     @property
     def blobs(self) -> tuple[str, ...]:
@@ -132,7 +136,7 @@ class SsdRows:
     classes: int | None
     first: int
     """Label of the first class."""
-    unit: Array
+    unit: Array = field(repr=False)
     """What a share of the picture is in the rows, shape (4,)."""
     nms: float | None = None
 
@@ -199,8 +203,8 @@ class Pairs:
     classes: int
     first: int
     box_format: str
-    unit: Array
-    priors: str | tuple[Array, Array] | None
+    unit: Array = field(repr=False)
+    priors: str | tuple[Array, Array] | None = field(repr=False)
     nms: float | None = _NMS
 
     @property
@@ -407,7 +411,7 @@ class YoloMap:
 
     blob: str
     items: int | None
-    anchors: Array
+    anchors: Array = field(repr=False)
     step: tuple[float, float]
 
 
@@ -482,7 +486,7 @@ class YoloRows:
     blobs: tuple[str, ...]
     items: Items
     classes: int
-    unit: Array
+    unit: Array = field(repr=False)
     nms: float | None = _NMS
 
     def read(self, blobs: Mapping[str, Array], min_score: float) -> Detections:
