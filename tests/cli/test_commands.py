@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 from pathlib import Path
 
 import jsonschema
