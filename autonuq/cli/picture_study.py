@@ -17,6 +17,7 @@ import numpy as np
 
 from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin import DataSettings, TransformSettings
+from autonuq.evaluate.builtin.agreement import FEWEST_DECISIONS, fitting_drop
 from autonuq.evaluate.builtin.guess import MOST_PICTURES, Guess, guess_transform
 from autonuq.evaluate.builtin.kinds import KINDS
 from autonuq.evaluate.builtin.sources import open_images
@@ -59,6 +60,7 @@ codec = "entropy"              # or fixed
 trials = 20
 """)
 _SECONDS_OF_A_TRIAL = 60.0
+_LOOK_S, _FEWEST_LOOKED_AT, _MOST_LOOKED_AT = 20.0, FEWEST_DECISIONS, 500  # pictures that tell how sure a network is
 _FEWEST_SCORED, _MOST_SCORED = 200, 2000  # of 2,000 and more, images are held back
 _MOST_CALIBRATING = 500
 _FEW = 40  # pictures that are both scored and calibrate with
@@ -108,14 +110,19 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
         transform, doubt = _answered(guess_transform(graph, blob, pictures, source.order, sized), ask)
     else:
         transform, doubt = replace(sized, mean=(0.0,)), "Arrays of other numbers than 0..255 stay as they are."
-    shown = Transform(transform, (channels, height, width)).apply(pictures, source.order, source.wanted)
-    found, each_s = _outputs(net, blob, shown)
+    prepare = Transform(transform, (channels, height, width))
+    found, each_s = _outputs(net, blob, prepare.apply(pictures, source.order, source.wanted))
     suggestion = suggest_evaluator(graph, infer_known_shapes(graph), found)
     is_labelled = suggestion.classifies and _is_labelled(data)
+    if suggestion.kind == "agreement" and not is_labelled:
+        affordable = int(min(_MOST_LOOKED_AT, max(_FEWEST_LOOKED_AT, _LOOK_S / max(each_s, 1e-6))))
+        pictures = source.read(0, min(len(source.names), affordable), channels)
+        found, each_s = _outputs(net, blob, prepare.apply(pictures, source.order, source.wanted))
     size = _batch_size(graph, blob, len(source.names))
     spans = _spans(len(source.names), size, each_s)
     kind = "top1" if is_labelled else suggestion.kind
-    keys = {"kind": kind, **_limit(kind), **suggestion.keys, "batch_size": size}
+    drop = _limit(kind, found)
+    keys = {"kind": kind, **({} if drop is None else {"drop": drop}), **suggestion.keys, "batch_size": size}
     place = _data_keys(data, folder, is_labelled)
     return _STUDY.substitute(
         values,
@@ -132,7 +139,8 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
 
 
 _KINDS = {
-    "agreement": "counted are decisions that stay the original's",
+    "agreement": "counted are decisions that stay the original's: so many points of them may change, which, if the "
+    "network is as sure as it says, costs about one point of accuracy",
     "detections": "its own detections are what the smaller network must find again",
     "outputs": "its outputs must stay what they are, but for some noise",
     "top1": "the pictures have labels",
@@ -254,10 +262,14 @@ def _transform_keys(transform: TransformSettings) -> dict[str, object]:
     return {"resize": resize, **crop, **colours, **numbers}
 
 
-def _limit(kind: str) -> dict[str, object]:
-    """Return the limit of a kind as its key, where the kind takes one of that name."""
-    own = KINDS[kind]
-    return {"drop": own.drop_unsaid.limit} if "drop" in own.keys else {}
+def _limit(kind: str, found: Mapping[str, Array]) -> float | None:
+    """Return the limit of a kind; of decisions by how sure the network is of them. None: it is no `drop`."""
+    if kind == "agreement":
+        (scores,) = found.values()
+        decisions = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
+        if len(decisions) >= FEWEST_DECISIONS:
+            return fitting_drop(decisions).limit
+    return KINDS[kind].drop_unsaid.limit if "drop" in KINDS[kind].keys else None
 
 
 def _comment(text: str) -> str:

@@ -14,6 +14,35 @@ from autonuq.evaluate.builtin.settings import BuiltinSettings, Drop
 from autonuq.evaluate.samples import Score
 from autonuq.graph.model import Array, Graph
 
+_HARDER = 4.0
+"""By which changed decisions cost more than if those with the smallest margins changed first."""
+FEWEST_DECISIONS = 100
+"""From which a limit can be told."""
+
+
+def fitting_drop(scores: Array) -> Drop:
+    """Return how many decisions may change for about one point of accuracy, if the network is as sure as it says.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (decisions, classes)
+        Probabilities, or what a softmax makes them from.
+
+    Notes
+    -----
+    A decision that changes costs the margin p1 - p2 of its two likeliest classes, by the network's own probabilities;
+    those of small margin change first, and some of larger margin with them.
+    **Source**: own measurements of five networks (studies/LOG.md).
+    """
+    shares = scores.astype(np.float64)
+    if (shares < 0).any() or not np.allclose(shares.sum(axis=1), 1, atol=1e-3):
+        shares = np.exp(shares - shares.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+    best = np.partition(shares, -2, axis=1)[:, -2:]
+    lost = _HARDER * np.cumsum(np.sort(best[:, 1] - best[:, 0])) / len(best)
+    points = 100 * int(np.searchsorted(lost, 0.01)) / len(best)
+    return Drop(round(float(np.clip(points, 1.0, 20.0)), 1))
+
 
 class Agreement(ImageEvaluator):
     """Share of the decisions that are the original network's.
