@@ -155,11 +155,9 @@ def _voc_object(element: Element) -> Labelled:
 
 
 def _limited(file: Path, most: int) -> bytes:
-    with file.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
+    if file.stat().st_size > most:
         raise EvaluatorError(f"has more than {most >> 20} MiB", path=file)
-    return content
+    return file.read_bytes()
 
 
 def _parse_xml(content: bytes, file: Path) -> Element:

@@ -26,6 +26,7 @@ from autonuq.compress.outputs import pack
 from autonuq.compress.packed_file import load_packed
 from autonuq.compress.quantized import default_config, quantize
 from autonuq.evaluate.builtin import DataSettings, TransformSettings
+from autonuq.evaluate.builtin.annotations import Annotations, CocoFile, VocFolder, load_objects
 from autonuq.evaluate.builtin.sources import decode_picture, open_images
 from autonuq.evaluate.builtin.transform import Transform
 from autonuq.graph import caffe_pb2
@@ -195,6 +196,32 @@ def _read_labels(path: Path) -> None:
     images = open_images(DataSettings("folder", path.parent, labels=str(path)))
     images.read(0, 2, 3)
     images.digest()
+
+
+_VOC = """<annotation><filename>{0}.jpg</filename><size><width>50</width><height>40</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>
+</object><object><name>dog</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>9.5</xmax><ymax>9</ymax></bndbox></object>
+</annotation>"""
+_COCO = {
+    "images": [{"id": 3, "file_name": "a.jpg", "width": 50, "height": 40}, {"id": 1, "file_name": "b.jpg"}],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 18, "name": "dog"}],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 18, "bbox": [1, 2, 20, 10.5], "area": 210, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+    ],
+}
+
+
+def _read_labelled(annotations: Annotations, names: Sequence[str]) -> None:
+    load_objects(annotations, [name for name in names if name in annotations], ("cat", "dog"), 2)
+
+
+def _read_voc(path: Path) -> None:
+    _read_labelled(VocFolder(path.parent, "folder"), [path.stem])
+
+
+def _read_coco(path: Path) -> None:
+    _read_labelled(CocoFile(path, "folder"), ["a", "b"])
 
 
 # Settings
@@ -464,6 +491,8 @@ PARSERS = [
     Parser("picture", ".png", _picture_originals, lambda path: decode_picture(path, 3, path), [change_png] * 6),
     Parser("picture of pycaffe", ".png", _picture_originals, load_image, [change_png] * 6, expected=(OSError,)),
     Parser("label file", ".txt", _label_originals, _read_labels, TEXT),
+    Parser("VOC XML", ".xml", partial(_fixed, [_VOC.format(name).encode() for name in "ab"]), _read_voc, TEXT),
+    Parser("COCO JSON", ".json", partial(_fixed, [json.dumps(_COCO).encode()] * 2), _read_coco, _JSON),
     Parser("datum", ".datum", _datum_originals, _read_datum),
     Parser("mean .binaryproto", ".binaryproto", _binaryproto_originals, partial(_read_mean, "")),
     Parser(
