@@ -19,6 +19,7 @@ from autonuq.errors import EvaluatorError
 from autonuq.evaluate.builtin import DataSettings, TransformSettings
 from autonuq.evaluate.builtin.agreement import FEWEST_DECISIONS, fitting_drop
 from autonuq.evaluate.builtin.guess import MOST_PICTURES, Guess, guess_transform
+from autonuq.evaluate.builtin.images import tell_size
 from autonuq.evaluate.builtin.kinds import KINDS
 from autonuq.evaluate.builtin.sources import open_images
 from autonuq.evaluate.builtin.suggestion import Suggestion, suggest_evaluator
@@ -72,7 +73,8 @@ _LINE = 110  # characters of a comment
 
 
 Ask = Callable[[str, Any], Any]
-"""Is told a key of the transform and what is guessed, and says what is right; None keeps the guess."""
+"""Is told a key of the transform and what is guessed, and says what is right, a mean also as a file's Path; None keeps
+the guess."""
 
 
 def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images: Path, folder: Path, ask: Ask) -> str:
@@ -111,6 +113,9 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
     else:
         transform, doubt = replace(sized, mean=(0.0,)), "Arrays of other numbers than 0..255 stay as they are."
     prepare = Transform(transform, (channels, height, width))
+    if prepare.mean.shape[1:] not in ((1, 1), (height, width)):  # a mean image has the size before the crop
+        transform = replace(transform, resize=prepare.mean.shape[1:], crop=(height, width))
+        prepare = Transform(transform, (channels, height, width))
     found, each_s = _outputs(net, blob, prepare.apply(pictures, source.order, source.wanted))
     suggestion = suggest_evaluator(graph, infer_known_shapes(graph), found)
     is_labelled = suggestion.classifies and _is_labelled(data)
@@ -132,7 +137,7 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
         data=_lines({**place, **spans.scored}),
         calibration=_lines({**place, **spans.calibrating}),
         guessed=_comment(doubt),
-        transform=_lines(_transform_keys(_geometry(transform, suggestion))),
+        transform=_lines(_transform_keys(_geometry(transform, suggestion), folder)),
         detections=f"\n[evaluator.detections]\n{_lines(suggestion.detections)}\n" if suggestion.detections else "",
         batch_num=spans.batch_num,
     )
@@ -197,6 +202,8 @@ def _answered(guess: Guess, ask: Ask) -> tuple[TransformSettings, str]:
     answers = {key: ask(key, getattr(guess.transform, key)) for key in keys}
     known = {key: value for key, value in answers.items() if value is not None}
     guessed = [key for key in keys if key not in known]
+    if isinstance(known.get("mean"), Path):
+        known |= {"mean": (), "mean_file": str(known["mean"])}
     if not guessed:
         return replace(guess.transform, **known), "As you said."
     return replace(guess.transform, **known), f"{', '.join(guessed)}: a GUESS, please check: {guess.why}."
@@ -205,6 +212,7 @@ def _answered(guess: Guess, ask: Ask) -> tuple[TransformSettings, str]:
 def _outputs(net: Net, blob: str, values: Array) -> tuple[dict[str, Array], float]:
     """Return what a network puts out for pictures, and the seconds that one takes."""
     shape = net.blobs[blob].shape
+    tell_size(net, blob)
     parts, started = [], time.monotonic()
     for start in range(0, len(values), shape[0]):
         net.blobs[blob].data[...] = np.resize(values[start : start + shape[0]], shape)
@@ -247,19 +255,24 @@ def _spans(count: int, size: int, each_s: float) -> _Spans:
 def _geometry(transform: TransformSettings, suggestion: Suggestion) -> TransformSettings:
     """Cut the centre out for a classifier of large pictures, as it is trained; others see whole pictures."""
     height, width = transform.resize
-    if not suggestion.classifies or min(height, width) < _CROPPED_FROM:
+    if transform.crop or not suggestion.classifies or min(height, width) < _CROPPED_FROM:
         return transform
     shorter = 256 if max(height, width) in (224, 227) else round(min(height, width) * 8 / 7)
     return replace(transform, resize=(shorter,), crop=(height, width))
 
 
-def _transform_keys(transform: TransformSettings) -> dict[str, object]:
-    crop = {} if transform.crop is None else {"crop": transform.crop}
-    colours = {} if transform.channels is None else {"channels": transform.channels}
-    mean = transform.mean if len(transform.mean) > 1 else transform.mean[0]
-    numbers = {"mean": mean, "scale": round(transform.scale, _DIGITS)}
-    resize = transform.resize if len(transform.resize) > 1 else transform.resize[0]
-    return {"resize": resize, **crop, **colours, **numbers}
+def _transform_keys(transform: TransformSettings, folder: Path) -> dict[str, object]:
+    """Return the transform as keys of a study file in `folder`."""
+    keys: dict[str, object] = {"resize": transform.resize if len(transform.resize) > 1 else transform.resize[0]}
+    if transform.crop is not None:
+        keys["crop"] = transform.crop
+    if transform.channels is not None:
+        keys["channels"] = transform.channels
+    if transform.mean_file is not None:
+        keys["mean_file"] = os.path.relpath(Path(transform.mean_file).resolve(), folder.resolve())
+    else:
+        keys["mean"] = transform.mean if len(transform.mean) > 1 else transform.mean[0]
+    return keys | {"scale": round(transform.scale, _DIGITS)}
 
 
 def _limit(kind: str, found: Mapping[str, Array]) -> float | None:

@@ -52,7 +52,9 @@ def new(
         Path | None,
         typer.Option(help="Folder of pictures (labels.txt in it is used), FILE.npz[:ARRAY], or an LMDB."),
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Subtracted from pictures: 127.5 or 104,117,123.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted from pictures: 127.5, or 104,117,123, or FILE.binaryproto.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="Pictures are multiplied by it afterwards.")] = None,
     channels: Annotated[str | None, typer.Option(help=f"Order of the colours: {' or '.join(ORDERS)}.")] = None,
     level: LevelOption = 0,
@@ -69,7 +71,7 @@ def new(
     """
     if channels is not None and channels not in ORDERS:
         raise unknown("--channels", channels, ORDERS)
-    given = {"mean": None if mean is None else _numbers(mean), "scale": scale, "channels": channels}
+    given = {"mean": None if mean is None else _mean(mean), "scale": scale, "channels": channels}
     if images is None and any(value is not None for value in given.values()):
         raise typer.BadParameter("--mean, --scale and --channels are of pictures: give --images, too")
     written = write_skeleton(
@@ -91,8 +93,7 @@ def _asked(given: Mapping[str, object], key: str, guessed: object) -> object:
         return None
     if key == "channels":
         return answer.strip().upper() if answer.strip().upper() in ORDERS else _asked(given, key, guessed)
-    numbers = _numbers(answer)
-    return numbers if key == "mean" else numbers[0]
+    return _mean(answer) if key == "mean" else _numbers(answer)[0]
 
 
 def _words(guessed: object) -> str:
@@ -100,6 +101,12 @@ def _words(guessed: object) -> str:
     if isinstance(guessed, tuple):
         return ",".join(f"{number:g}" for number in guessed)
     return f"{guessed:g}" if isinstance(guessed, float) else str(guessed)
+
+
+def _mean(text: str) -> tuple[float, ...] | Path:
+    """Read a mean as numbers, or the file that holds it."""
+    file = Path(text.strip())
+    return file if file.suffix in (".binaryproto", ".npy") else _numbers(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -80,6 +80,16 @@ def test_new_takes_labels_and_what_is_said_of_the_preparation(pictures, tmp_path
     assert study["evaluator"]["transform"]["mean"] == [104.0, 117.0, 123.0]
     assert study["evaluator"]["transform"]["scale"] == 0.5
     assert "GUESS" not in text
+    np.save(tmp_path / "mean.npy", np.full(3, 127.5, np.float32))
+    own = ("--mean", "mean.npy", "--scale", "0.0078", "--channels", "RGB")
+    assert pictures("new", "filed", *OWN, "--images", "val", *own).returncode == 0
+    transform = tomllib.loads((tmp_path / "filed/study.toml").read_text())["evaluator"]["transform"]
+    assert (transform["mean_file"], "mean" in transform) == ("../mean.npy", False)
+    assert pictures("check", "filed/study.toml").returncode == 0
+    np.save(tmp_path / "image.npy", np.full((3, 20, 24), 127.5, np.float32))
+    assert pictures("new", "cut", *OWN, "--images", "val", "--mean", "image.npy", *own[2:]).returncode == 0
+    transform = tomllib.loads((tmp_path / "cut/study.toml").read_text())["evaluator"]["transform"]
+    assert (transform["resize"], transform["crop"]) == ([20, 24], [16, 16])
     assert pictures("new", "other", *OWN, "--images", "val", *said).returncode == 0
     assert "# Channels: a GUESS" in (tmp_path / "other/study.toml").read_text()
 

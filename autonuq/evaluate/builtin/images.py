@@ -187,6 +187,12 @@ def check_inputs(graph: Graph, ends: NetworkEnds) -> None:
         )
 
 
+def tell_size(net: Net, blob: str) -> None:
+    """Give a network that asks for it the size of its images, which blob `blob` takes, and that they are not scaled."""
+    if _SIZE_INPUT in net.inputs and blob != _SIZE_INPUT:
+        net.blobs[_SIZE_INPUT].data[..., :3] = (*net.blobs[blob].shape[2:], 1.0)
+
+
 class ImageEvaluator(Evaluator, ABC):
     """Scores a network over images.
 
@@ -417,8 +423,7 @@ class ImageEvaluator(Evaluator, ABC):
         net = Net(model_file, weights_file, TEST)
         net.blobs[self.ends.input].reshape(*self.ends.shape)
         net.reshape()
-        if _SIZE_INPUT in net.inputs and self.ends.input != _SIZE_INPUT:
-            net.blobs[_SIZE_INPUT].data[..., :3] = (*self.ends.shape[2:], 1.0)
+        tell_size(net, self.ends.input)
         return net
 
     def _run(self, net: Net, start: int, stop: int) -> Any:
