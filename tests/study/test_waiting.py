@@ -46,12 +46,12 @@ def test_a_worker_may_be_there_before_its_study(tiny_study, storage_url):
     ],
 )
 def test_waiting_in_vain(run, tiny_study, storage, words):
-    done = run("work", tiny_study, "--storage", storage.format(port=free_port()), "--wait", "1.5s")
+    done = run("work", tiny_study, "--storage", storage.format(port=free_port()), "--wait", "3s")
     assert done.returncode == 6
     first, last = done.stderr.splitlines()[0], done.stderr.splitlines()[-1]
     assert first.startswith("waiting 0/1 ")
     assert words in first
-    assert "waited 1.5 s in vain: " in last
+    assert "waited 3 s in vain: " in last
     assert words in last
     assert "secret" not in done.stderr
 
