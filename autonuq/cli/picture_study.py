@@ -146,7 +146,8 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
 _KINDS = {
     "agreement": "counted are decisions that stay the original's: so many points of them may change, which, if the "
     "network is as sure as it says, costs about one point of accuracy",
-    "detections": "its own detections are what the smaller network must find again",
+    "detections": "its own detections are what the smaller network must find again. With labels, VOC's XML or COCO's "
+    'JSON, it is kind = "map", and annotations = "FOLDER or FILE" under [evaluator.detections]',
     "outputs": "its outputs must stay what they are, but for some noise",
     "top1": "the pictures have labels",
 }
