@@ -9,6 +9,7 @@ from optuna.trial import TrialState, create_trial
 
 import autonuq as nuq
 from autonuq.errors import EvaluatorError, StudyError, StudyExists
+from autonuq.evaluate.evaluator import load_evaluator
 from autonuq.records import TRIAL, StudyRecord, TrialRecord
 from autonuq.search.sampler import check_sampler
 from autonuq.study.stored import Best
@@ -113,7 +114,7 @@ def test_what_a_callback_raises_leaves_a_study_that_goes_on(tuned, tiny):
 
 @pytest.mark.slow
 def test_callbacks_of_several_workers_are_called_here(tuned, tiny):
-    seen = []
+    seen, evaluator = [], load_evaluator("evaluate.py:Agreement", tiny, 8)  # workers cannot import this module
 
     def stop(study, trial):
         seen.append(trial.number)
@@ -121,15 +122,15 @@ def test_callbacks_of_several_workers_are_called_here(tuned, tiny):
             study.stop()
 
     sampler = optuna.samplers.TPESampler(seed=1)
-    study = tuned(n_trials=300, jobs=2, sampler=sampler, callbacks=[stop])
+    study = tuned(evaluator, n_trials=300, jobs=2, sampler=sampler, callbacks=[stop])
     assert len(seen) == study.record().counts.finished < 300
 
     def fail(study, trial):
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
-        tuned(out="other", n_trials=300, jobs=2, callbacks=[fail])
-    assert nuq.resume("other", evaluator=Fixed(tiny), trials=20).record().counts.finished >= 20
+        tuned(evaluator, out="other", n_trials=300, jobs=2, callbacks=[fail])
+    assert nuq.resume("other", evaluator=evaluator, trials=20).record().counts.finished >= 20
 
 
 def test_a_plan_that_a_callback_queues_is_scored(tuned):
