@@ -30,7 +30,7 @@ from autonuq.graph.model import Array, Graph
 from autonuq.runtime.net import Net
 from autonuq.visible import visible
 
-_STUDY = Template("""\
+STUDY = Template("""\
 # Study of ${title}: 'autonuq check', then 'autonuq tune' with this file. Paths are relative to it.
 name = ${name}
 
@@ -39,6 +39,20 @@ prototxt = ${prototxt}
 weights = ${weights}${permission}
 
 [evaluator]
+${evaluator}
+
+[quantization]
+batch_num = ${batch_num}                  # batches that calibrate the activations
+codec = "entropy"              # or fixed
+# chip = "ascend310"           # in its place: count what this chip loads; a layer that it leaves alone stays int8
+# marks = "all"                # its compiler is told to compress all layers, not only those that it marks
+
+[search]
+trials = 20
+""")
+"""Every study file that `new` writes."""
+
+_EVALUATOR = Template("""\
 ${why}
 ${evaluator}
 
@@ -50,16 +64,7 @@ ${calibration}
 
 [evaluator.transform]          # Caffe's, in this order
 ${guessed}
-${transform}
-${detections}
-[quantization]
-batch_num = ${batch_num}
-codec = "entropy"              # or fixed
-# chip = "ascend310"           # in its place: count what this chip loads; a layer that it leaves alone stays int8
-
-[search]
-trials = 20
-""")
+${transform}${detections}""")
 _SECONDS_OF_A_TRIAL = 60.0
 _LOOK_S, _FEWEST_LOOKED_AT, _MOST_LOOKED_AT = 20.0, FEWEST_DECISIONS, 500  # pictures that tell how sure a network is
 _FEWEST_SCORED, _MOST_SCORED = 200, 2000  # of 2,000 and more, images are held back
@@ -129,8 +134,7 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
     drop = _limit(kind, found)
     keys = {"kind": kind, **({} if drop is None else {"drop": drop}), **suggestion.keys, "batch_size": size}
     place = _data_keys(data, folder, is_labelled)
-    return _STUDY.substitute(
-        values,
+    evaluator = _EVALUATOR.substitute(
         why=_comment(f"{suggestion.why}; {_KINDS[kind]}."),
         evaluator=_lines(keys),
         apart=": pictures that are not scored" if spans.calibrating else "",
@@ -138,9 +142,9 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
         calibration=_lines({**place, **spans.calibrating}),
         guessed=_comment(doubt),
         transform=_lines(_transform_keys(_geometry(transform, suggestion), folder)),
-        detections=f"\n[evaluator.detections]\n{_lines(suggestion.detections)}\n" if suggestion.detections else "",
-        batch_num=spans.batch_num,
+        detections=f"\n\n[evaluator.detections]\n{_lines(suggestion.detections)}" if suggestion.detections else "",
     )
+    return STUDY.substitute(values, evaluator=evaluator, batch_num=spans.batch_num)
 
 
 _KINDS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from autonuq.atomic import replace_text, say_system_error
-from autonuq.cli.picture_study import Ask, picture_study_text
+from autonuq.cli.picture_study import STUDY, Ask, picture_study_text
 from autonuq.errors import StudyError
 from autonuq.file_names import RULE, is_file_name
 from autonuq.graph.files import load_graph, prototxt_text
@@ -21,29 +21,11 @@ from autonuq.visible import visible
 
 STUDY_NAME, EVALUATOR_NAME = "study.toml", "evaluate.py"
 
-_STUDY = Template("""\
-# Study of ${title}: 'autonuq check', then 'autonuq tune' with this file. Paths are relative to it.
-name = ${name}
-
-[model]
-prototxt = ${prototxt}
-weights = ${weights}${permission}
-
-[evaluator]
-class = "${evaluator}:Closeness"  # it runs on random data: fill in what is marked TODO there
+_CLASS = f"""\
+class = "{EVALUATOR_NAME}:Closeness"  # it runs on random data: fill in what is marked TODO there
 evaluate_batch_num = 8
 # Pictures need no class: 'autonuq new NAME --images FOLDER ...' writes the keys that take the place of the two lines
-# above, with labels (top1, top5, map, miou) or without (agreement, detections, outputs).
-
-[quantization]
-batch_num = 2                  # batches that calibrate the activations
-codec = "entropy"              # or fixed
-# chip = "ascend310"           # in its place: count what this chip loads; a layer that it leaves alone stays int8
-# marks = "all"                # its compiler is told to compress all layers, not only those that it marks
-
-[search]
-trials = 20
-""")
+# above, with labels (top1, top5, map, miou) or without (agreement, detections, outputs)."""
 
 _PERMISSION = """
 # allow_python_layers = true     # lets its Python layers run, code of others: take the mark away where you trust it"""
@@ -155,7 +137,10 @@ def write_skeleton(
             raise StudyError("exists already; choose another folder, or remove it", path=target)
     values = _values(graph, infer_known_shapes(graph), folder, named, weights)
     if images is None:
-        texts = {targets[0]: _STUDY.substitute(values), targets[1]: _EVALUATOR.substitute(values)} | network
+        texts = {
+            targets[0]: STUDY.substitute(values, evaluator=_CLASS, batch_num=2),
+            targets[1]: _EVALUATOR.substitute(values),
+        } | network
     else:
         net = Net(str(model), TEST, level=level, stages=list(stages), weights=str(weights))
         texts = {targets[0]: picture_study_text(graph, net, values, images, folder, ask)} | network
@@ -183,7 +168,6 @@ def _values(graph: Graph, shapes: Mapping[str, Shape], folder: Path, model: Path
         "name": json.dumps(folder.resolve().name, ensure_ascii=False),
         "prototxt": prototxt,
         "weights": caffemodel,
-        "evaluator": EVALUATOR_NAME,
         "inputs": repr(dict(graph.inputs)),
         "output": json.dumps(output),
         "permission": _PERMISSION if any(map(is_refused, graph.layers)) else "",
