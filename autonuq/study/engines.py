@@ -143,7 +143,7 @@ class _Call:
 def _dask(workers: Workers) -> Iterator[Engine]:
     distributed, address = _imported("distributed", DASK), workers.address
     _check_port("Dask's scheduler", address)
-    with _silenced("distributed"):
+    with _silenced("distributed"), _silenced("tornado"):  # what is left of a call when the client closes
         try:
             client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as error:
