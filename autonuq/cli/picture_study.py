@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from autonuq.errors import EvaluatorError
-from autonuq.evaluate.builtin import DataSettings, TransformSettings
+from autonuq.evaluate.builtin import BuiltinSettings, DataSettings, TransformSettings
 from autonuq.evaluate.builtin.agreement import FEWEST_DECISIONS, fitting_drop
+from autonuq.evaluate.builtin.decisions import find_scores
 from autonuq.evaluate.builtin.guess import MOST_PICTURES, Guess, guess_transform
 from autonuq.evaluate.builtin.images import tell_size
 from autonuq.evaluate.builtin.kinds import KINDS
@@ -131,7 +132,7 @@ def picture_study_text(graph: Graph, net: Net, values: Mapping[str, str], images
     size = _batch_size(graph, blob, len(source.names))
     spans = _spans(len(source.names), size, each_s)
     kind = "top1" if is_labelled else suggestion.kind
-    drop = _limit(kind, found)
+    drop = _limit(kind, graph, data, found)
     keys = {"kind": kind, **({} if drop is None else {"drop": drop}), **suggestion.keys, "batch_size": size}
     place = _data_keys(data, folder, is_labelled)
     evaluator = _EVALUATOR.substitute(
@@ -280,13 +281,14 @@ def _transform_keys(transform: TransformSettings, folder: Path) -> dict[str, obj
     return keys | {"scale": round(transform.scale, _DIGITS)}
 
 
-def _limit(kind: str, found: Mapping[str, Array]) -> float | None:
+def _limit(kind: str, graph: Graph, data: DataSettings, found: Mapping[str, Array]) -> float | None:
     """Return the limit of a kind; of decisions by how sure the network is of them. None: it is no `drop`."""
     if kind == "agreement":
-        (scores,) = found.values()
-        decisions = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
-        if len(decisions) >= FEWEST_DECISIONS:
-            return fitting_drop(decisions).limit
+        ends = find_scores(graph, BuiltinSettings(kind, data, data))
+        if ends.axis:
+            decisions = np.moveaxis(found[ends.output], ends.axis, -1).reshape(-1, found[ends.output].shape[ends.axis])
+            if len(decisions) >= FEWEST_DECISIONS:
+                return fitting_drop(decisions).limit
     return KINDS[kind].drop_unsaid.limit if "drop" in KINDS[kind].keys else None
 
 

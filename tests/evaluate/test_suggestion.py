@@ -54,6 +54,12 @@ def test_outputs_that_are_always_largest_at_one_place_are_no_classes():
     assert not found.classifies
 
 
+def test_one_class_a_picture_or_one_a_pixel():
+    softmax = ONE.format("map", "p", "Softmax")
+    assert suggested(HEAD + FC.format("c", "map", 10) + softmax).classifies
+    assert not suggested(HEAD + CONV.format("c", "map", 21, 1) + softmax).classifies  # labels.txt cannot be theirs
+
+
 def test_embeddings_are_compared_by_their_angle():
     assert suggested(HEAD + FC.format("c", "fc", 128)).keys == {"measure": "cosine"}
 

@@ -211,7 +211,8 @@ class _Seen:
     Attributes
     ----------
     distance : float or None
-        See `norm_distance`.
+        Nats, mean over the channels of the first BatchNorm layers, between the normal distributions of what they see
+        and of what they saw in training; None without such layers.
     dependence : float
         How much the results depend on the picture: nats that a decision tells of it, or, of results that are no
         decisions, the logarithm of 1 + their variance between pictures by their mean square.

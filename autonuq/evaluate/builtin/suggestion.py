@@ -33,17 +33,15 @@ class Suggestion:
         Further keys of [evaluator].
     detections : mapping of str to object
         Keys of [evaluator.detections].
+    classifies : bool
+        Whether each picture gets one class, so that labels would make it a top-1 accuracy.
     """
 
     kind: str
     why: str
     keys: Mapping[str, object] = field(default_factory=dict)
     detections: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def classifies(self) -> bool:
-        """Whether each picture gets one class, so that labels would make it a top-1 accuracy."""
-        return self.kind == "agreement" and "decisions" not in self.keys
+    classifies: bool = False
 
 
 def suggest_evaluator(graph: Graph, shapes: Mapping[str, Shape], found: Mapping[str, Array]) -> Suggestion:
@@ -75,7 +73,7 @@ def _of_one(blob: str, maker: str, shape: Shape, values: Array) -> Suggestion:
         return Suggestion("outputs", f"its output '{blob}' is one number")
     if maker == "Softmax":
         where = "" if shape[1] == size else " at each of several places"
-        return Suggestion("agreement", f"it ends in a Softmax{where}")
+        return Suggestion("agreement", f"it ends in a Softmax{where}", classifies=shape[1] == size)
     if maker in ("Sigmoid", "TanH"):
         return Suggestion("outputs", f"it ends in a {maker}")
     if shape[1] != size:
@@ -86,7 +84,9 @@ def _of_one(blob: str, maker: str, shape: Shape, values: Array) -> Suggestion:
         return Suggestion("outputs", f"its output '{blob}' looks like an embedding", {"measure": "cosine"})
     decisions = np.bincount(values.reshape(len(values), -1).argmax(axis=1))
     if size > 2 and decisions.max() <= _MOST_ALIKE * decisions.sum():
-        return Suggestion("agreement", f"the largest of its {size} outputs differs from picture to picture")
+        return Suggestion(
+            "agreement", f"the largest of its {size} outputs differs from picture to picture", classifies=True
+        )
     return Suggestion("outputs", f"its {size} outputs look like no scores of classes")
 
 
